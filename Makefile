@@ -1,0 +1,50 @@
+# Every target makes its own .venv first. PYTHON chooses the interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# JupyterLab refuses to run as root unless told.
+LAB_FLAGS ?= $(if $(filter 0,$(shell id -u)),--allow-root)
+AT_LEAST_311 := import sys; sys.exit(sys.version_info < (3, 11))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab check docs clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## plan, run and measure the gradient of a 12-layer GPT; results in build/demo/
+	$(BIN)/python -m benchmarks.demo
+
+test: check ## run all checks, tests, docstring examples and notebooks
+	$(BIN)/python -m pytest -n 2 --doctest-modules --nbmake --nbmake-timeout=600 --nbmake-kernel=python3 \
+	  tests tiny_backprop widgets/tiny_backprop_widgets $(NOTEBOOKS)
+
+lab: $(STAMP) ## open the first notebook in JupyterLab
+	$(BIN)/jupyter lab $(LAB_FLAGS) $(wildcard notebooks/1-*.ipynb)
+
+check: $(STAMP) ## lint, format, types, import layers, notebooks without outputs, docs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS))
+	$(MAKE) --no-print-directory docs
+
+docs: $(STAMP) ## build the documentation into build/docs/; any warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+
+clean: ## remove the environment, builds and caches
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c '$(AT_LEAST_311)' 2>/dev/null || { \
+	  echo "tiny_backprop needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
+	  echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test ! -e .venv || $(BIN)/python -c '$(AT_LEAST_311)' 2>/dev/null || { \
+	  echo ".venv is broken or has a Python older than 3.11: remove it with 'make clean' and try again." >&2; exit 1; }
+	test -e .venv || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebooks,test,docs]'
+	@touch $@

@@ -1,0 +1,176 @@
+"""`measure` against XLA's record, arithmetic that anybody can redo, and arrays of known size."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tiny_backprop.errors import MeasureError, TinyBackpropError
+from tiny_backprop.integration.jax.measure import Measurement, measure
+
+KIB = 1024
+
+
+def array(*shape, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def square(x):
+    return x @ x
+
+
+def chain(x):
+    for _ in range(4):
+        x = jnp.tanh(x @ x)
+    return x.sum()
+
+
+def test_bytes_and_flops_of_a_matrix_product():
+    m = measure(square, array(64, 64))
+    assert (m.argument_bytes, m.output_bytes, m.alias_bytes) == (16 * KIB, 16 * KIB, 0)
+    assert m.peak_bytes == m.temp_bytes + 16 * KIB
+    assert m.flops == 2 * 64**3
+    assert (m.name, m.jax_version, m.num_devices) == ("square", jax.__version__, 1)
+    assert m.platform == jax.devices()[0].platform
+    assert m.compile_seconds > 0
+    assert m.trace_seconds > 0
+    assert m.step_seconds is None
+
+
+def test_a_jitted_function_is_measured_as_it_compiles_itself():
+    jitted = jax.jit(jax.grad(chain))
+    record = jitted.lower(array(64, 64)).compile().memory_analysis()
+    m = measure(jitted, array(64, 64))
+    assert m.temp_bytes == record.temp_size_in_bytes > 0
+    assert m.output_bytes == record.output_size_in_bytes
+
+
+def test_plain_functions_keep_their_recomputation():
+    """`jax.checkpoint` saves nothing under XLA:CPU's own passes; `tiny_backprop.jit` keeps its barriers."""
+    wide = jax.checkpoint(chain)
+    kept = measure(jax.value_and_grad(wide), array(64, 64))
+    assert kept.flops >= measure(jax.value_and_grad(chain), array(64, 64)).flops + 4 * 2 * 64**3
+
+
+def test_lowered_and_compiled_programs():
+    lowered = jax.jit(square).lower(array(64, 64))
+    from_lowered, from_compiled = measure(lowered), measure(lowered.compile())
+    assert from_lowered.trace_seconds is None
+    assert from_lowered.compile_seconds > 0
+    assert from_compiled.compile_seconds is None
+    assert from_lowered.name == from_compiled.name == "jit_square"
+    assert from_lowered.flops == from_compiled.flops == 2 * 64**3
+    ran = measure(lowered.compile(), jnp.ones((64, 64)), run=True, repeats=2)
+    assert 0 < ran.step_seconds < 10
+
+
+def test_nothing_is_allocated_without_run():
+    before = len(jax.live_arrays())
+    m = measure(lambda x, *, scale: x * scale, array(2**20, 2**20), scale=array(1, 1))  # 4 TiB
+    assert m.argument_bytes == 2**42 + 4
+    assert len(jax.live_arrays()) == before
+
+
+def test_run_calls_the_function_repeats_times_and_once_to_warm_up():
+    calls = []
+
+    def count_calls(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return x + 1.0
+
+    m = measure(count_calls, jnp.ones(3), run=True, repeats=4)
+    jax.effects_barrier()
+    assert len(calls) == 5
+    assert m.step_seconds > 0
+    assert any("callback" in target for target in m.uncounted_calls)
+    assert "without" in repr(m)
+
+
+def test_donated_arguments_are_aliased_and_survive():
+    x = jnp.ones((64, 64))
+    m = measure(jax.jit(lambda x: x + 1.0, donate_argnums=0), x, run=True, repeats=2)
+    assert m.alias_bytes == 16 * KIB
+    assert m.peak_bytes == m.temp_bytes
+    assert not x.is_deleted()
+
+
+def test_static_arguments_can_run():
+    jitted = jax.jit(lambda x, n: x * n, static_argnums=1)
+    assert measure(jitted, jnp.ones(4), 3, run=True, repeats=1).step_seconds > 0
+
+
+def test_keyword_arguments_named_run_go_through_partial():
+    m = measure(functools.partial(lambda x, run: x + run, run=1.0), array(4))
+    assert m.flops == 4
+
+
+def test_representations():
+    m = measure(square, array(64, 64))
+    assert "\n" not in repr(m)
+    assert repr(m).startswith("Measurement(square: peak 16 KiB")
+    risky = dataclasses.replace(m, name="<script>", uncounted_calls=("<b>",), unknown_trip_counts=2, step_seconds=0.002)
+    html = risky._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "&lt;b&gt;" in html
+    assert "2 loops of unknown length" in html
+    assert html.count("measured by XLA") == 6
+    assert html.count("counted from the compiled HLO") == 1
+    assert "2 ms" in html
+    assert "src=" not in html
+
+
+def test_a_failing_display_shows_its_reason(monkeypatch):
+    def fail(self):
+        raise RuntimeError("<no table today>")
+
+    monkeypatch.setattr(Measurement, "_html", fail)
+    html = measure(square, array(4, 4))._repr_html_()
+    assert "&lt;no table today&gt;" in html
+    assert "Measurement(square" in html
+
+
+def test_to_pandas():
+    frame = measure(square, array(64, 64)).to_pandas()
+    assert frame.shape == (1, len(dataclasses.fields(Measurement)) + 1)
+    row = frame.iloc[0]
+    assert row["name"] == "square"
+    assert row["peak_bytes"] == row["temp_bytes"] + row["output_bytes"] - row["alias_bytes"]
+    assert np.issubdtype(frame["flops"].dtype, np.floating)
+
+
+def test_measurements_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        measure(square, array(4, 4)).flops = 0.0
+
+
+def test_requests_that_cannot_be_met():
+    with pytest.raises(MeasureError, match="cannot measure a int: expected a function"):
+        measure(3)
+    with pytest.raises(TinyBackpropError, match=r"run=True needs arrays, but 1 .*\[0\]\[1\].*memory only"):
+        measure(jnp.add, jnp.ones(2), array(2), run=True)
+    for repeats in (0, -1, 2.5, True):
+        with pytest.raises(MeasureError, match=f"repeats={repeats}"):
+            measure(square, jnp.ones((2, 2)), run=True, repeats=repeats)
+
+
+@pytest.mark.parametrize("method", ["memory_analysis", "as_text"])
+def test_a_backend_without_records_is_named(monkeypatch, method):
+    monkeypatch.setattr(jax.stages.Compiled, method, lambda self: None)
+    with pytest.raises(MeasureError, match=rf"{jax.default_backend()}.*{method}"):
+        measure(square, array(4, 4))
+
+    def fail(self):
+        raise NotImplementedError("not here")
+
+    monkeypatch.setattr(jax.stages.Compiled, method, fail)
+    with pytest.raises(MeasureError, match="not here"):
+        measure(square, array(4, 4))
+
+
+def test_errors_of_the_function_itself_pass_unchanged():
+    with pytest.raises(TypeError, match="dot"):
+        measure(square, array(2, 3))

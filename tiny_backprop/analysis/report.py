@@ -1,0 +1,302 @@
+"""The report on a graph: its frontier, what makes its peak, bounds, and whether it is height-compressible."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+
+import numpy as np
+import pandas as pd
+
+from tiny_backprop import display
+from tiny_backprop.graph import Graph
+from tiny_backprop.liveness import frontier, live_ranges, working_set
+from tiny_backprop.plan import Plan
+from tiny_backprop.plan.blocks import best_plan
+from tiny_backprop.units import format_bytes, format_flops
+
+_OCTAVES_BY_LEVELS = {1: (0.0, 1.0, 2.0), 2: (0.5, 2.0), 3: (0.5, 2.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontierSummary:
+    """The frontier of a program that runs every node once, in order; bytes are predicted.
+
+    Attributes:
+      n_steps: Number of steps.
+      peak_bytes: Largest number of live bytes at any step; inputs of the graph are not counted.
+      peak_step: The first step with that many.
+      mean_bytes: Mean over the steps.
+      final_bytes: Live bytes at the last step.
+      forward_end_bytes: Live bytes when the forward phase ends: what the backward phase is left with.
+    """
+
+    n_steps: int
+    peak_bytes: int
+    peak_step: int
+    mean_bytes: float
+    final_bytes: int
+    forward_end_bytes: int
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the summary as one row."""
+        return pd.DataFrame([dataclasses.asdict(self)])
+
+    def __repr__(self) -> str:
+        return (
+            f"FrontierSummary({self.n_steps} steps, predicted peak {format_bytes(self.peak_bytes)} at step "
+            f"{self.peak_step}, mean {format_bytes(self.mean_bytes)})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveValue:
+    """A value that is alive at the peak.
+
+    Attributes:
+      value: Number of the value.
+      bytes: Its size.
+      shape: Its shape.
+      dtype: Name of its dtype.
+      node: The node that makes it.
+      primitive: That node's primitive.
+      last_step: The last step that needs it.
+      scope: Name stack.
+      source: Source line.
+    """
+
+    value: int
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    node: int
+    primitive: str
+    last_step: int
+    scope: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compressibility:
+    """How far recomputation takes the peak down; everything here is predicted.
+
+    Attributes:
+      plans: The best plan found with one level (blocks), and with two and three.
+      save_everything_bytes: Peak when nothing is recomputed.
+      lower_bound_bytes: No schedule of these nodes needs less.
+      fraction: How much of what lies between those two the best plan takes away, 0 to 1.
+    """
+
+    plans: tuple[Plan, ...]
+    save_everything_bytes: int
+    lower_bound_bytes: int
+    fraction: float
+
+    @property
+    def is_height_compressible(self) -> bool:
+        """Whether the best plan takes away at least half of what can be taken away at all."""
+        return self.fraction >= 0.5
+
+    @property
+    def best(self) -> Plan:
+        """The plan with the smallest predicted peak."""
+        return min(self.plans, key=lambda p: p.peak_bytes)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in one sentence."""
+        best, plain = self.best.peak_bytes, self.save_everything_bytes
+        word = "height-compressible" if self.is_height_compressible else "hardly height-compressible"
+        return (
+            f"{word}: predicted peak {format_bytes(plain)} → {format_bytes(best)} ({best / max(plain, 1):.2f} ×) with "
+            f"{self.best.meta['levels']} level(s) of blocks of {self.best.meta['block_size']} nodes and "
+            f"+{self.best.recompute_fraction:.0%} FLOPs; no schedule needs less than {format_bytes(self.lower_bound_bytes)}"
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per plan, save-everything first."""
+        plain = {"levels": 0, "block_size": 0, "peak_bytes": self.save_everything_bytes, "recompute_flops": 0.0}
+        rows = [plain] + [
+            {
+                "levels": p.meta["levels"],
+                "block_size": p.meta["block_size"],
+                "peak_bytes": p.peak_bytes,
+                "recompute_flops": p.recompute_flops,
+            }
+            for p in self.plans
+        ]
+        table = pd.DataFrame(rows)
+        table["peak_ratio"] = table.peak_bytes / max(self.save_everything_bytes, 1)
+        return table
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GraphReport:
+    """What `analyze_graph` found; every number is predicted, for a program that runs every node once, in order.
+
+    Attributes:
+      graph: The graph.
+      frontier_bytes: Live bytes at each step, int64 of shape (n_nodes,).
+      summary: The frontier in a few numbers.
+      live_at_peak: The values alive at the peak, largest first.
+      activation_bytes: Bytes of everything that the forward phase makes.
+      lower_bound_bytes: No schedule of these nodes needs less; see `lower_bound_bytes`.
+      compressibility: How far recomputation takes the peak down; None for a graph without backward phase.
+    """
+
+    graph: Graph
+    frontier_bytes: np.ndarray
+    summary: FrontierSummary
+    live_at_peak: tuple[LiveValue, ...]
+    activation_bytes: int
+    lower_bound_bytes: int
+    compressibility: Compressibility | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """Width of the frontier: the largest number of live bytes at any step."""
+        return self.summary.peak_bytes
+
+    @property
+    def gap(self) -> float:
+        """The program's peak in proportion to the lower bound."""
+        return self.peak_bytes / self.lower_bound_bytes if self.lower_bound_bytes else 1.0
+
+    @property
+    def verdict(self) -> str:
+        """Whether and how far the computation is height-compressible, in one sentence."""
+        if self.compressibility is None:
+            return "no backward phase captured: capture_gradient(fun, *args) tells how far it is height-compressible"
+        return self.compressibility.verdict
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the values alive at the peak, one row each, largest first."""
+        return pd.DataFrame([dataclasses.asdict(v) for v in self.live_at_peak])
+
+    def __repr__(self) -> str:
+        return (
+            f"GraphReport({self.graph.name!r}: predicted peak {format_bytes(self.peak_bytes)} at node "
+            f"{self.summary.peak_step}, {self.gap:.1f} × its lower bound; {self.verdict})"
+        )
+
+    def _repr_html_(self) -> str:
+        return display.guarded(self._html, self)
+
+    def _html(self) -> str:
+        picture = display.frontier_svg(self.frontier_bytes, self.graph.n_forward)
+        rows = [
+            ("peak (predicted)", f"{format_bytes(self.peak_bytes)} at node {self.summary.peak_step}"),
+            ("lower bound", f"{format_bytes(self.lower_bound_bytes)}; the peak is {self.gap:.1f} × that"),
+            ("activations", format_bytes(self.activation_bytes)),
+            ("work", format_flops(float(self.graph.flops.sum()))),
+            ("verdict", self.verdict),
+        ]
+        at_peak = [(format_bytes(v.bytes), v.primitive, v.node, v.scope, v.source) for v in self.live_at_peak[:10]]
+        header = ("alive at the peak", "primitive", "node", "scope", "source")
+        name = html.escape(self.graph.name)
+        return f"<div><b>{name}</b><br>{picture}{display.table(rows)}{display.table(at_peak, header)}</div>"
+
+
+def summarize_frontier(graph: Graph) -> FrontierSummary:
+    """Return the frontier of a graph in a few numbers; linear in nodes and edges.
+
+    Args:
+      graph: Any graph, with or without backward phase.
+
+    Returns:
+      The summary, in predicted bytes.
+
+    Example:
+      >>> graph = Graph.from_nodes([dict(name="a", bytes=8), dict(name="b", bytes=4, reads=["a"])], outputs=["b"])
+      >>> summarize_frontier(graph).peak_bytes
+      12
+    """
+    return _summary(frontier(graph), graph.n_forward)
+
+
+def _summary(live: np.ndarray, n_forward: int) -> FrontierSummary:
+    if not len(live):
+        return FrontierSummary(0, 0, 0, 0.0, 0, 0)
+    peak = int(live.argmax())
+    end = int(live[n_forward - 1]) if n_forward else 0
+    return FrontierSummary(len(live), int(live[peak]), peak, float(live.mean()), int(live[-1]), end)
+
+
+def lower_bound_bytes(graph: Graph) -> int:
+    """Return bytes that every schedule of a graph needs at some step, recomputation or not.
+
+    The larger of the largest working set (what a node reads and makes must be there together) and of all that the program
+    returns (it must be there together at the end). Only nodes that must run count: those that the outputs or an effect need.
+
+    Args:
+      graph: Any graph; nodes that nothing needs do not count.
+
+    Returns:
+      The bound in bytes; inputs of the graph are not counted.
+    """
+    needed = graph.has_effect.copy()
+    makers = graph.value_node
+    outputs = graph.outputs[graph.outputs >= graph.n_inputs]
+    needed[makers[outputs]] = True
+    for i in range(graph.n_nodes - 1, -1, -1):
+        if needed[i]:
+            needed[makers[graph.read_lists[i]]] = True
+    return max(int(working_set(graph)[needed].max(initial=0)), graph.output_bytes)
+
+
+def analyze_graph(graph: Graph) -> GraphReport:
+    """Tell where the memory of a program goes and how far plans can take it down.
+
+    The verdict depends on the computation alone: the same program with a `jit` around each layer, or without, has the same
+    graph. Takes under half a second for 10,000 nodes.
+
+    Args:
+      graph: Any graph. One without backward phase gets no verdict on height compression.
+
+    Returns:
+      The report.
+
+    Example:
+      >>> graph = Graph.from_nodes([dict(name="a", bytes=8), dict(name="b", bytes=4, reads=["a"])], outputs=["b"])
+      >>> analyze_graph(graph).gap
+      1.0
+    """
+    live = frontier(graph)
+    summary = _summary(live, graph.n_forward)
+    bound = lower_bound_bytes(graph)
+    return GraphReport(
+        graph=graph,
+        frontier_bytes=live,
+        summary=summary,
+        live_at_peak=_live_at(graph, summary.peak_step),
+        activation_bytes=graph.activation_bytes,
+        lower_bound_bytes=bound,
+        compressibility=_compressibility(graph, summary.peak_bytes, bound) if graph.n_backward else None,
+    )
+
+
+def _live_at(graph: Graph, step: int) -> tuple[LiveValue, ...]:
+    first, last = live_ranges(graph)
+    alive = np.flatnonzero((first <= step) & (last >= step) & (first >= 0))
+    alive = alive[np.argsort(-graph.value_bytes[alive], kind="stable")]
+    return tuple(
+        LiveValue(
+            value=v,
+            bytes=int(graph.value_bytes[v]),
+            shape=graph.value_shapes[v],
+            dtype=graph.value_dtypes[v],
+            node=(i := int(graph.value_node[v])),
+            primitive=graph.primitives[i],
+            last_step=int(last[v]),
+            scope=graph.scopes[i],
+            source=graph.sources[i],
+        )
+        for v in alive.tolist()
+    )
+
+
+def _compressibility(graph: Graph, plain_bytes: int, bound_bytes: int) -> Compressibility:
+    plans = tuple(best_plan(graph, levels, octaves) for levels, octaves in _OCTAVES_BY_LEVELS.items())
+    best = min(p.peak_bytes for p in plans)
+    room = plain_bytes - bound_bytes
+    return Compressibility(plans, plain_bytes, bound_bytes, max(0.0, (plain_bytes - best) / room) if room else 0.0)

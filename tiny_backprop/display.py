@@ -1,0 +1,85 @@
+"""HTML for notebooks: self-contained, escaped, and never an exception in the user's cell."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tiny_backprop.units import format_bytes, format_flops
+
+if TYPE_CHECKING:
+    from tiny_backprop.graph import Graph
+
+FORWARD, BACKWARD, BASELINE = "#0072B2", "#D55E00", "#999999"
+"""Okabe-Ito colours of the forward phase, the backward phase and whatever a plan is compared with."""
+
+
+def guarded(make: Callable[[], str], value: object) -> str:
+    """Return `make()`, or the value's text and the reason where making the HTML fails."""
+    try:
+        return make()
+    except Exception as e:
+        return f"<pre>{html.escape(repr(value))}\n(no HTML: {html.escape(repr(e))})</pre>"
+
+
+def table(rows: Iterable[Sequence[object]], header: Sequence[object] = ()) -> str:
+    """Return an HTML table of escaped cells."""
+    head = "<tr>" + "".join(f"<th>{html.escape(str(c))}</th>" for c in header) + "</tr>" if header else ""
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+    return f'<table class="tiny-backprop">{head}{body}</table>'
+
+
+def peaks_per_bin(y: np.ndarray, n_bins: int) -> np.ndarray:
+    """Return `y` shortened to at most `n_bins` entries, each the maximum of its bin, so that no peak is lost."""
+    if len(y) <= n_bins:
+        return y
+    return np.maximum.reduceat(y, np.linspace(0, len(y), n_bins, endpoint=False).astype(int))
+
+
+def frontier_svg(
+    y: np.ndarray, n_forward: int, baseline: np.ndarray | None = None, width: int = 480, height: int = 110
+) -> str:
+    """Return a small picture of live bytes over the steps of a schedule, over a grey baseline where one is given."""
+    top = max(float(y.max(initial=1.0)), float(baseline.max(initial=1.0)) if baseline is not None else 1.0)
+
+    def area(series: np.ndarray, x0: float, x1: float) -> str:
+        if not len(series):
+            return ""
+        s = peaks_per_bin(series, width)
+        xs = np.linspace(x0, x1, len(s) + 1)
+        points = "".join(f"L{a:.1f},{height * (1 - v / top):.1f}H{b:.1f}" for a, b, v in zip(xs, xs[1:], s, strict=False))
+        return f"M{x0:.1f},{height}{points}V{height}Z"
+
+    split = width * n_forward / max(len(y), 1)
+    shapes = [
+        f'<path d="{area(y[:n_forward], 0, split)}" fill="{FORWARD}" fill-opacity=".75"><title>forward</title></path>',
+        f'<path d="{area(y[n_forward:], split, width)}" fill="{BACKWARD}" fill-opacity=".75"><title>backward</title></path>',
+    ]
+    if baseline is not None:
+        shapes.insert(0, f'<path d="{area(baseline, 0, width)}" fill="{BASELINE}" fill-opacity=".35"/>')
+    label = f"live bytes over {len(y)} steps, peak {format_bytes(float(y.max(initial=0)))} (predicted)"
+    return (
+        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" style="max-width:100%"><title>{label}</title>{"".join(shapes)}</svg>'
+    )
+
+
+def graph_html(graph: Graph) -> str:
+    """Return a summary of a graph: sizes, its most frequent primitives, its largest nodes."""
+    common = ", ".join(f"{n} {p}" for p, n in Counter(graph.primitives).most_common(8))
+    largest = np.argsort(-graph.node_bytes, kind="stable")[:5]
+    rows = [
+        (i, n.primitive, "backward" if n.is_backward else "forward", format_bytes(n.bytes), n.scope, n.source)
+        for i, n in ((int(i), graph.node(int(i))) for i in largest)
+    ]
+    return (
+        f"<div><b>{html.escape(graph.name)}</b>: {graph.n_forward} forward and {graph.n_backward} backward nodes, "
+        f"{format_flops(float(graph.flops.sum()))} and {format_bytes(graph.activation_bytes)} of activations (predicted)"
+        f"<br>{html.escape(common)}<br>Largest nodes:"
+        + table(rows, ("node", "primitive", "phase", "bytes", "scope", "source"))
+        + "</div>"
+    )

@@ -1,0 +1,469 @@
+"""The captured program as pure data: nodes in execution order, values with bytes, no JAX.
+
+Values are numbered: first the graph's inputs (arguments and constants), then the outputs of node 0, of node 1, and so
+on. Forward nodes come first, backward nodes after them, each phase in its own execution order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+import pandas as pd
+
+from tiny_backprop import display
+from tiny_backprop.errors import GraphError
+from tiny_backprop.units import format_flops
+
+LITERAL = -1
+"""Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
+
+_FORMAT = "tiny_backprop.graph"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """One input of a graph or one output of a node.
+
+    Attributes:
+      index: Number of the value in its graph.
+      shape: Shape; `()` for a scalar.
+      dtype: Name of the dtype, such as `"float32"` or `"key<fry>"`.
+      bytes: Size in bytes.
+      node: Index of the node that makes it, or None for an input of the graph.
+    """
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    node: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One equation of the program.
+
+    Attributes:
+      index: Position in execution order.
+      primitive: Name of the primitive, such as `"dot_general"`.
+      is_backward: Whether it belongs to the backward phase.
+      operands: Values read, in operand order; None where the operand is a literal.
+      outputs: Values made.
+      flops: Floating-point operations, by the cost model.
+      bytes_moved: Bytes read and written, by the cost model.
+      source: `file:line (function)` in the user's code, or `""`.
+      scope: Name stack, such as `"block3/attention"`.
+      has_effect: Whether it may run only once (it prints, or calls back to the host).
+    """
+
+    index: int
+    primitive: str
+    is_backward: bool
+    operands: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    flops: float
+    bytes_moved: float
+    source: str
+    scope: str
+    has_effect: bool
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all outputs together."""
+        return sum(v.bytes for v in self.outputs)
+
+
+class _Nodes(Sequence[Node]):
+    """`Graph.nodes`: nodes are made when asked for, so that a graph of 10,000 of them stays cheap."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+
+    def __len__(self) -> int:
+        return self._graph.n_nodes
+
+    @overload
+    def __getitem__(self, i: int) -> Node: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Node]: ...
+    def __getitem__(self, i: int | slice) -> Node | list[Node]:
+        if isinstance(i, slice):
+            return [self._graph.node(j) for j in range(*i.indices(len(self)))]
+        return self._graph.node(i)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} nodes>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A program, or the gradient of one, as arrays.
+
+    Make one with `capture_graph_jaxpr`, `capture_gradient`, `Graph.from_nodes` or `Graph.from_json`.
+
+    Attributes:
+      name: Name of the captured function.
+      primitives: Name of the primitive of each node.
+      is_backward: Whether each node belongs to the backward phase; forward nodes come first.
+      flops: Floating-point operations of each node.
+      bytes_moved: Bytes that each node reads and writes.
+      has_effect: Whether each node may run only once.
+      sources: Source line of each node, or `""`.
+      scopes: Name stack of each node.
+      operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
+      operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
+      output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
+      value_shapes: Shape of each value, inputs first.
+      value_dtypes: Dtype name of each value.
+      value_bytes: Size of each value in bytes.
+      input_names: Name of each input; there are `n_inputs` of them.
+      outputs: Numbers of the values that the program returns; `LITERAL` for a literal.
+      n_primal_outputs: How many of `outputs` the function itself returns; the others are its gradients.
+    """
+
+    name: str
+    primitives: tuple[str, ...]
+    is_backward: np.ndarray
+    flops: np.ndarray
+    bytes_moved: np.ndarray
+    has_effect: np.ndarray
+    sources: tuple[str, ...]
+    scopes: tuple[str, ...]
+    operand_start: np.ndarray
+    operands: np.ndarray
+    output_start: np.ndarray
+    value_shapes: tuple[tuple[int, ...], ...]
+    value_dtypes: tuple[str, ...]
+    value_bytes: np.ndarray
+    input_names: tuple[str, ...]
+    outputs: np.ndarray
+    n_primal_outputs: int
+
+    def __post_init__(self):
+        _check(self)
+
+    # ---- sizes and views ----
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.primitives)
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs: arguments and constants."""
+        return len(self.input_names)
+
+    @property
+    def n_values(self) -> int:
+        """Number of values, inputs included."""
+        return len(self.value_bytes)
+
+    @functools.cached_property
+    def n_forward(self) -> int:
+        """Number of forward nodes; nodes `n_forward` and later are backward."""
+        return int(self.n_nodes - np.count_nonzero(self.is_backward))
+
+    @property
+    def n_backward(self) -> int:
+        """Number of backward nodes; 0 for a graph of the forward program alone."""
+        return self.n_nodes - self.n_forward
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The nodes in execution order."""
+        return _Nodes(self)
+
+    @functools.cached_property
+    def value_node(self) -> np.ndarray:
+        """The node that makes each value, -1 for inputs; int64 of shape (n_values,)."""
+        made = np.repeat(np.arange(self.n_nodes), np.diff(self.output_start))
+        return np.concatenate([np.full(self.n_inputs, -1), made])
+
+    @functools.cached_property
+    def operand_node(self) -> np.ndarray:
+        """The node that reads each entry of `operands`; int64 of shape (len(operands),)."""
+        return np.repeat(np.arange(self.n_nodes), np.diff(self.operand_start))
+
+    @functools.cached_property
+    def reads(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs (node, value) of every read of a value that a node made, without repeats, sorted by node."""
+        mask = self.operands >= self.n_inputs
+        pairs = np.unique(self.operand_node[mask] * self.n_values + self.operands[mask])
+        return pairs // self.n_values, pairs % self.n_values
+
+    @functools.cached_property
+    def read_lists(self) -> list[list[int]]:
+        """For each node, the values it reads that another node made, without repeats."""
+        node, value = self.reads
+        bounds = np.searchsorted(node, np.arange(self.n_nodes + 1)).tolist()
+        values = value.tolist()
+        return [values[i:j] for i, j in zip(bounds, bounds[1:], strict=False)]
+
+    @functools.cached_property
+    def node_bytes(self) -> np.ndarray:
+        """Bytes that each node makes, all its outputs together; int64 of shape (n_nodes,)."""
+        totals = np.concatenate([[0], np.cumsum(self.value_bytes)])
+        return totals[self.output_start[1:]] - totals[self.output_start[:-1]]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the values that the program returns and a node made, each counted once."""
+        made = np.unique(self.outputs[self.outputs >= self.n_inputs])
+        return int(self.value_bytes[made].sum())
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of everything that the forward phase makes."""
+        return int(self.value_bytes[self.n_inputs : self.output_start[self.n_forward]].sum())
+
+    @functools.cached_property
+    def residuals(self) -> np.ndarray:
+        """Numbers of the forward values that some backward node reads, in order."""
+        node, value = self.reads
+        return np.unique(value[(node >= self.n_forward) & (value < self.output_start[self.n_forward])])
+
+    @functools.cached_property
+    def feeds_backward(self) -> np.ndarray:
+        """Whether some residual depends on each node, so that it may have to be recomputed; bool of shape (n_nodes,)."""
+        needed = bytearray(self.n_nodes)
+        makers = self.value_node.tolist()
+        for v in self.residuals.tolist():
+            needed[makers[v]] = 1
+        for i in range(self.n_forward - 1, -1, -1):
+            if needed[i]:
+                for v in self.read_lists[i]:
+                    needed[makers[v]] = 1
+        return np.frombuffer(needed, np.uint8).astype(bool)
+
+    def value(self, i: int) -> Value:
+        """Return value number `i`.
+
+        Raises:
+          GraphError: There is no such value.
+        """
+        if not 0 <= i < self.n_values:
+            raise GraphError(f"value {i} was asked for; the graph has values 0 to {self.n_values - 1}")
+        node = int(self.value_node[i])
+        return Value(
+            i, self.value_shapes[i], self.value_dtypes[i], int(self.value_bytes[i]), None if node < 0 else node
+        )
+
+    def node(self, i: int) -> Node:
+        """Return node `i`; negative indices count from the end.
+
+        Raises:
+          IndexError: There is no such node.
+        """
+        if not -self.n_nodes <= i < self.n_nodes:
+            raise IndexError(f"node {i} was asked for; the graph has {self.n_nodes} nodes")
+        i = int(i) % self.n_nodes
+        operands = self.operands[self.operand_start[i] : self.operand_start[i + 1]].tolist()
+        return Node(
+            index=i,
+            primitive=self.primitives[i],
+            is_backward=bool(self.is_backward[i]),
+            operands=tuple(None if v == LITERAL else self.value(v) for v in operands),
+            outputs=tuple(self.value(v) for v in range(self.output_start[i], self.output_start[i + 1])),
+            flops=float(self.flops[i]),
+            bytes_moved=float(self.bytes_moved[i]),
+            source=self.sources[i],
+            scope=self.scopes[i],
+            has_effect=bool(self.has_effect[i]),
+        )
+
+    # ---- identity ----
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of what a plan depends on: nodes, edges, shapes and dtypes; names, lines and costs do not count."""
+        h = hashlib.sha256()
+        h.update(json.dumps([self.primitives, self.value_shapes, self.value_dtypes, self.n_inputs]).encode())
+        for a in (self.is_backward, self.operand_start, self.operands, self.output_start, self.value_bytes):
+            h.update(np.ascontiguousarray(a, np.int64).tobytes() + b"|")
+        h.update(np.ascontiguousarray(self.outputs, np.int64).tobytes() + str(self.n_primal_outputs).encode())
+        return h.hexdigest()[:16]
+
+    # ---- making, saving, showing ----
+
+    @classmethod
+    def from_nodes(
+        cls,
+        nodes: Iterable[Mapping[str, Any]],
+        *,
+        inputs: Mapping[str, int] | None = None,
+        outputs: Sequence[str] = (),
+        n_primal_outputs: int | None = None,
+        name: str = "graph",
+    ) -> Graph:
+        """Build a graph that did not come from JAX.
+
+        Args:
+          nodes: In execution order, forward nodes first. Each is a mapping with `name`; `bytes` (of its one output); and,
+            all optional, `reads` (names of nodes or inputs), `flops`, `bytes_moved`, `is_backward`, `has_effect`,
+            `primitive`, `source` and `scope`.
+          inputs: Name and bytes of each input.
+          outputs: Names of the nodes whose value the program returns.
+          n_primal_outputs: How many of `outputs` belong to the function itself; by default those made by forward nodes.
+          name: Name of the graph.
+
+        Returns:
+          The graph; every value has the shape `(bytes,)` and dtype `uint8`.
+
+        Raises:
+          GraphError: A name is unknown or used twice, a node reads a later one, a size is negative, or a forward node
+            follows a backward one.
+
+        Example:
+          >>> graph = Graph.from_nodes(
+          ...     [dict(name="h", bytes=8, flops=1), dict(name="dh", bytes=8, reads=["h"], is_backward=True)],
+          ...     outputs=["dh"],
+          ... )
+          >>> graph.n_forward, graph.n_backward
+          (1, 1)
+        """
+        nodes = [dict(n) for n in nodes]
+        inputs = dict(inputs or {})
+        number = {k: i for i, k in enumerate(inputs)}
+        operands: list[list[int]] = []
+        for n in nodes:
+            if "name" not in n or "bytes" not in n:
+                raise GraphError(f"each node needs a name and bytes; found only {sorted(n)}")
+            for r in n.get("reads", ()):
+                if r not in number:
+                    raise GraphError(f"node {n['name']!r} reads {r!r}, which is no input and no earlier node")
+            operands.append([number[r] for r in n.get("reads", ())])
+            if n["name"] in number:
+                raise GraphError(f"the name {n['name']!r} is used twice")
+            number[n["name"]] = len(number)
+        unknown = [o for o in outputs if o not in number]
+        if unknown:
+            raise GraphError(f"the outputs {unknown} are no nodes of the graph")
+        n_bytes = [*inputs.values(), *(n["bytes"] for n in nodes)]
+        backward = np.array([bool(n.get("is_backward", False)) for n in nodes], bool)
+        out = np.array([number[o] for o in outputs], np.int64)
+        if n_primal_outputs is None:
+            n_primal_outputs = int(np.count_nonzero(out < len(inputs) + np.count_nonzero(~backward)))
+        return cls(
+            name=name,
+            primitives=tuple(str(n.get("primitive", n["name"])) for n in nodes),
+            is_backward=backward,
+            flops=np.array([n.get("flops", 0.0) for n in nodes], float),
+            bytes_moved=np.array([n.get("bytes_moved", 0.0) for n in nodes], float),
+            has_effect=np.array([bool(n.get("has_effect", False)) for n in nodes], bool),
+            sources=tuple(str(n.get("source", "")) for n in nodes),
+            scopes=tuple(str(n.get("scope", "")) for n in nodes),
+            operand_start=np.cumsum([0, *map(len, operands)]),
+            operands=np.array([v for vs in operands for v in vs], np.int64),
+            output_start=len(inputs) + np.arange(len(nodes) + 1),
+            value_shapes=tuple((int(b),) for b in n_bytes),
+            value_dtypes=("uint8",) * len(n_bytes),
+            value_bytes=np.array(n_bytes, np.int64),
+            input_names=tuple(inputs),
+            outputs=out,
+            n_primal_outputs=n_primal_outputs,
+        )
+
+    def to_json(self) -> str:
+        """Return the graph as JSON text; `Graph.from_json` reads it back."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **plain})
+
+    @classmethod
+    def from_json(cls, text: str) -> Graph:
+        """Read a graph that `to_json` wrote.
+
+        Raises:
+          GraphError: The text is not such a graph, or was written by another version of the format.
+        """
+        data = read_json(text, _FORMAT, _VERSION, GraphError)
+        names = {f.name for f in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
+        dtypes = {"is_backward": bool, "has_effect": bool, "flops": float, "bytes_moved": float}
+        arrays = {"operand_start", "operands", "output_start", "value_bytes", "outputs", *dtypes}
+        for k, v in data.items():
+            if k in arrays:
+                data[k] = np.array(v, dtypes.get(k, np.int64))
+            elif isinstance(v, list):
+                data[k] = tuple(tuple(x) if isinstance(x, list) else x for x in v)
+        return cls(**data)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per node: primitive, phase, shapes, bytes, FLOPs, source and scope."""
+        starts = self.output_start.tolist()
+        spans = list(zip(starts, starts[1:], strict=False))
+        operand_names = np.where(self.operands == LITERAL, "literal", np.char.add("v", self.operands.astype(str)))
+        bounds = self.operand_start.tolist()
+        return pd.DataFrame(
+            {
+                "primitive": self.primitives,
+                "phase": np.where(self.is_backward, "backward", "forward"),
+                "operands": [" ".join(operand_names[i:j]) for i, j in zip(bounds, bounds[1:], strict=False)],
+                "outputs": [
+                    " ".join(f"v{v}:{self.value_dtypes[v]}{list(self.value_shapes[v])}" for v in range(i, j))
+                    for i, j in spans
+                ],
+                "output_bytes": self.node_bytes,
+                "flops": self.flops,
+                "bytes_moved": self.bytes_moved,
+                "has_effect": self.has_effect,
+                "scope": self.scopes,
+                "source": self.sources,
+            },
+            index=pd.RangeIndex(self.n_nodes, name="node"),
+        )
+
+    def __repr__(self) -> str:
+        phases = f"{self.n_forward} forward + {self.n_backward} backward" if self.n_backward else f"{self.n_nodes}"
+        return f"Graph({self.name!r}, {phases} nodes, {format_flops(self.flops.sum())}, fingerprint {self.fingerprint})"
+
+    def _repr_html_(self) -> str:
+        return display.guarded(lambda: display.graph_html(self), self)
+
+
+def read_json(text: str, format_name: str, version: int, error: type[Exception]) -> dict[str, Any]:
+    """Return the fields of a JSON text that says it is `format_name` in `version`; raise `error` otherwise."""
+    try:
+        data = json.loads(text)
+    except (TypeError, ValueError) as e:
+        raise error(f"expected the JSON text of a {format_name}; found something that is not JSON ({e})") from None
+    if not isinstance(data, dict) or data.get("format") != format_name:
+        raise error(f"expected the JSON text of a {format_name}; found {str(text)[:60]!r}")
+    if data.get("version") != version:
+        raise error(
+            f"the {format_name} was written in version {data.get('version')!r} of its format; this version of "
+            f"tiny_backprop reads version {version}. Make it again from the function."
+        )
+    return {k: v for k, v in data.items() if k not in ("format", "version")}
+
+
+def _check(g: Graph) -> None:
+    """Refuse arrays that do not make a graph; everything downstream relies on these invariants."""
+    n, v = g.n_nodes, g.n_values
+    per_node = (g.is_backward, g.flops, g.bytes_moved, g.has_effect, g.sources, g.scopes)
+    if any(len(a) != n for a in per_node) or len(g.operand_start) != n + 1 or len(g.output_start) != n + 1:
+        raise GraphError(f"a graph of {n} nodes needs {n} entries in every array per node")
+    if len(g.value_shapes) != v or len(g.value_dtypes) != v or g.output_start[0] != g.n_inputs or g.output_start[-1] != v:
+        raise GraphError(f"a graph of {v} values needs {v} shapes and dtypes, inputs first and then each node's outputs")
+    if np.any(np.diff(g.operand_start) < 0) or np.any(np.diff(g.output_start) < 0) or g.operand_start[-1] != len(g.operands):
+        raise GraphError("operand_start and output_start must not fall, and must end where their arrays end")
+    if v and g.value_bytes.min() < 0:
+        raise GraphError(f"value {int(g.value_bytes.argmin())} has {int(g.value_bytes.min())} bytes; sizes are 0 or more")
+    if np.any(np.diff(g.is_backward.astype(int)) < 0):
+        i = int(np.flatnonzero(np.diff(g.is_backward.astype(int)) < 0)[0]) + 1
+        raise GraphError(f"forward node {i} ({g.primitives[i]}) follows a backward node; put forward nodes first")
+    late = g.operands >= g.output_start[g.operand_node]
+    if np.any(late):
+        i = int(g.operand_node[np.flatnonzero(late)[0]])
+        raise GraphError(f"node {i} ({g.primitives[i]}) reads a value that is made only later")
+    if np.any(g.operands < LITERAL) or np.any(g.outputs < LITERAL) or np.any(g.outputs >= v):
+        raise GraphError(f"operands and outputs must be {LITERAL} (a literal) or the number of a value below {v}")

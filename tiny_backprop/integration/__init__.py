@@ -1,0 +1,1 @@
+"""Bridges from array frameworks to the framework-free core."""

@@ -1,0 +1,439 @@
+"""Capture: trace a function, or the function and its reverse pass together, into a graph of equations.
+
+A gradient is traced once, as `jax.vjp` of the function with its cotangents as arguments. Before that, the function alone
+is traced and its `jit` and `checkpoint` calls are inlined, so that the graph does not depend on how the program was cut
+into calls. Whatever the trace meets after the cotangents arrive is the backward phase.
+
+A known limit: the bodies of `scan`, `while` and `cond` are one node each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tiny_backprop.errors import CaptureError
+from tiny_backprop.graph import LITERAL, Graph
+from tiny_backprop.integration.jax import compat
+from tiny_backprop.integration.jax.compat import Literal
+from tiny_backprop.integration.jax.cost import aval_bytes, eqn_cost
+from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A function together with its arguments, leaves separated from structure.
+
+    Attributes:
+      fun: The function.
+      name: Its name, for messages.
+      leaves: All leaves of `(args, kwargs)`.
+      tree: Their tree.
+      traced: Positions of the leaves that are arrays; the others (strings, callables, …) are passed on as they are.
+    """
+
+    fun: Callable[..., Any]
+    name: str
+    leaves: list[Any]
+    tree: Any
+    traced: tuple[int, ...]
+
+    @classmethod
+    def of(cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Take a call apart."""
+        leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+        traced = tuple(i for i, x in enumerate(leaves) if _is_array(x))
+        return cls(fun, getattr(fun, "__name__", type(fun).__name__), leaves, tree, traced)
+
+    @property
+    def arrays(self) -> list[Any]:
+        """The leaves that are arrays."""
+        return [self.leaves[i] for i in self.traced]
+
+    def with_arrays(self, arrays: Sequence[Any]) -> Any:
+        """Call the function with other arrays in the places of these."""
+        leaves = list(self.leaves)
+        for i, x in zip(self.traced, arrays, strict=True):
+            leaves[i] = x
+        args, kwargs = jax.tree.unflatten(self.tree, leaves)
+        return self.fun(*args, **kwargs)
+
+    def argument_names(self) -> list[str]:
+        """Return a name such as `args[0]['w']` for each array."""
+        paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.tree, range(len(self.leaves))))
+        names = ["args" + jax.tree_util.keystr(p[1:]) if p[0].idx == 0 else _keyword(p) for p, _ in paths]
+        return [names[i] for i in self.traced]
+
+    def positions(self, argnums: Sequence[int]) -> list[int]:
+        """Return which of `arrays` belong to the positional arguments `argnums`."""
+        args, _ = jax.tree.unflatten(self.tree, range(len(self.leaves)))
+        leaves = [i for k in argnums for i in jax.tree.leaves(args[k])]
+        return [self.traced.index(i) if i in self.traced else -1 for i in leaves]
+
+
+def _keyword(path: tuple[Any, ...]) -> str:
+    return str(path[1].key) + jax.tree_util.keystr(path[2:])
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (bool, int, float, complex)) or (hasattr(x, "shape") and hasattr(x, "dtype"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A traced gradient: the graph, and for each node its equation.
+
+    Attributes:
+      graph: The graph; its inputs are the constants, the arguments and the cotangents, in that order.
+      eqns: Equation of each node, forward nodes first.
+      variables: Variable of each value of the graph, inputs first.
+      constants: Values of the constants; tracers where the function closed over some.
+      primal: The function alone, as a closed jaxpr of constants and arguments; derivative rules are intact.
+      out_tree: Tree of what the function returns.
+      primal_outs: Variables or literals of what the function returns.
+      gradients: Variables or literals of the gradients, one for each of `differentiated`.
+      differentiated: Positions, among constants and arguments, of what is differentiated.
+      cotangent_of: Positions, among `primal_outs`, of the outputs that have a cotangent.
+    """
+
+    graph: Graph
+    eqns: Sequence[Any]
+    variables: Sequence[Any]
+    constants: Sequence[Any]
+    primal: Any
+    out_tree: Any
+    primal_outs: Sequence[Any]
+    gradients: Sequence[Any]
+    differentiated: tuple[int, ...]
+    cotangent_of: tuple[int, ...]
+
+    @property
+    def n_primal_inputs(self) -> int:
+        """Number of constants and arguments."""
+        return self.graph.n_inputs - len(self.cotangent_of)
+
+    @property
+    def input_variables(self) -> Sequence[Any]:
+        """Variables of the constants and arguments."""
+        return self.variables[: self.n_primal_inputs]
+
+    @property
+    def cotangent_variables(self) -> Sequence[Any]:
+        """Variables of the cotangents."""
+        return self.variables[self.n_primal_inputs : self.graph.n_inputs]
+
+
+def capture_graph_jaxpr(
+    fun: Callable[..., Any], example_inputs: Sequence[Any] | Mapping[str, Any] = (), **example_kwargs: Any
+) -> Graph:
+    """Capture a function, without its gradient, as a graph.
+
+    Calls (`jit`, `checkpoint`, functions with custom derivatives) are inlined, and what no output needs is left out.
+    Nothing is computed or allocated.
+
+    Args:
+      fun: Any function that JAX can trace.
+      example_inputs: The positional arguments, or a mapping with the keyword arguments: arrays, `jax.ShapeDtypeStruct`s,
+        or pytrees of them.
+      **example_kwargs: Keyword arguments, likewise.
+
+    Returns:
+      The graph; `graph.nodes` are its equations in execution order.
+
+    Raises:
+      CaptureError: `example_inputs` is neither a sequence nor a mapping.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> graph = capture_graph_jaxpr(lambda x: jnp.tanh(jnp.sin(x)), example_inputs=(jnp.ones(4),))
+      >>> [node.primitive for node in graph.nodes]
+      ['sin', 'tanh']
+    """
+    if isinstance(example_inputs, Mapping):
+        example_inputs, example_kwargs = (), {**example_inputs, **example_kwargs}
+    elif not isinstance(example_inputs, (tuple, list)):
+        raise CaptureError(
+            "example_inputs must be a tuple of the positional arguments or a mapping of the keyword arguments; found "
+            f"{type(example_inputs).__name__}. For one argument write example_inputs=(x,)."
+        )
+    call = Call.of(fun, example_inputs, example_kwargs)
+    traced, _ = _trace(call)
+    flat = flatten(traced.closed(), keep_custom_rules=False)
+    eqns = drop_dead(flat.eqns, flat.outvars)
+    inputs = [*flat.constvars, *flat.invars]
+    n_hoisted = len(flat.constvars)
+    names = [f"constant {i}" for i in range(n_hoisted + len(traced.constvars))] + call.argument_names()
+    graph, _ = _build_graph(call.name, eqns, len(eqns), inputs, names, flat.outvars, len(flat.outvars))
+    return graph
+
+
+def capture_gradient(
+    fun: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Graph:
+    """Capture the forward and the backward phase of a function's gradient together, as a graph.
+
+    The function may return any arrays, not only a scalar. Nothing is computed or allocated.
+
+    Args:
+      fun: A function that JAX can differentiate in reverse mode.
+      *args: Positional arguments: arrays, `jax.ShapeDtypeStruct`s, or pytrees of them.
+      argnums: Which positional arguments to differentiate by.
+      has_aux: Whether `fun` returns a pair whose second part is not differentiated.
+      **kwargs: Keyword arguments; they are not differentiated.
+
+    Returns:
+      The gradient graph; arguments and constants are its inputs, and so are the cotangents.
+
+    Raises:
+      CaptureError: `argnums` does not fit the arguments, an argument is not of floating-point or complex dtype, or the
+        function cannot be differentiated in reverse mode.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> graph = capture_gradient(lambda w, x: jnp.sum(jnp.sin(w @ x)), jnp.ones((4, 4)), jnp.ones(4))
+      >>> graph.n_forward > 0 and graph.n_backward > 0
+      True
+    """
+    call = Call.of(fun, args, kwargs)
+    return capture_program(call, check_argnums(call, len(args), argnums), has_aux=has_aux).graph
+
+
+def check_argnums(call: Call, n_args: int, argnums: int | Sequence[int]) -> list[int]:
+    """Return the positions, among the arrays of a call, of the leaves of `argnums`.
+
+    Raises:
+      CaptureError: An index is out of range, or a leaf cannot be differentiated.
+    """
+    wanted = [argnums] if isinstance(argnums, int) else list(argnums)
+    for k in wanted:
+        if not -n_args <= k < n_args:
+            raise CaptureError(f"argnums={argnums!r} was asked for; {call.name} was given {n_args} positional arguments")
+    positions = call.positions([k % n_args for k in wanted])
+    names = call.argument_names()
+    for i in positions:
+        if i < 0:
+            raise CaptureError(f"argnums={argnums!r} of {call.name} has a leaf that is no array; it has no gradient")
+        dtype = jnp.result_type(call.arrays[i]) if not hasattr(call.arrays[i], "dtype") else call.arrays[i].dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise CaptureError(
+                f"argnums={argnums!r} of {call.name}: {names[i]} has dtype {dtype}, which has no gradient. Differentiate "
+                "by floating-point arguments alone (see argnums), or convert it."
+            )
+    return positions
+
+
+def _trace(call: Call) -> tuple[FlatJaxpr, Any]:
+    """Trace the function of a call, inline what does not concern derivatives, and return it with its output tree."""
+    trees = []
+
+    def fun(*arrays: Any) -> list[Any]:
+        leaves, tree = jax.tree.flatten(call.with_arrays(arrays))
+        trees.append(tree)
+        return leaves
+
+    closed = jax.make_jaxpr(fun)(*call.arrays)
+    return flatten(closed, keep_custom_rules=True), trees[-1]
+
+
+def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool = False) -> Program:
+    """Trace a call and its reverse pass.
+
+    Args:
+      call: The function and its arguments.
+      positions: Which of `call.arrays` to differentiate by; None means all that can be, closed-over tracers included.
+      has_aux: Whether the function returns a pair whose second part is not differentiated.
+
+    Returns:
+      The program.
+
+    Raises:
+      CaptureError: The function cannot be differentiated in reverse mode, or `has_aux` does not fit what it returns.
+    """
+    flat, out_tree = _trace(call)
+    n_constants, n_outs = len(flat.constvars), len(flat.outvars)
+    n_differentiable = _aux_start(call, out_tree) if has_aux else n_outs
+    primal = flat.closed()
+    avals = [v.aval for v in primal.jaxpr.invars]
+    if positions is None:
+        differentiated = tuple(
+            i
+            for i, a in enumerate(avals)
+            if _is_inexact(a) and (i >= n_constants or compat.is_tracer(flat.consts[i]))
+        )
+    else:
+        differentiated = tuple(n_constants + i for i in positions)
+    cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if _is_inexact(v.aval))
+    joint = _trace_joint(call, primal, avals, differentiated, cotangent_of)
+    joint_flat = flatten(joint, keep_custom_rules=False)
+    return _split(call, joint_flat, primal, flat, out_tree, differentiated, cotangent_of)
+
+
+def _is_inexact(aval: Any) -> bool:
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def _aux_start(call: Call, out_tree: Any) -> int:
+    children = out_tree.children()
+    if len(children) != 2 or out_tree.node_data() is None or out_tree.node_data()[0] is not tuple:
+        raise CaptureError(f"has_aux=True: {call.name} must return a pair (output, aux); found {out_tree}")
+    return children[0].num_leaves
+
+
+def _trace_joint(
+    call: Call, primal: Any, avals: Sequence[Any], differentiated: Sequence[int], cotangent_of: Sequence[int]
+) -> Any:
+    """Trace `(inputs, cotangents) -> (outputs, gradients)`; an optimisation barrier marks where cotangents arrive."""
+    run = compat.jaxpr_as_fun(primal)
+
+    def joint(inputs: list[Any], cotangents: list[Any]) -> tuple[list[Any], list[Any]]:
+        def by_differentiated(*xs: Any) -> tuple[list[Any], list[Any]]:
+            full = list(inputs)
+            for i, x in zip(differentiated, xs, strict=True):
+                full[i] = x
+            outs = run(*full)
+            return [outs[i] for i in cotangent_of], outs
+
+        _, pullback, outs = jax.vjp(by_differentiated, *(inputs[i] for i in differentiated), has_aux=True)
+        return outs, list(pullback(lax.optimization_barrier(cotangents))) if cotangents else []
+
+    out_avals = [v.aval for v in primal.jaxpr.outvars]
+    cotangents = [compat.struct_of(out_avals[i]) for i in cotangent_of]
+    try:
+        return jax.make_jaxpr(joint)([compat.struct_of(a) for a in avals], cotangents)
+    except Exception as e:
+        raise CaptureError(
+            f"the gradient of {call.name} was asked for; JAX cannot differentiate it in reverse mode:\n  "
+            f"{type(e).__name__}: {str(e).strip()}\n"
+            "jax.grad fails on it likewise. A while_loop on the differentiated path needs a static trip count (lax.scan, or "
+            "fori_loop with constant bounds); other operations without a derivative need jax.custom_vjp or stop_gradient."
+        ) from e
+
+
+def _split(
+    call: Call,
+    joint: FlatJaxpr,
+    primal: Any,
+    flat: FlatJaxpr,
+    out_tree: Any,
+    differentiated: Sequence[int],
+    cotangent_of: Sequence[int],
+) -> Program:
+    """Separate the phases of a joint trace and build its graph."""
+    n_cotangents, n_outs = len(cotangent_of), len(flat.outvars)
+    marked = joint.invars[len(joint.invars) - n_cotangents :]
+    if joint.constvars:
+        raise CaptureError(f"the derivative rules of {call.name} close over {len(joint.constvars)} arrays")
+    at = len(joint.eqns)
+    rename: dict[Any, Any] = {}
+    for i, eqn in enumerate(joint.eqns):
+        if n_cotangents and eqn.invars and eqn.invars[0] is marked[0]:
+            at, rename = i, dict(zip(eqn.outvars, marked, strict=True))
+            break
+
+    def renamed(v: Any) -> Any:
+        return v if isinstance(v, Literal) else rename.get(v, v)
+
+    later = [e.replace(invars=[renamed(v) for v in e.invars]) for e in joint.eqns[at + 1 :]]
+    outvars = [renamed(v) for v in joint.outvars]
+    forward, n_before = list(joint.eqns[:at]), at
+    eqns = drop_dead(forward + later, outvars)
+    in_forward = {id(e) for e in forward}
+    n_forward = sum(id(e) in in_forward for e in eqns)
+    del n_before
+    gradients = outvars[n_outs:] or []
+    names = [f"constant {i}" for i in range(len(flat.constvars))] + call.argument_names()
+    names += [f"cotangent {i}" for i in range(n_cotangents)]
+    graph, variables = _build_graph(call.name, eqns, n_forward, joint.invars, names, outvars, n_outs)
+    return Program(
+        graph=graph,
+        eqns=eqns,
+        variables=variables,
+        constants=flat.consts,
+        primal=primal,
+        out_tree=out_tree,
+        primal_outs=outvars[:n_outs],
+        gradients=gradients,
+        differentiated=tuple(differentiated),
+        cotangent_of=tuple(cotangent_of),
+    )
+
+
+def _build_graph(
+    name: str,
+    eqns: Sequence[Any],
+    n_forward: int,
+    inputs: Sequence[Any],
+    input_names: Sequence[str],
+    outvars: Sequence[Any],
+    n_primal_outputs: int,
+) -> tuple[Graph, list[Any]]:
+    """Return the graph of equations and the variable of each of its values."""
+    variables = list(inputs)
+    for eqn in eqns:
+        variables += eqn.outvars
+    number = {v: i for i, v in enumerate(variables)}
+    describe = functools.cache(_describe_aval)
+    described = [describe(v.aval) for v in variables]
+    costs = [eqn_cost(e) for e in eqns]
+    is_backward = np.arange(len(eqns)) >= n_forward
+    graph = Graph(
+        name=name,
+        primitives=tuple(e.primitive.name for e in eqns),
+        is_backward=is_backward,
+        flops=np.array([c[0] for c in costs], float),
+        bytes_moved=np.array([c[1] for c in costs], float),
+        has_effect=np.array([any(map(compat.is_side_effect, e.effects)) for e in eqns], bool),
+        sources=tuple(_source_lines(eqns)),
+        scopes=tuple(_scopes(eqns)),
+        operand_start=np.cumsum([0, *(len(e.invars) for e in eqns)]),
+        operands=np.array([_number(v, number) for e in eqns for v in e.invars], np.int64),
+        output_start=len(inputs) + np.cumsum([0, *(len(e.outvars) for e in eqns)]),
+        value_shapes=tuple(d[0] for d in described),
+        value_dtypes=tuple(d[1] for d in described),
+        value_bytes=np.array([d[2] for d in described], np.int64),
+        input_names=tuple(input_names),
+        outputs=np.array([_number(v, number) for v in outvars], np.int64),
+        n_primal_outputs=n_primal_outputs,
+    )
+    return graph, variables
+
+
+def _number(v: Any, number: dict[Any, int]) -> int:
+    return LITERAL if isinstance(v, Literal) else number[v]
+
+
+def _describe_aval(aval: Any) -> tuple[tuple[int, ...], str, int]:
+    return tuple(getattr(aval, "shape", ())), str(getattr(aval, "dtype", aval)), aval_bytes(aval)
+
+
+def _source_lines(eqns: Sequence[Any]) -> list[str]:
+    known: dict[Any, str] = {}
+    lines = []
+    for eqn in eqns:
+        traceback = eqn.source_info.traceback
+        if traceback not in known:
+            known[traceback] = compat.source_line(eqn)
+        lines.append(known[traceback])
+    return lines
+
+
+def _scopes(eqns: Sequence[Any]) -> list[str]:
+    known: dict[Any, str] = {}
+    scopes = []
+    for eqn in eqns:
+        stack = eqn.source_info.name_stack
+        if stack not in known:
+            known[stack] = str(stack)
+        scopes.append(known[stack])
+    return scopes

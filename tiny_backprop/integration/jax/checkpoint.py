@@ -1,0 +1,120 @@
+"""`checkpoint`: the same function, with a planned reverse pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tiny_backprop.errors import PlanError
+from tiny_backprop.integration.jax.capture import Call, capture_program
+from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
+from tiny_backprop.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Checkpointed:
+    planned: PlannedProgram
+    run: Callable[..., Any]
+
+
+class Checkpointed:
+    """A function with a planned reverse pass; made by `checkpoint`."""
+
+    def __init__(self, fun: Callable[..., Any], request: Request):
+        if not callable(fun):
+            raise PlanError(f"the function to checkpoint must be callable; found {type(fun).__name__}")
+        functools.update_wrapper(self, fun)
+        self._fun, self._request = fun, request
+        self._programs = ProgramCache(self._make)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the function returns."""
+        call = Call.of(self._fun, args, kwargs)
+        made = self._programs.get(call)
+        program = made.planned.program
+        outs = made.run([*program.constants, *call.arrays])
+        return jax.tree.unflatten(program.out_tree, outs)
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """Return the plan for arguments (or `jax.ShapeDtypeStruct`s) without running anything."""
+        return self._programs.get(Call.of(self._fun, args, kwargs)).planned.plan
+
+    def _make(self, call: Call) -> _Checkpointed:
+        planned = PlannedProgram.make(capture_program(call, None), self._request)
+        return _Checkpointed(planned, _with_planned_reverse(planned))
+
+
+def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return the flat function of constants and arguments, its reverse pass that of the plan."""
+    program = planned.program
+    plain, forward, backward = jax.jit(planned.plain), jax.jit(planned.forward), jax.jit(planned.backward)
+
+    @jax.custom_vjp
+    def run(inputs: Sequence[Any]) -> list[Any]:
+        return plain(inputs)
+
+    def run_forward(inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+        outs = forward(inputs)
+        return outs[: planned.n_outs], (inputs, outs[planned.n_outs :])
+
+    def run_backward(residuals: Any, cotangents: Sequence[Any]) -> tuple[list[Any]]:
+        inputs, saved = residuals
+        gradients = backward(inputs, saved, [cotangents[i] for i in program.cotangent_of])
+        by_input = dict(zip(program.differentiated, gradients, strict=True))
+        return ([by_input.get(i, _no_gradient(x)) for i, x in enumerate(inputs)],)
+
+    run.defvjp(run_forward, run_backward)
+    return run
+
+
+def _no_gradient(x: Any) -> Any:
+    """Return what `custom_vjp` wants for an input without gradient: float0 zeros, or None for a constant."""
+    if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
+        return jax.numpy.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+def checkpoint(
+    fun: Callable[..., Any] | None = None,
+    *,
+    block_size: int | None = None,
+    levels: int | None = None,
+    plan: Plan | None = None,
+) -> Any:
+    """Return a function with the same values as `fun` and a planned reverse pass.
+
+    Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. Everything of
+    floating-point or complex dtype can be differentiated by, traced values that `fun` closes over included; integers, keys
+    and leaves that are no arrays pass through. The function need not return a scalar. Reverse-mode differentiation,
+    `jit`, `vmap`, `shard_map`, `scan` and higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any
+    `jax.custom_vjp`.
+
+    Args:
+      fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
+        decorator with options.
+      block_size: Forward nodes per block; see `plan_blocks`.
+      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size with
+        the smallest predicted peak among some that are tried.
+      plan: A plan made before for this function and these shapes, as `checkpoint(fun).plan(*args)` returns it.
+
+    Returns:
+      The function; `.plan(*args)` returns its plan for arguments or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      PlanError: `block_size` or `levels` is not a whole number of at least 1, or, when called, `plan` does not fit.
+      CaptureError: When called: the function cannot be differentiated in reverse mode.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> f = checkpoint(lambda x: jnp.sin(jnp.sin(x)), block_size=1)
+      >>> float(jax.grad(f)(0.0))
+      1.0
+    """
+    if fun is None:
+        return functools.partial(checkpoint, block_size=block_size, levels=levels, plan=plan)
+    return Checkpointed(fun, Request(block_size, levels, plan))

@@ -1,0 +1,116 @@
+"""The only module that touches JAX internals, or hides a difference between JAX versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import config as _config  # no public way to key a cache by the trace context
+from jax._src import core as _core  # no public way to know whether a transformation is under way
+from jax._src import source_info_util as _source_info_util  # no public way to a traceback's user frame
+from jax._src.sharding_impls import UnspecifiedValue as _UnspecifiedValue  # no public name
+from jax.extend import core as jex_core
+
+Var = jex_core.Var
+Literal = jex_core.Literal
+ClosedJaxpr = jex_core.ClosedJaxpr
+jaxpr_as_fun = jex_core.jaxpr_as_fun
+
+_CALLED_JAXPR = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_lin": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "remat3": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+_CUSTOM_RULES = {"custom_jvp_call", "custom_vjp_call"}
+
+
+def trace_context() -> Any:
+    """Return a hashable key of the settings (64-bit mode, matmul precision, …) that change what tracing gives."""
+    return _config.trace_context()
+
+
+def is_tracing() -> bool:
+    """Return whether some transformation (`jit`, `grad`, `vmap`, …) is under way."""
+    return not _core.trace_state_clean()
+
+
+def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]] | None:
+    """Return the jaxpr that a call equation may be replaced by, with its constants, or None where it may not.
+
+    A `jit` that constrains shardings is kept, and so are custom derivative rules where asked for.
+    """
+    name = eqn.primitive.name
+    key = _CALLED_JAXPR.get(name)
+    if key is None or key not in eqn.params or (keep_custom_rules and name in _CUSTOM_RULES):
+        return None
+    for which in ("in_shardings", "out_shardings"):
+        if any(not isinstance(s, _UnspecifiedValue) for s in eqn.params.get(which, ())):
+            return None
+    called = eqn.params[key]
+    return getattr(called, "jaxpr", called), getattr(called, "consts", ())
+
+
+def is_side_effect(effect: Any) -> bool:
+    """Return whether an effect means that an equation may run only once; naming a mapped axis does not."""
+    return type(effect).__name__ != "NamedAxisEffect"
+
+
+def close_jaxpr(invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
+    """Return a closed jaxpr without constants."""
+    effects = frozenset().union(*(e.effects for e in eqns))
+    return ClosedJaxpr(jex_core.Jaxpr([], list(invars), list(outvars), list(eqns), effects), [])
+
+
+def with_outer_scope(eqn: Any, outer: Any) -> Any:
+    """Return the source info of an inlined equation, its name stack put inside the name stack of its call."""
+    return eqn.source_info.replace(name_stack=outer + eqn.source_info.name_stack)
+
+
+def source_line(eqn: Any) -> str:
+    """Return `file:line (function)` of the user's code that an equation came from, or `""`."""
+    frame = _source_info_util.user_frame(eqn.source_info.traceback)
+    return "" if frame is None else f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+
+
+def aval_of(x: Any) -> Any:
+    """Return the abstract value of an array, a tracer, a Python scalar or a `jax.ShapeDtypeStruct`; hashable."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return ("struct", x.shape, x.dtype, x.weak_type, x.sharding, x.manual_axis_type)
+    return jax.typeof(x)
+
+
+def zero_tangent(x: Any) -> Any:
+    """Return the zero tangent of an array, of dtype float0 where it is not of floating-point or complex dtype."""
+    dtype = getattr(x, "dtype", None) or jnp.result_type(x)
+    return jnp.zeros_like(x) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(jnp.shape(x), jax.dtypes.float0)
+
+
+def is_tracer(x: Any) -> bool:
+    """Return whether `x` is a value of a trace that is under way."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
+    """Return the shape, dtype, sharding and varying axes of an abstract value as an example argument."""
+    sharding = getattr(aval, "sharding", None)
+    if sharding is None or sharding.mesh.empty:
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+    return jax.ShapeDtypeStruct(
+        aval.shape, aval.dtype, weak_type=aval.weak_type, sharding=sharding, manual_axis_type=aval.manual_axis_type
+    )
+
+
+def without_sharding(aval: Any) -> Any:
+    """Return an abstract value of the same shape and dtype that says nothing of shardings and mapped axes."""
+    return jax.core.ShapedArray(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))

@@ -1,0 +1,234 @@
+"""`jax.grad` and `jax.value_and_grad` with a plan: `height_compressed_grad` and `height_compressed_value_and_grad`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError
+from tiny_backprop.graph import Graph
+from tiny_backprop.integration.jax.capture import Call, capture_program, check_argnums
+from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
+from tiny_backprop.plan import Plan
+
+# Functions that look at the values of their arguments, which tracing does not have; `jax.grad` may still run them.
+_UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeightCompressedExecutor:
+    """What a planned gradient did when it was last called.
+
+    Attributes:
+      checkpoint_plan: The plan that ran; its `meta` has `block_size` and `peak_frontier` (bytes, predicted).
+    """
+
+    checkpoint_plan: Plan
+
+    @property
+    def graph(self) -> Graph:
+        """The gradient graph that was planned."""
+        return self.checkpoint_plan.graph
+
+    def __repr__(self) -> str:
+        return f"HeightCompressedExecutor({self.checkpoint_plan!r})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Compiled:
+    planned: PlannedProgram
+    executor: HeightCompressedExecutor
+    run: Callable[..., Any]
+
+
+class PlannedGradient:
+    """A planned gradient function; made by `height_compressed_grad` and `height_compressed_value_and_grad`.
+
+    Attributes:
+      last_executor: The `HeightCompressedExecutor` of the last call, or None before the first call and after a fall-back
+        to `jax.grad`.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        request: Request,
+        argnums: int | Sequence[int],
+        has_aux: bool,
+        with_value: bool,
+        on_error: str,
+    ):
+        if not callable(fun):
+            raise PlanError(f"the function to differentiate must be callable; found {type(fun).__name__}")
+        if on_error not in ("fallback", "raise"):
+            raise PlanError(f"on_error must be 'fallback' or 'raise'; found {on_error!r}")
+        functools.update_wrapper(self, fun)
+        self.last_executor: HeightCompressedExecutor | None = None
+        self._fun, self._request, self._argnums = fun, request, argnums
+        self._has_aux, self._with_value, self._on_error = has_aux, with_value, on_error
+        self._programs = ProgramCache(self._compile)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the gradient (or value and gradient) at the arguments."""
+        call = Call.of(self._fun, args, kwargs)
+        try:
+            compiled = self._programs.get(call)
+        except _UNTRACEABLE as e:
+            return self._fall_back(e, args, kwargs)
+        self.last_executor = compiled.executor
+        outs, gradients = compiled.run(compiled.planned.program.constants, call.arrays)
+        return self._result(compiled.planned, outs, gradients, args)
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """Return the plan for arguments (or `jax.ShapeDtypeStruct`s) without running anything."""
+        return self._programs.get(Call.of(self._fun, args, kwargs)).planned.plan
+
+    def _compile(self, call: Call) -> _Compiled:
+        positional, _ = jax.tree.unflatten(call.tree, call.leaves)
+        positions = check_argnums(call, len(positional), self._argnums)
+        program = capture_program(call, positions, self._has_aux)
+        _check_scalar(call, program)
+        planned = PlannedProgram.make(program, self._request)
+        def run(constants: Sequence[Any], arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+            inputs = [*constants, *arrays]
+            outs = planned.forward(inputs)
+            cotangent = [lax.full_like(outs[i], 1) for i in program.cotangent_of]
+            return outs[: planned.n_outs], planned.backward(inputs, outs[planned.n_outs :], cotangent)
+
+        run.__name__ = f"planned_gradient_of_{call.name}".replace("<lambda>", "lambda")
+        return _Compiled(planned, HeightCompressedExecutor(planned.plan), jax.jit(run))
+
+    def _result(self, planned: PlannedProgram, outs: list[Any], gradients: list[Any], args: Sequence[Any]) -> Any:
+        value = jax.tree.unflatten(planned.program.out_tree, outs)
+        chosen = args[self._argnums] if isinstance(self._argnums, int) else tuple(args[i] for i in self._argnums)
+        gradient = jax.tree.unflatten(jax.tree.structure(chosen), gradients)
+        if self._with_value:
+            return value, gradient
+        return (gradient, value[1]) if self._has_aux else gradient
+
+    def _fall_back(self, error: Exception, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        self.last_executor = None
+        reason = (
+            f"the gradient of {getattr(self._fun, '__name__', self._fun)!s} cannot be planned, because the function looks at "
+            f"the values of its arguments ({type(error).__name__}: {str(error).splitlines()[0]}). Use lax.cond and jnp.where "
+            "instead of Python's if, and functools.partial to fix arguments that are no arrays."
+        )
+        if self._on_error == "raise":
+            raise CaptureError(reason) from error
+        warnings.warn(f"{reason} jax.grad runs instead, unplanned.", FallbackWarning, stacklevel=3)
+        plain = jax.value_and_grad if self._with_value else jax.grad
+        return plain(self._fun, argnums=self._argnums, has_aux=self._has_aux)(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        state = repr(self.last_executor) if self.last_executor else "not planned yet"
+        return f"<planned gradient of {getattr(self._fun, '__name__', self._fun)!s}: {state}>"
+
+
+def _check_scalar(call: Call, program: Any) -> None:
+    """Refuse what `jax.grad` refuses: a function whose (first) output is not one real number."""
+    n_outs = len(program.primal_outs)
+    tree, outs = program.out_tree, program.primal_outs
+    children = tree.children()
+    main = outs if n_outs == 1 else outs[: children[0].num_leaves] if children else outs
+    is_aux = len(main) < n_outs
+    avals = [v.aval for v in main]
+    scalar = len(avals) == 1 and avals[0].shape == () and jnp.issubdtype(avals[0].dtype, jnp.floating)
+    if scalar and len(program.cotangent_of) == 1 and (not is_aux or len(program.cotangent_of) == 1):
+        return
+    found = ", ".join(str(getattr(v.aval, "str_short", lambda v=v: v.aval)()) for v in outs) or "nothing"
+    raise CaptureError(
+        f"the gradient of {call.name} was asked for, which needs one real number as output; {call.name} returns {found}. "
+        "Reduce it (jnp.sum, jnp.mean), return a pair and say has_aux=True, or use tiny_backprop.checkpoint with jax.vjp."
+    )
+
+
+def height_compressed_grad(
+    fun: Callable[..., Any],
+    block_size: int | None = None,
+    levels: int | None = None,
+    plan: Plan | None = None,
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    on_error: str = "fallback",
+) -> PlannedGradient:
+    """Return a function that computes what `jax.grad(fun)` does, along a plan that saves little and recomputes the rest.
+
+    The first call for a set of shapes traces, plans and compiles; later ones only run. It works inside `jit`, `vmap`,
+    `shard_map`, `scan` and `cond`, and can be differentiated again (higher derivatives are JAX's own, unplanned). As with
+    `jax.jit`, arrays that `fun` closes over are taken as they are at the first call.
+
+    Args:
+      fun: Function whose output is a real scalar, or, with `has_aux`, a pair of that and anything else. Its positional
+        and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are.
+      block_size: Forward nodes per block; see `plan_blocks`.
+      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size with
+        the smallest predicted peak among some that are tried.
+      plan: A plan made before, by any planner, for this function and these shapes.
+      argnums: Which positional arguments to differentiate by.
+      has_aux: Whether `fun` returns a pair whose second part is passed through.
+      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"` warns
+        with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
+
+    Returns:
+      The gradient function. Its `last_executor.checkpoint_plan` is the plan of the last call.
+
+    Raises:
+      PlanError: `block_size` or `levels` is not a whole number of at least 1, or, when called, `plan` does not fit.
+      CaptureError: When called: the function does not return a real scalar, or cannot be differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp
+from jax import lax
+      >>> gradient = height_compressed_grad(lambda x: jnp.sum(jnp.sin(x) ** 2), block_size=2)
+      >>> gradient(jnp.zeros(3)).tolist()
+      [0.0, 0.0, 0.0]
+      >>> gradient.last_executor.checkpoint_plan.meta["block_size"]
+      2
+    """
+    return PlannedGradient(fun, Request(block_size, levels, plan), argnums, has_aux, False, on_error)
+
+
+def height_compressed_value_and_grad(
+    fun: Callable[..., Any],
+    block_size: int | None = None,
+    levels: int | None = None,
+    plan: Plan | None = None,
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    on_error: str = "fallback",
+) -> PlannedGradient:
+    """Return a function that computes what `jax.value_and_grad(fun)` does, along a plan.
+
+    Args:
+      fun: See `height_compressed_grad`, as for all arguments.
+      block_size: Forward nodes per block.
+      levels: Levels of checkpointing.
+      plan: A plan made before.
+      argnums: Which positional arguments to differentiate by.
+      has_aux: Whether `fun` returns a pair whose second part is passed through.
+      on_error: `"fallback"` or `"raise"`.
+
+    Returns:
+      The function, which returns a pair of value and gradient.
+
+    Raises:
+      PlanError: See `height_compressed_grad`.
+      CaptureError: See `height_compressed_grad`.
+
+    Example:
+      >>> import jax.numpy as jnp
+from jax import lax
+      >>> value, gradient = height_compressed_value_and_grad(lambda x: jnp.sum(x**2))(jnp.ones(2))
+      >>> float(value), gradient.tolist()
+      (2.0, [2.0, 2.0])
+    """
+    return PlannedGradient(fun, Request(block_size, levels, plan), argnums, has_aux, True, on_error)

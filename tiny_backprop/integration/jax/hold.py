@@ -1,0 +1,144 @@
+"""The barrier that keeps a recomputation a recomputation.
+
+`hold(tokens, values)` returns `values`, but no earlier than `tokens` are there, and as arrays of which XLA does not know
+that they equal what it has already computed with. Without it, XLA's common-subexpression elimination would undo every
+recomputation, and its scheduler might start one early.
+
+On GPU and TPU this is `lax.optimization_barrier`. XLA:CPU removes optimisation barriers (pass `cse_barrier_expander`) and
+merges afterwards. There, the values go through a conditional that passes them on when a predicate holds. The predicate
+always holds, but is computed from one element of each token in a way that XLA does not fold: with its lowest bit set, the
+element's bits are not zero. XLA neither looks through a conditional nor can it start before its predicate is known. The
+price is a copy of the held values, and only where they outlive the conditional do both copies take memory. This works in
+anybody's `jit`; `tests/test_hold.py` notices an XLA that folds it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from tiny_backprop.integration.jax import compat
+
+_CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+hold_p = Primitive("hold")
+hold_p.multiple_results = True
+
+
+def hold(tokens: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Return `values` as arrays that are available only once `tokens` are; see the module's text.
+
+    Args:
+      tokens: Arrays of any shapes and dtypes.
+      values: Arrays of any shapes and dtypes.
+
+    Returns:
+      The values, unchanged to the bit.
+    """
+    return hold_p.bind(*tokens, *values, n_tokens=len(tokens))
+
+
+def _barrier(*operands: Any, n_tokens: int) -> list[Any]:
+    return lax.optimization_barrier(list(operands))[n_tokens:]
+
+
+def _conditional(*operands: Any, n_tokens: int) -> list[Any]:
+    tokens, values = operands[:n_tokens], list(operands[n_tokens:])
+    always = [_always_true(t) for t in tokens if t.size]
+    if not always or not values:
+        return _barrier(*operands, n_tokens=n_tokens)
+    predicate = functools.reduce(jnp.logical_and, always)
+    return lax.cond(predicate, list, lambda xs: [_cleared(x) for x in xs], values)
+
+
+def _always_true(token: jax.Array) -> jax.Array:
+    """Return True, computed from the first element of `token`."""
+    if jnp.issubdtype(token.dtype, jax.dtypes.prng_key):
+        token = jax.random.key_data(token)
+    element = lax.slice(token, (0,) * token.ndim, (1,) * token.ndim).reshape(())
+    if jnp.issubdtype(element.dtype, jnp.complexfloating):
+        element = element.real
+    bits = lax.bitcast_convert_type(element.astype(jnp.float32), jnp.uint32)
+    return lax.ne(lax.bitwise_or(bits, jnp.uint32(1)), jnp.uint32(0))
+
+
+def _cleared(value: jax.Array) -> jax.Array:
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_cleared(jax.random.key_data(value)), impl=jax.random.key_impl(value))
+    return jnp.zeros_like(value)
+
+
+def _lower_conditional(ctx: Any, *operands: Any, n_tokens: int) -> Any:
+    # One element of a sharded token is asked for, and shardings in types forbid such a slice; the compiler does not.
+    plain = ctx.replace(avals_in=[compat.without_sharding(a) for a in ctx.avals_in])
+    return mlir.lower_fun(_conditional, multiple_results=True)(plain, *operands, n_tokens=n_tokens)
+
+
+def _batch(operands: Sequence[Any], dims: Sequence[Any], *, n_tokens: int) -> tuple[Any, Any]:
+    return hold_p.bind(*operands, n_tokens=n_tokens), dims[n_tokens:]
+
+
+hold_p.def_impl(lambda *operands, n_tokens: list(operands[n_tokens:]))
+hold_p.def_abstract_eval(lambda *avals, n_tokens: avals[n_tokens:])
+batching.primitive_batchers[hold_p] = _batch
+mlir.register_lowering(hold_p, mlir.lower_fun(_barrier, multiple_results=True))
+mlir.register_lowering(hold_p, _lower_conditional, platform="cpu")
+
+
+def compiler_options() -> dict[str, str]:
+    """Return the compiler options with which the default backend keeps optimisation barriers; {} where it always does."""
+    return dict(_CPU_OPTIONS) if jax.default_backend() == "cpu" else {}
+
+
+class Jitted:
+    """A compiled function whose compiler keeps optimisation barriers; made by `tiny_backprop.jit`."""
+
+    def __init__(self, fun: Callable[..., Any], **jit_options: Any):
+        functools.update_wrapper(self, fun)
+        options = {**compiler_options(), **(jit_options.pop("compiler_options", None) or {})}
+        self._jitted: Any = jax.jit(fun, compiler_options=options or None, **jit_options)
+        self._nested: Any = jax.jit(fun, **jit_options)  # only the outermost jit can carry compiler options
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function, compiled; inside a transformation, as `jax.jit` does."""
+        return (self._nested if compat.is_tracing() else self._jitted)(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """Return the lowered program for arguments or `jax.ShapeDtypeStruct`s, as `jax.jit(fun).lower` does."""
+        return self._jitted.lower(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """Forget every compiled program, as `jax.jit(fun).clear_cache` does."""
+        self._jitted.clear_cache()
+        self._nested.clear_cache()
+
+
+def jit(fun: Callable[..., Any] | None = None, **jit_options: Any) -> Any:
+    """Compile as `jax.jit` does, with the compiler options that keep every recomputation.
+
+    Planned gradients keep theirs in any `jit`. The barriers of `jax.checkpoint` are another matter: on CPU, XLA removes
+    them unless it is told otherwise, and a program without loops then saves no memory. `tiny_backprop.jit` tells it, so that
+    gradients of both kinds can be compared. On GPU and TPU it is `jax.jit`.
+
+    Args:
+      fun: Function to compile; leave it out to use `jit` as a decorator with options.
+      **jit_options: Passed on to `jax.jit`; `compiler_options` are added to ours.
+
+    Returns:
+      The compiled function, called as `fun` is, with `lower` and `clear_cache`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(jit(lambda x: jnp.sum(x * x))(jnp.arange(3.0)))
+      5.0
+    """
+    if fun is None:
+        return functools.partial(jit, **jit_options)
+    return Jitted(fun, **jit_options)

@@ -1,0 +1,179 @@
+"""Play a plan's actions into new jaxprs: the gradient that runs.
+
+The backward phase falls into *segments*: a segment begins where the plan turns from backward nodes to forward ones. What a
+segment reads of the forward phase, saved or recomputed earlier, goes through one `hold`, together with the cotangents
+that the segment before has just made, so that XLA neither merges the recomputation with what it repeats nor starts it
+early. The backward nodes of the segment read the held values too: otherwise XLA would share, say, the broadcast of a saved
+row sum between forward and backward and keep the broadcast alive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from tiny_backprop.integration.jax import compat
+from tiny_backprop.integration.jax.capture import Program
+from tiny_backprop.integration.jax.compat import Literal, Var
+from tiny_backprop.integration.jax.hold import hold_p
+from tiny_backprop.plan.plan import Plan, check_fits
+
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedJaxprs:
+    """A gradient as a plan runs it.
+
+    Attributes:
+      forward: Closed jaxpr from constants and arguments to what the function returns and then the saved values.
+      backward: Closed jaxpr from constants and arguments, saved values and cotangents to the gradients.
+      n_outs: Number of values that the function returns.
+    """
+
+    forward: Any
+    backward: Any
+    n_outs: int
+
+
+def rewrite(program: Program, plan: Plan) -> PlannedJaxprs:
+    """Turn a plan into the jaxprs that carry it out; linear in the number of actions.
+
+    Args:
+      program: The traced gradient.
+      plan: A plan for `program.graph`.
+
+    Returns:
+      The jaxprs; their equations are those of the program, each as often as the plan runs it, and the holds.
+
+    Raises:
+      PlanError: The plan belongs to another graph.
+    """
+    check_fits(plan.graph.fingerprint, program.graph)
+    n_forward_steps = plan.timeline.n_forward_steps if program.graph.n_backward else len(plan.timeline.steps)
+    steps = plan.timeline.steps.tolist()
+    player = _Player(program)
+    player.play_segment(steps[:n_forward_steps], [])
+    outs = [player.current(v) for v in program.primal_outs]
+    # A saved value may itself be recomputed before the border; what crosses is its latest making.
+    saved = list(dict.fromkeys(player.env[int(v)] for v in plan.saved))
+    forward = compat.close_jaxpr(program.input_variables, [*outs, *saved], player.take_eqns())
+    _play_backward(player, program, steps[n_forward_steps:], steps[:n_forward_steps])
+    gradients = [player.current(v) for v in program.gradients]
+    needs = _free_variables(player.eqns, gradients) - {*program.input_variables, *saved, *program.cotangent_variables}
+    inputs = [*program.input_variables, *saved, *program.cotangent_variables]
+    assert not needs, "the backward phase reads what was not saved"
+    return PlannedJaxprs(forward, compat.close_jaxpr(inputs, gradients, player.take_eqns()), len(outs))
+
+
+def _free_variables(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
+    read = {v for e in eqns for v in e.invars if not isinstance(v, Literal)}
+    read.update(v for v in outvars if not isinstance(v, Literal))
+    return read - {v for e in eqns for v in e.outvars}
+
+
+def _play_backward(player: _Player, program: Program, steps: Sequence[int], before: Sequence[int]) -> None:
+    """Play the backward phase segment by segment."""
+    n_forward = program.graph.n_forward
+    starts = [0]
+    seen: set[int] = set()
+    for i, node in enumerate(steps):
+        # A repeated node within one run of recomputations is a segment of its own: nothing else would keep it apart.
+        if i and node < n_forward and (steps[i - 1] >= n_forward or node in seen):
+            starts.append(i)
+            seen.clear()
+        if node < n_forward:
+            seen.add(node)
+    previous = [i for i in before[-1:]]
+    for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
+        segment = list(steps[start:end])
+        recomputes = bool(segment) and segment[0] < n_forward
+        player.play_segment(segment, previous if recomputes else [])
+        previous = segment
+
+
+class _Player:
+    """Emits equations in the order of a plan's steps and knows the variable that now stands for each value."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.graph = program.graph
+        self.number = {v: i for i, v in enumerate(program.variables)}
+        self.env: dict[int, Any] = dict(enumerate(program.variables[: program.graph.n_inputs]))
+        self.ran: set[int] = set()
+        self.eqns: list[Any] = []
+        self.output_start = program.graph.output_start.tolist()
+
+    def take_eqns(self) -> list[Any]:
+        """Return the equations emitted so far and forget them."""
+        eqns, self.eqns = self.eqns, []
+        return eqns
+
+    def current(self, atom: Any) -> Any:
+        """Return the variable that now stands for a variable of the program."""
+        return atom if isinstance(atom, Literal) else self.env[self.number[atom]]
+
+    def play_segment(self, steps: Sequence[int], tokens_from: Sequence[int]) -> None:
+        """Emit nodes, with what they read from outside held until the backward nodes of `tokens_from` are done."""
+        held = self._hold(steps, tokens_from) if tokens_from else {}
+        env = self.env
+        for node in steps:
+            eqn = self.program.eqns[node]
+            outs = range(self.output_start[node], self.output_start[node + 1])
+            fresh = [Var(v.aval) for v in eqn.outvars] if node in self.ran else eqn.outvars
+            operands = []
+            for v in eqn.invars:
+                if isinstance(v, Literal):
+                    operands.append(v)
+                else:
+                    k = self.number[v]
+                    operands.append(held.get(k) or env[k])
+            self.eqns.append(eqn.replace(invars=operands, outvars=fresh))
+            self.ran.add(node)
+            for k, v in zip(outs, fresh, strict=True):
+                env[k] = v
+                held.pop(k, None)
+
+    def _hold(self, steps: Sequence[int], tokens_from: Sequence[int]) -> dict[int, Any]:
+        """Emit the `hold` of a segment and return the held variable of each value."""
+        values = self._values_to_hold(steps)
+        if not values:
+            return {}
+        tokens = self._tokens(steps, tokens_from)
+        operands = [*(self.env[k] for k in tokens), *(self.env[k] for k in values)]
+        fresh = [Var(self.env[k].aval) for k in values]
+        template = self.program.eqns[steps[0]]
+        self.eqns.append(
+            template.replace(
+                primitive=hold_p,
+                params={"n_tokens": len(tokens)},
+                invars=operands,
+                outvars=fresh,
+                effects=frozenset(),
+            )
+        )
+        return dict(zip(values, fresh, strict=True))
+
+    def _values_to_hold(self, steps: Sequence[int]) -> list[int]:
+        """Return what a segment reads of the forward phase, and the inputs that a recomputation must not share.
+
+        Inputs are the caller's, so most reads of them need no hold. But a recomputed node that reads nothing else would be
+        merged with its first run: its smallest operand is held.
+        """
+        graph, border = self.graph, self.output_start[self.graph.n_forward]
+        made: set[int] = set()
+        apart: dict[int, None] = {}
+        for node in steps:
+            reads = [self.number[v] for v in self.program.eqns[node].invars if not isinstance(v, Literal)]
+            apart.update((k, None) for k in reads if graph.n_inputs <= k < border and k not in made)
+            if node < graph.n_forward:
+                if reads and not any(k in made or k in apart for k in reads):
+                    apart[min(reads, key=lambda k: graph.value_bytes[k])] = None
+                made.update(range(self.output_start[node], self.output_start[node + 1]))
+        return list(apart)
+
+    def _tokens(self, steps: Sequence[int], tokens_from: Sequence[int]) -> list[int]:
+        """Return what must be there before a segment starts: what it reads of the backward nodes just before it."""
+        made = [k for node in tokens_from for k in range(self.output_start[node], self.output_start[node + 1])]
+        read = {self.number[v] for n in steps for v in self.program.eqns[n].invars if not isinstance(v, Literal)}
+        return [k for k in made if k in read and k >= self.output_start[self.graph.n_forward]] or made[-1:]

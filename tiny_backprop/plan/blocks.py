@@ -1,0 +1,295 @@
+"""Plans by block size and by levels: cut the forward phase into blocks, save what crosses, recompute the rest.
+
+All planners here are one: a balanced tree of intervals over blocks. With one level it is checkpointing in blocks (Chen et
+al. 2016, arXiv:1604.06174); with k levels a block's recomputation is itself checkpointed, which for a chain of n equal
+nodes takes about k * n ** (1 / (k + 1)) values and k forward passes (Griewank & Walther 2000,
+doi:10.1145/347837.347846, give the binomial optimum).
+
+A known weakness: everything that crosses a cut is saved, and everything else recomputed, whatever either costs.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tiny_backprop.errors import PlanError
+from tiny_backprop.graph import Graph
+from tiny_backprop.liveness import crossing_bytes
+from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.schedule import schedule
+
+_NEVER = np.iinfo(np.int64).max
+_OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+
+
+def plan_save_everything(graph: Graph) -> Plan:
+    """Run every node once, in order, and keep every residual: what `jax.grad` does.
+
+    Args:
+      graph: A gradient graph; a graph of the forward program alone is planned as it runs.
+
+    Returns:
+      The plan; its `recompute_flops` is 0.
+    """
+    return schedule(graph, np.arange(graph.n_nodes), {"strategy": "save everything"})
+
+
+def plan_blocks(graph: Graph, block_size: int | None = None) -> Plan:
+    """Cut the forward phase into blocks of about `block_size` nodes and save only what crosses from one into another.
+
+    Each block but the last is recomputed once, when the backward phase first reads one of its values. A cut may move by up
+    to a quarter of `block_size` to where fewer bytes cross. For a chain of n equal nodes the peak is about
+    n / block_size + block_size values, least at block_size = sqrt(n) (Chen et al. 2016, arXiv:1604.06174). Takes
+    O(nodes + edges).
+
+    Args:
+      graph: A gradient graph, forward and backward phase.
+      block_size: Forward nodes per block, 1 or more; more nodes than the forward phase has mean one block. By default the
+        size whose plan has the smallest predicted peak among some that are tried.
+
+    Returns:
+      The plan; `plan.peak_bytes` and `plan.recompute_flops` are its price, `plan.meta["block_size"]` is the block size.
+
+    Raises:
+      PlanError: `block_size` is not a whole number of at least 1, or the graph has no backward phase.
+    """
+    _check_gradient(graph)
+    if block_size is None:
+        return best_plan(graph, 1)
+    return _plan_tree(graph, check_count("block_size", block_size), 1, {"strategy": "blocks"})
+
+
+def plan_height_compressed(graph: Graph, levels: int | None = None, block_size: int | None = None) -> Plan:
+    """Checkpoint recursively: a balanced tree of intervals over blocks, each recomputed from its parent's boundaries.
+
+    Args:
+      graph: A gradient graph, forward and backward phase.
+      levels: Height of the tree, 1 or more. A node runs at most `levels` times more. By default a binary tree over the
+        blocks, of height log2(number of blocks).
+      block_size: Forward nodes per leaf, 1 or more; see `plan_blocks`. By default the size whose plan has the smallest
+        predicted peak among some that are tried.
+
+    Returns:
+      The plan; `plan.meta` has `levels` and `block_size`.
+
+    Raises:
+      PlanError: Neither `levels` nor `block_size` is given, one of them is not a whole number of at least 1, or the graph
+        has no backward phase.
+    """
+    _check_gradient(graph)
+    if levels is None and block_size is None:
+        raise PlanError("plan_height_compressed needs levels or block_size; neither was given. Try levels=2.")
+    if block_size is None:
+        return best_plan(graph, check_count("levels", levels))
+    block_size = check_count("block_size", block_size)
+    if levels is None:
+        levels = max(1, math.ceil(math.log2(max(2, graph.n_forward / block_size))))
+    return _plan_tree(graph, block_size, check_count("levels", levels), {"strategy": "height compression"})
+
+
+def block_starts(graph: Graph, block_size: int) -> np.ndarray:
+    """Return the first node of each block: multiples of `block_size`, each moved to where fewest bytes cross nearby.
+
+    Args:
+      graph: Any graph.
+      block_size: Forward nodes per block; a cut moves by at most a quarter of it.
+
+    Returns:
+      Increasing int64 array whose first entry is 0.
+    """
+    n, slack = graph.n_forward, block_size // 4
+    crossing = crossing_bytes(graph, graph.feeds_backward)
+    starts = [0]
+    for nominal in range(block_size, n, block_size):
+        low, high = max(nominal - slack, starts[-1] + 1), min(nominal + slack, n - 1)
+        window = crossing[low : high + 1]
+        cheapest = low + np.flatnonzero(window == window.min())
+        starts.append(int(cheapest[np.abs(cheapest - nominal).argmin()]))
+    return np.array(starts, np.int64)
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return `value` as an int, or raise PlanError naming the argument unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise PlanError(f"{name} must be a whole number of at least 1; found {value!r}")
+    return int(value)
+
+
+def _check_gradient(graph: Graph) -> None:
+    if not graph.n_backward:
+        raise PlanError(
+            f"a plan needs the backward phase; the graph {graph.name!r} has {graph.n_nodes} forward nodes alone. "
+            "Capture the gradient with capture_gradient(fun, *args)."
+        )
+
+
+def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES) -> Plan:
+    """Return the plan with the smallest predicted peak over some block sizes; within 2 % of it, what recomputes least.
+
+    Args:
+      graph: A gradient graph.
+      levels: Height of the tree of blocks, 1 or more.
+      octaves: The block sizes to try, as powers of two times n_forward ** (1 / (levels + 1)), the best size for a chain of
+        equal nodes.
+
+    Returns:
+      The plan.
+    """
+    ideal = graph.n_forward ** (1 / (levels + 1))
+    sizes = sorted({max(1, min(graph.n_forward, round(ideal * 2**e))) for e in octaves})
+    strategy = "blocks" if levels == 1 else "height compression"
+    plans = [_plan_tree(graph, size, levels, {"strategy": strategy}) for size in sizes]
+    good_bytes = 1.02 * min(p.peak_bytes for p in plans)
+    return min((p for p in plans if p.peak_bytes <= good_bytes), key=lambda p: (p.recompute_flops, p.peak_bytes))
+
+
+def _plan_tree(graph: Graph, block_size: int, levels: int, meta: dict[str, Any]) -> Plan:
+    starts = block_starts(graph, block_size)
+    meta = {**meta, "block_size": block_size, "levels": levels, "n_blocks": len(starts)}
+    return schedule(graph, _TreeSchedule(graph, starts, levels).steps(), meta)
+
+
+class _TreeSchedule:
+    """Lists the steps of a gradient whose forward phase is checkpointed over a tree of intervals.
+
+    A group of level 0 is the whole forward phase, of level `levels` one block. To *open* a group is to make the values that
+    cross between its children, from values that cross between larger groups; to open a block is to make its residuals.
+    The forward phase leaves the last group of every level open, since its values are there when the backward phase begins.
+    """
+
+    def __init__(self, graph: Graph, starts: np.ndarray, levels: int):
+        self.graph = graph
+        self.makers = graph.value_node.tolist()
+        n_blocks = len(starts)
+        branching = max(2, math.ceil(n_blocks ** (1 / levels) - 1e-9))
+        block_of_node = np.searchsorted(starts, np.arange(graph.n_forward), side="right") - 1
+        # groups[l][b]: the group of level l that block b is in; the last level is the block itself.
+        sizes = [max(1, branching ** (levels - level)) for level in range(levels + 1)]
+        blocks = np.arange(n_blocks)
+        self.groups = [np.zeros(n_blocks, np.int64), *(blocks // s for s in sizes[1:-1]), blocks]
+        self.first_read = _first_backward_read(graph)
+        self.block_of_value = np.full(graph.n_values, -1, np.int64)
+        forward = slice(graph.n_inputs, int(graph.output_start[graph.n_forward]))
+        self.block_of_value[forward] = block_of_node[graph.value_node[forward]]
+        self.level = self._crossing_levels()
+        self._sort_values()
+
+    def _crossing_levels(self) -> np.ndarray:
+        """Return the lowest level at which each value crosses between groups; `_NEVER` where it stays in its block."""
+        graph, block = self.graph, self.block_of_value
+        node, value = graph.reads
+        counted = (node < graph.n_forward) & graph.feeds_backward[node]
+        last = block.copy()
+        np.maximum.at(last, value[counted], block[graph.output_start[node[counted]]])
+        crossing = np.full(graph.n_values, _NEVER)
+        made = np.flatnonzero(block >= 0)
+        for level in range(len(self.groups) - 1, 0, -1):
+            group = self.groups[level]
+            crossing[made[group[block[made]] != group[last[made]]]] = level
+        crossing[self._read_early() | self._made_once(made)] = 1
+        return crossing
+
+    def _read_early(self) -> np.ndarray:
+        """Return which residuals the backward phase reads before it comes to their block; they are saved.
+
+        Comes to: half of the residuals of a later block have not yet been read for the first time.
+        """
+        block, first = self.block_of_value, self.first_read
+        residuals = self.graph.residuals
+        order = residuals[np.lexsort((first[residuals], block[residuals]))]
+        if not len(order):
+            return np.zeros(self.graph.n_values, bool)
+        starts = np.flatnonzero(np.r_[True, np.diff(block[order]) > 0])
+        middle = (starts + np.r_[starts[1:], len(order)]) // 2
+        turn = np.full(len(self.groups[-1]) + 1, -1, np.int64)
+        turn[block[order[starts]]] = first[order[middle]]
+        latest_after = np.maximum.accumulate(turn[::-1])[::-1]
+        early = np.zeros(self.graph.n_values, bool)
+        early[residuals] = first[residuals] < latest_after[block[residuals] + 1]
+        return early
+
+    def _made_once(self, made: np.ndarray) -> np.ndarray:
+        """Return which values come from a node with an effect; it cannot run again, so they are saved."""
+        once = np.zeros(self.graph.n_values, bool)
+        once[made] = self.graph.has_effect[self.graph.value_node[made]]
+        return once
+
+    def _sort_values(self) -> None:
+        """List, for each group, the values that opening it makes."""
+        block, levels = self.block_of_value, len(self.groups) - 1
+        self.targets: dict[tuple[int, int], list[int]] = {}
+        inner = np.flatnonzero((self.level > 1) & (self.level < _NEVER))
+        for level in range(2, levels + 1):
+            values = inner[self.level[inner] == level]
+            for v, g in zip(values.tolist(), self.groups[level - 1][block[values]].tolist(), strict=True):
+                self.targets.setdefault((level - 1, g), []).append(v)
+        self.in_block = self.first_read < _NEVER
+        self.in_block &= (self.level == _NEVER) & (block >= 0)
+        values = np.flatnonzero(self.in_block)
+        for v, b in zip(values.tolist(), block[values].tolist(), strict=True):
+            self.targets.setdefault((levels, b), []).append(v)
+
+    def steps(self) -> np.ndarray:
+        """Return the nodes in the order in which they run."""
+        graph, levels = self.graph, len(self.groups) - 1
+        self.available = bytearray(graph.n_values)
+        self.available[: graph.n_inputs] = b"\1" * graph.n_inputs
+        last_block = len(self.groups[-1]) - 1
+        self.open = {(level, int(self.groups[level][last_block])) for level in range(levels + 1)}
+        wanted = set(np.flatnonzero(self.level == 1).tolist())
+        for key in self.open:
+            wanted.update(self.targets.get(key, ()))
+        border = int(graph.output_start[graph.n_forward])
+        wanted.update(v for v in graph.outputs.tolist() if graph.n_inputs <= v < border)
+        effects = np.flatnonzero(graph.has_effect[: graph.n_forward]).tolist()
+        out = self._make(wanted, effects)
+
+        node, value = graph.reads
+        lazily = (node >= graph.n_forward) & self.in_block[value]
+        opens = dict[int, list[int]]()
+        for i, b in zip(node[lazily].tolist(), self.block_of_value[value[lazily]].tolist(), strict=True):
+            opens.setdefault(i, []).append(b)
+        for i in range(graph.n_forward, graph.n_nodes):
+            for b in opens.get(i, ()):
+                if (levels, b) not in self.open:
+                    self._open_block(b, out)
+            out.append(i)
+        return np.array(out, np.int64)
+
+    def _open_block(self, b: int, out: list[int]) -> None:
+        for level, groups in enumerate(self.groups):
+            key = (level, int(groups[b]))
+            if key not in self.open:
+                self.open.add(key)
+                out += self._make(self.targets.get(key, ()))
+
+    def _make(self, wanted: Any, nodes: Any = ()) -> list[int]:
+        """Return the nodes that make `wanted` (and `nodes`) from what is available, in order; mark `wanted` available."""
+        available, makers, reads = self.available, self.makers, self.graph.read_lists
+        found = set(nodes)
+        found.update(makers[v] for v in wanted if not available[v])
+        stack = list(found)
+        while stack:
+            for v in reads[stack.pop()]:
+                if not available[v]:
+                    i = makers[v]
+                    if i not in found:
+                        found.add(i)
+                        stack.append(i)
+        for v in wanted:
+            available[v] = 1
+        return sorted(found)
+
+
+def _first_backward_read(graph: Graph) -> np.ndarray:
+    """Return the first backward node that reads each value, `_NEVER` where none does; int64 of shape (n_values,)."""
+    node, value = graph.reads
+    first = np.full(graph.n_values, _NEVER)
+    backward = node >= graph.n_forward
+    np.minimum.at(first, value[backward], node[backward])
+    return first

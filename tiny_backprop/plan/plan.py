@@ -1,0 +1,222 @@
+"""A plan: what to run, save, recompute and free, and what that costs by the referee's count."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import html
+import json
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import pandas as pd
+
+from tiny_backprop import display
+from tiny_backprop.errors import PlanError
+from tiny_backprop.graph import Graph, read_json
+from tiny_backprop.liveness import frontier
+from tiny_backprop.plan.simulate import Op, Timeline, simulate
+from tiny_backprop.units import format_bytes, format_flops
+
+_FORMAT = "tiny_backprop.plan"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """One action of a plan.
+
+    Attributes:
+      op: What is done.
+      target: The node that is run, or the value that is saved or freed.
+    """
+
+    op: Op
+    target: int
+
+    def __repr__(self) -> str:
+        return f"{self.op.name.lower()} {'value' if self.op in (Op.SAVE, Op.FREE) else 'node'} {self.target}"
+
+
+class _Actions(Sequence[Action]):
+    """`Plan.actions`: actions are made when asked for."""
+
+    def __init__(self, ops: np.ndarray, targets: np.ndarray):
+        self._ops, self._targets = ops, targets
+
+    def __len__(self) -> int:
+        return len(self._ops)
+
+    @overload
+    def __getitem__(self, i: int) -> Action: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Action]: ...
+    def __getitem__(self, i: int | slice) -> Action | list[Action]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        return Action(Op(int(self._ops[i])), int(self._targets[i]))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} actions>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What to do with every node and value of a gradient, with its predicted price.
+
+    Every figure is predicted: it is what `simulate` counts for these actions on this graph. Two plans are equal when they
+    do the same on the same graph.
+
+    Attributes:
+      graph: The gradient graph that the plan is for.
+      ops: `Op` of each action, uint8 of shape (n_actions,).
+      targets: Node or value of each action, int64 of shape (n_actions,).
+      meta: How the plan was made: `strategy`, `block_size` (as it was asked for), `levels`, `n_blocks`, and `peak_frontier`,
+        the same number as `peak_bytes`.
+      timeline: What the referee saw.
+    """
+
+    graph: Graph
+    ops: np.ndarray
+    targets: np.ndarray
+    meta: dict[str, Any]
+    timeline: Timeline
+
+    @classmethod
+    def from_actions(cls, graph: Graph, ops: np.ndarray, targets: np.ndarray, meta: dict[str, Any]) -> Plan:
+        """Let the referee play the actions and return the plan.
+
+        Raises:
+          IllegalPlanError: The actions break a rule of `simulate`.
+        """
+        timeline = simulate(graph, ops, targets)
+        return cls(graph, ops, targets, {**meta, "peak_frontier": timeline.peak_bytes}, timeline)
+
+    @property
+    def actions(self) -> Sequence[Action]:
+        """The actions in order."""
+        return _Actions(self.ops, self.targets)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest number of live bytes at any step, forward and backward; inputs of the graph are not counted."""
+        return self.timeline.peak_bytes
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of the forward values that are kept for the backward phase."""
+        return self.timeline.saved_bytes
+
+    @property
+    def recompute_flops(self) -> float:
+        """FLOPs of the nodes that run again."""
+        return self.timeline.recompute_flops
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the whole gradient, recomputation included."""
+        return float(self.graph.flops.sum()) + self.recompute_flops
+
+    @property
+    def recompute_fraction(self) -> float:
+        """`recompute_flops` in proportion to the FLOPs of the gradient with every node run once."""
+        total = float(self.graph.flops.sum())
+        return self.recompute_flops / total if total else 0.0
+
+    @functools.cached_property
+    def saved(self) -> np.ndarray:
+        """Numbers of the saved values, in order."""
+        return np.sort(self.targets[self.ops == Op.SAVE]).astype(np.int64)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Plan)
+            and self.graph.fingerprint == other.graph.fingerprint
+            and np.array_equal(self.ops, other.ops)
+            and np.array_equal(self.targets, other.targets)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.graph.fingerprint, self.ops.tobytes(), self.targets.tobytes()))
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text; `Plan.from_json` reads it back beside its graph."""
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "fingerprint": self.graph.fingerprint,
+                "meta": self.meta,
+                "ops": self.ops.tolist(),
+                "targets": self.targets.tolist(),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str, graph: Graph) -> Plan:
+        """Read a plan that `to_json` wrote, for a graph; the referee plays it again.
+
+        Raises:
+          PlanError: The text is no plan, was written by another version of the format, or belongs to another graph.
+          IllegalPlanError: The actions were altered and no longer make a legal plan.
+        """
+        data = read_json(text, _FORMAT, _VERSION, PlanError)
+        missing = {"fingerprint", "meta", "ops", "targets"} - set(data)
+        if missing:
+            raise PlanError(f"the saved plan lacks {sorted(missing)}")
+        check_fits(data["fingerprint"], graph)
+        return cls.from_actions(
+            graph, np.array(data["ops"], np.uint8), np.array(data["targets"], np.int64), dict(data["meta"])
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per step: action, node, primitive, predicted live bytes, scope and source."""
+        t, g = self.timeline, self.graph
+        names = np.array([op.name.lower() for op in Op])
+        steps = t.steps.tolist()
+        return pd.DataFrame(
+            {
+                "action": names[t.ops],
+                "node": t.steps,
+                "primitive": [g.primitives[i] for i in steps],
+                "live_bytes": t.live_bytes,
+                "made_bytes": g.node_bytes[t.steps],
+                "flops": g.flops[t.steps],
+                "scope": [g.scopes[i] for i in steps],
+                "source": [g.sources[i] for i in steps],
+            },
+            index=pd.RangeIndex(len(steps), name="step"),
+        )
+
+    def __repr__(self) -> str:
+        asked = ", ".join(f"{k}={self.meta[k]!r}" for k in ("strategy", "block_size", "levels") if k in self.meta)
+        return (
+            f"Plan({asked}: predicted peak {format_bytes(self.peak_bytes)}, saved {format_bytes(self.saved_bytes)}, "
+            f"recompute {format_flops(self.recompute_flops)} = +{self.recompute_fraction:.1%})"
+        )
+
+    def _repr_html_(self) -> str:
+        return display.guarded(self._html, self)
+
+    def _html(self) -> str:
+        plain = frontier(self.graph)
+        rows = [
+            ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(int(plain.max(initial=0)))),
+            ("saved (predicted)", format_bytes(self.saved_bytes), "every residual"),
+            ("recompute (predicted)", f"{format_flops(self.recompute_flops)}, +{self.recompute_fraction:.1%}", "none"),
+        ]
+        title = ", ".join(f"{k} {self.meta[k]}" for k in ("strategy", "block_size", "levels", "n_blocks") if k in self.meta)
+        picture = display.frontier_svg(self.timeline.live_bytes, self.timeline.n_forward_steps, plain)
+        header = ("", "this plan", "save everything")
+        return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{display.table(rows, header)}</div>"
+
+
+def check_fits(fingerprint: str, graph: Graph) -> None:
+    """Raise PlanError unless a plan for the graph with `fingerprint` may be used with `graph`."""
+    if fingerprint != graph.fingerprint:
+        raise PlanError(
+            f"the plan was made for a graph with fingerprint {fingerprint}; this graph ({graph.name!r}, {graph.n_nodes} "
+            f"nodes) has {graph.fingerprint}. A plan fits one function with one set of shapes and dtypes: make it again "
+            "for these arguments."
+        )
