@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -220,19 +220,16 @@ class _TreeSchedule:
         return once
 
     def _sort_values(self) -> None:
-        """List, for each group, the values that opening it makes."""
-        block, levels = self.block_of_value, len(self.groups) - 1
+        """List, for each group, the values that opening it makes, and note for each value the level of that group."""
+        levels = len(self.groups) - 1
+        self.opened_by = np.where((self.level > 1) & (self.level < _NEVER), self.level - 1, -1)
+        in_block = (self.first_read < _NEVER) & (self.level == _NEVER) & (self.block_of_value >= 0)
+        self.opened_by[in_block] = levels
         self.targets: dict[tuple[int, int], list[int]] = {}
-        inner = np.flatnonzero((self.level > 1) & (self.level < _NEVER))
-        for level in range(2, levels + 1):
-            values = inner[self.level[inner] == level]
-            for v, g in zip(values.tolist(), self.groups[level - 1][block[values]].tolist(), strict=True):
-                self.targets.setdefault((level - 1, g), []).append(v)
-        self.in_block = self.first_read < _NEVER
-        self.in_block &= (self.level == _NEVER) & (block >= 0)
-        values = np.flatnonzero(self.in_block)
-        for v, b in zip(values.tolist(), block[values].tolist(), strict=True):
-            self.targets.setdefault((levels, b), []).append(v)
+        for level in range(1, levels + 1):
+            values = np.flatnonzero(self.opened_by == level)
+            for v, g in zip(values.tolist(), self.groups[level][self.block_of_value[values]].tolist(), strict=True):
+                self.targets.setdefault((level, g), []).append(v)
 
     def steps(self) -> np.ndarray:
         """Return the nodes in the order in which they run."""
@@ -247,23 +244,30 @@ class _TreeSchedule:
         border = int(graph.output_start[graph.n_forward])
         wanted.update(v for v in graph.outputs.tolist() if graph.n_inputs <= v < border)
         effects = np.flatnonzero(graph.has_effect[: graph.n_forward]).tolist()
-        out = self._make(wanted, effects)
-
-        node, value = graph.reads
-        lazily = (node >= graph.n_forward) & self.in_block[value]
-        opens = dict[int, list[int]]()
-        for i, b in zip(node[lazily].tolist(), self.block_of_value[value[lazily]].tolist(), strict=True):
-            opens.setdefault(i, []).append(b)
-        for i in range(graph.n_forward, graph.n_nodes):
-            for b in opens.get(i, ()):
-                if (levels, b) not in self.open:
-                    self._open_block(b, out)
-            out.append(i)
+        out, out_upto = self._make(wanted, effects), graph.n_forward
+        for i, (depth, block) in self._needs():
+            while out_upto < i:
+                out.append(out_upto)
+                out_upto += 1
+            self._open(depth, block, out)
+        out.extend(range(out_upto, graph.n_nodes))
         return np.array(out, np.int64)
 
-    def _open_block(self, b: int, out: list[int]) -> None:
-        for level, groups in enumerate(self.groups):
-            key = (level, int(groups[b]))
+    def _needs(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield, in order, which backward node reads a residual that some group makes: its level and its block."""
+        graph = self.graph
+        node, value = graph.reads
+        lazily = (node >= graph.n_forward) & (self.opened_by[value] >= 0)
+        nodes, values = node[lazily], value[lazily]
+        keys = zip(self.opened_by[values].tolist(), self.block_of_value[values].tolist(), strict=True)
+        yield from zip(nodes.tolist(), keys, strict=True)
+
+    def _open(self, depth: int, block: int, out: list[int]) -> None:
+        """Open the groups that a block is in, from the largest down to those of level `depth`."""
+        if (depth, int(self.groups[depth][block])) in self.open:
+            return
+        for level in range(depth + 1):
+            key = (level, int(self.groups[level][block]))
             if key not in self.open:
                 self.open.add(key)
                 out += self._make(self.targets.get(key, ()))

@@ -107,6 +107,7 @@ def simulate(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> Timeline:
     returned = np.unique(graph.outputs[graph.outputs >= graph.n_inputs])
     if not np.all(events.alive_before(returned, np.full(len(returned), len(ops)))):
         raise IllegalPlanError("the plan ends without some value that the program returns")
+    _check_complete(graph, steps)
     _check_saved(graph, ops, targets, events, returned)
 
     delta = np.zeros(len(ops) + 1, np.int64)
@@ -167,7 +168,7 @@ def _check_targets(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> None:
 
 
 def _check_steps(graph: Graph, ops: np.ndarray, steps: np.ndarray, at: np.ndarray) -> None:
-    """Check that nodes run in their phase, as often as they may, and that none the outputs need is missing."""
+    """Check that nodes run in their phase, and as often as they may."""
 
     def refuse(bad: np.ndarray, why: str) -> None:
         if np.any(bad):
@@ -183,12 +184,15 @@ def _check_steps(graph: Graph, ops: np.ndarray, steps: np.ndarray, at: np.ndarra
     refuse((ops == Op.RUN) & ~first, "runs a node that ran before; that is a recomputation")
     refuse((ops == Op.RECOMPUTE) & first, "recomputes a node that never ran")
     refuse(graph.has_effect[steps] & ~first, "repeats a node with an effect, which may run only once")
+
+
+def _check_complete(graph: Graph, steps: np.ndarray) -> None:
+    """Check that every backward node and every effect runs."""
     ran = np.zeros(graph.n_nodes, bool)
     ran[steps] = True
-    missing = ~ran & (graph.is_backward | graph.has_effect)
-    if np.any(missing):
-        i = int(np.flatnonzero(missing)[0])
-        raise IllegalPlanError(f"the plan never runs node {i} ({graph.primitives[i]})")
+    missing = np.flatnonzero(~ran & (graph.is_backward | graph.has_effect))
+    if len(missing):
+        raise IllegalPlanError(f"the plan never runs node {missing[0]} ({graph.primitives[missing[0]]})")
 
 
 def _check_saved(graph: Graph, ops: np.ndarray, targets: np.ndarray, events: _Events, returned: np.ndarray) -> None:

@@ -1,7 +1,12 @@
 """The interactive part of tiny_backprop: the plan explorer, the frontier plot, the JAXPR as a DAG, the report.
 
-It builds on the public interface of `tiny_backprop`, which does not depend on it: whatever the widgets do can be done
-without them.
+It builds on `tiny_backprop`, which does not depend on it: whatever the widgets do can be done without them.
 """
 
+from tiny_backprop_widgets.dag import JaxprDag as JaxprDag
+from tiny_backprop_widgets.dag import jaxpr_dag as jaxpr_dag
+from tiny_backprop_widgets.explorer import PlanExplorer as PlanExplorer
+from tiny_backprop_widgets.frontier import DisplayError as DisplayError
+from tiny_backprop_widgets.frontier import export_frontier as export_frontier
 from tiny_backprop_widgets.frontier import plot_frontier as plot_frontier
+from tiny_backprop_widgets.report import write_report as write_report

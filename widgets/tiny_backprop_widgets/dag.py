@@ -11,7 +11,9 @@ A known weakness: inputs of the graph (arguments, constants, cotangents) are not
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
+import itertools
 import os
 import re
 import shutil
@@ -37,18 +39,24 @@ _N_LETTERS = 60
 _FORWARD, _BACKWARD, _SAVED = display.FORWARD, display.BACKWARD, "#009E73"
 _STYLES = {
     "forward": {"shape": "box", "color": _FORWARD, "fillcolor": "#d9ebf7"},
-    "backward": {"shape": "octagon", "color": _BACKWARD, "fillcolor": "#fbe3d3"},
+    "backward": {
+        "shape": "box",
+        "style": "filled,rounded",
+        "penwidth": "2",
+        "color": _BACKWARD,
+        "fillcolor": "#fbe3d3",
+    },
     "saved": {"shape": "cylinder", "color": _SAVED, "fillcolor": "#d5f0e7"},
 }
 _LEGEND = {
     "forward": "blue boxes: forward",
-    "backward": "orange octagons: backward",
+    "backward": "orange boxes with round corners: backward",
     "saved": "green cylinders: saved by the plan",
 }
 _HOW_TO_GET_DOT = (
     "Graphviz's program `dot`, which draws the graph, was not found. Install it with `apt-get install graphviz`, "
-    "`brew install graphviz` or `conda install -c conda-forge graphviz`. The DOT text is there without it: `.source`, or "
-    "`.save('dag.dot')`; any viewer of DOT files draws it."
+    "`brew install graphviz` or `conda install -c conda-forge graphviz`. The DOT text is there without it: `.source`, "
+    "or `.save('dag.dot')`; any viewer of DOT files draws it."
 )
 
 
@@ -81,7 +89,7 @@ class JaxprDag:
         """Write the drawing as `.svg`, `.pdf` or `.png`, or its DOT text as `.dot`, and return the path.
 
         Raises:
-          DisplayError: The suffix is none of these, or `dot` is needed and is missing, fails or takes longer than 30 seconds.
+          DisplayError: The suffix is none of these; or `dot`, if needed, is missing, fails or takes longer than 30 s.
           OSError: The file cannot be written.
         """
         path = Path(path)
@@ -110,10 +118,10 @@ class JaxprDag:
 def jaxpr_dag(graph: Graph, plan: Plan | None = None, max_boxes: int = 200) -> JaxprDag:
     """Return a program as a graph of at most `max_boxes` boxes, collapsed by block.
 
-    Boxes tell the number of their equations, their FLOPs and the bytes that they make; edges the number and bytes of the
-    values that pass. With a plan, what it saves is a box of its own beside each block, a solid edge from there into the
-    backward phase is a saved value (read there, or by a recomputation there), and a dashed one is a recomputed value.
-    FLOPs and bytes are predicted.
+    Boxes tell the number of their equations, their FLOPs and the bytes that they make; edges the number and bytes of
+    the values that pass. With a plan, what it saves is a box of its own beside each block, a green edge from there into
+    the backward phase is a saved value (read there, or by forward equations that run there), and a dashed edge is a
+    value that is not saved, but made when the backward phase needs it. FLOPs and bytes are predicted.
 
     Args:
       graph: Any graph.
@@ -147,7 +155,7 @@ def jaxpr_dag(graph: Graph, plan: Plan | None = None, max_boxes: int = 200) -> J
 
 @dataclasses.dataclass(frozen=True)
 class _Groups:
-    """Runs of consecutive nodes: group g is nodes `starts[g]` to `starts[g + 1] - 1`; the first `n_forward` are forward."""
+    """Runs of consecutive nodes, the first `n_forward` of them forward; group g begins with node `starts[g]`."""
 
     graph: Graph
     plan: Plan | None
@@ -156,9 +164,10 @@ class _Groups:
     of_node: np.ndarray
     n_merged: int
 
+    @functools.cached_property
     def spans(self) -> list[tuple[int, int]]:
         bounds = [*self.starts.tolist(), self.graph.n_nodes]
-        return list(zip(bounds, bounds[1:], strict=False))
+        return list(itertools.pairwise(bounds))
 
 
 def _group(graph: Graph, plan: Plan | None, max_boxes: int) -> _Groups:
@@ -219,18 +228,19 @@ class _Edge:
     head: str
     n_values: int
     bytes: int
-    is_recomputed: bool = False
+    is_missing: bool = False
 
     @property
     def label(self) -> str:
         values = "" if self.n_values == 1 else f"{self.n_values} values, "
-        return f"{values}{format_bytes(self.bytes)}{', recomputed' if self.is_recomputed else ''}"
+        return f"{values}{format_bytes(self.bytes)}{', not saved' if self.is_missing else ''}"
 
 
 def _boxes(groups: _Groups) -> list[_Box]:
-    recomputed = _recomputations(groups)[1]
-    n_again = np.bincount(recomputed, minlength=len(groups.starts))
-    boxes = [_group_box(groups, g, i, j, int(n_again[g])) for g, (i, j) in enumerate(groups.spans())]
+    _, at, is_again = _late_runs(groups)
+    n_late = np.bincount(at, minlength=len(groups.starts)).tolist()
+    n_again = np.bincount(at[is_again], minlength=len(groups.starts)).tolist()
+    boxes = [_group_box(groups, g, n_late[g], n_again[g]) for g in range(len(groups.starts))]
     if groups.plan is not None:
         saved = groups.plan.saved
         owner = groups.of_node[groups.graph.value_node[saved]]
@@ -242,12 +252,12 @@ def _boxes(groups: _Groups) -> list[_Box]:
     return boxes
 
 
-def _group_box(groups: _Groups, g: int, i: int, j: int, n_again: int) -> _Box:
-    graph = groups.graph
+def _group_box(groups: _Groups, g: int, n_late: int, n_again: int) -> _Box:
+    graph, (i, j) = groups.graph, groups.spans[g]
     kind = "forward" if g < groups.n_forward else "backward"
     made = f"makes {format_bytes(int(graph.node_bytes[i:j].sum()))}"
     flops = format_flops(float(graph.flops[i:j].sum()))
-    scope = Counter(graph.scopes[i:j]).most_common(1)[0][0]
+    scope = _plain_scope(Counter(graph.scopes[i:j]).most_common(1)[0][0])
     if j - i == 1:
         node = graph.node(i)
         shapes = " ".join(f"{v.dtype}{list(v.shape)}" for v in node.outputs[:3])
@@ -257,23 +267,30 @@ def _group_box(groups: _Groups, g: int, i: int, j: int, n_again: int) -> _Box:
         lines = (f"{kind}, {j - i} equations", f"{flops}, {made}", common)
     if scope:
         lines = (lines[0], f"in {scope}", *lines[1:])
-    if n_again:
-        lines = (*lines, f"recomputes {n_again} equations first")
+    if n_late:
+        lines = (*lines, f"first runs {n_late} forward equations, {n_again} again")
     where = next((s for s in graph.sources[i:j] if s), "no source line")
     nodes = f"node {i}" if j - i == 1 else f"nodes {i} to {j - 1}"
     return _Box(f"g{g}", kind, lines, f"{nodes}; {where}")
 
 
-def _recomputations(groups: _Groups) -> tuple[np.ndarray, np.ndarray]:
-    """Return each node that the plan recomputes, and the backward group just before or in which it does so."""
+def _plain_scope(scope: str) -> str:
+    """Return a name stack without what differentiation wraps around it; the box says its phase already."""
+    while wrapped := re.fullmatch(r"(?:jvp|transpose)\((.*)\)", scope, re.DOTALL):
+        scope = wrapped[1]
+    return scope
+
+
+def _late_runs(groups: _Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the forward nodes that the plan runs in the backward phase, the group for which, and whether again."""
     if groups.plan is None:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool)
     timeline = groups.plan.timeline
     backward = np.flatnonzero(timeline.ops == Op.BACKWARD)
-    again = np.flatnonzero(timeline.ops == Op.RECOMPUTE)
-    again = again[again < backward[-1]] if len(backward) else again[:0]
-    following = timeline.steps[backward[np.searchsorted(backward, again)]]
-    return timeline.steps[again], groups.of_node[following]
+    late = np.flatnonzero(timeline.ops != Op.BACKWARD)
+    late = late[(late > timeline.n_forward_steps) & (late < backward.max(initial=0))]
+    following = timeline.steps[backward[np.searchsorted(backward, late)]]
+    return timeline.steps[late], groups.of_node[following], timeline.ops[late] == Op.RECOMPUTE
 
 
 def _edges(groups: _Groups) -> list[_Edge]:
@@ -282,19 +299,17 @@ def _edges(groups: _Groups) -> list[_Edge]:
     tail, head = of_node[graph.value_node[value]], of_node[node]
     is_residual = (tail < groups.n_forward) & (head >= groups.n_forward)
     is_saved = np.zeros(graph.n_values, bool)
-    is_again = np.zeros(graph.n_nodes, bool)
     if groups.plan is not None:
         is_saved[groups.plan.saved] = True
-        is_again[_recomputations(groups)[0]] = True
-    again = is_residual & ~is_saved[value] & is_again[graph.value_node[value]]
-    plain = (tail != head) & ~again & ~(is_residual & is_saved[value])
+    direct = is_residual & is_saved[value]
+    missing = is_residual & ~is_saved[value] & (groups.plan is not None)
+    plain = (tail != head) & ~direct & ~missing
     edges = _summed(groups, tail[plain], head[plain], value[plain], "g")
-    edges += _summed(groups, tail[again], head[again], value[again], "g", is_recomputed=True)
+    edges += _summed(groups, tail[missing], head[missing], value[missing], "g", is_missing=True)
     if groups.plan is not None:
         saved = groups.plan.saved
         owner = of_node[graph.value_node[saved]]
         edges += [dataclasses.replace(e, head="s" + e.head[1:]) for e in _summed(groups, owner, owner, saved, "g")]
-        direct = is_residual & is_saved[value]
         values, heads = _read_by_recomputation(groups, is_saved)
         values, heads = np.r_[value[direct], values], np.r_[head[direct], heads]
         edges += _summed(groups, of_node[graph.value_node[values]], heads, values, "s")
@@ -302,8 +317,8 @@ def _edges(groups: _Groups) -> list[_Edge]:
 
 
 def _read_by_recomputation(groups: _Groups, is_saved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return saved values that recomputations read, and the backward groups for which these run."""
-    nodes, heads = _recomputations(groups)
+    """Return the saved values that forward nodes read in the backward phase, and the groups for which these run."""
+    nodes, heads, _ = _late_runs(groups)
     reads = [(v, g) for i, g in zip(nodes.tolist(), heads.tolist(), strict=True) for v in groups.graph.read_lists[i]]
     pairs = np.array(reads, np.int64).reshape(-1, 2)
     pairs = pairs[is_saved[pairs[:, 0]]]
@@ -311,7 +326,7 @@ def _read_by_recomputation(groups: _Groups, is_saved: np.ndarray) -> tuple[np.nd
 
 
 def _summed(
-    groups: _Groups, tail: np.ndarray, head: np.ndarray, value: np.ndarray, letter: str, is_recomputed: bool = False
+    groups: _Groups, tail: np.ndarray, head: np.ndarray, value: np.ndarray, letter: str, is_missing: bool = False
 ) -> list[_Edge]:
     """Return one edge for each pair (tail, head), each value counted once; `letter` begins the name of the tail."""
     rows = np.unique(np.stack([tail, head, value], axis=1), axis=0)
@@ -321,7 +336,7 @@ def _summed(
     n_bytes = np.zeros(len(pairs), np.int64)
     np.add.at(n_bytes, at, groups.graph.value_bytes[rows[:, 2]])
     return [
-        _Edge(f"{letter}{t}", f"g{h}", n, b, is_recomputed)
+        _Edge(f"{letter}{t}", f"g{h}", n, b, is_missing)
         for (t, h), n, b in zip(pairs.tolist(), n_values, n_bytes.tolist(), strict=True)
     ]
 
@@ -341,7 +356,12 @@ def _caption(groups: _Groups, boxes: list[_Box]) -> str:
 
 
 def _dot(graph: Graph, caption: str, boxes: list[_Box], edges: list[_Edge]) -> str:
-    attributes = {"label": _label(graph.name, caption), "labelloc": "t", "bgcolor": "white", "fontname": "sans-serif"}
+    attributes = {
+        "label": _label(graph.name, *caption.split("; ")),
+        "labelloc": "t",
+        "bgcolor": "white",
+        "fontname": "sans-serif",
+    }
     attributes |= {"fontsize": "11", "nodesep": "0.25", "ranksep": "0.35"}
     attributes |= {"nslimit": "1", "nslimit1": "1", "mclimit": "0.1"} if len(boxes) > 60 else {}
     dot = graphviz.Digraph("jaxpr", graph_attr=attributes)
@@ -349,18 +369,20 @@ def _dot(graph: Graph, caption: str, boxes: list[_Box], edges: list[_Edge]) -> s
     dot.attr("edge", fontname="sans-serif", fontsize="8", color="#555555", arrowsize="0.6")
     for box in boxes:
         dot.node(box.name, _label(*box.lines), tooltip=_label(box.tooltip), **_STYLES[box.kind])
-    backward = {b.name for b in boxes if b.kind == "backward"}
+    kinds = {b.name: b.kind for b in boxes}
     for edge in edges:
-        _add_edge(dot, edge, backward)
+        _add_edge(dot, edge, kinds)
     return dot.source
 
 
-def _add_edge(dot: graphviz.Digraph, edge: _Edge, backward: set[str]) -> None:
-    style = {"style": "dashed", "color": _BACKWARD} if edge.is_recomputed else {}
+def _add_edge(dot: graphviz.Digraph, edge: _Edge, kinds: dict[str, str]) -> None:
+    style = {"style": "dashed", "color": _BACKWARD} if edge.is_missing else {}
     if edge.tail.startswith("s") or edge.head.startswith("s"):
         style = {"color": _SAVED, "penwidth": "1.6"}
     tip = f"{edge.tail} to {edge.head}: {edge.label}"
-    if edge.tail in backward and edge.head in backward:
+    if kinds[edge.tail] == kinds[edge.head] and int(edge.head[1:]) == int(edge.tail[1:]) + 1:
+        style = {**style, "weight": "20"}  # keeps the groups of a phase in one column
+    if kinds[edge.tail] == kinds[edge.head] == "backward":
         dot.edge(edge.head, edge.tail, edge.label, dir="back", edgetooltip=tip, **style)
     else:
         dot.edge(edge.tail, edge.head, edge.label, edgetooltip=tip, **style)
@@ -378,11 +400,15 @@ def _escaped(text: str) -> str:
     return str(graphviz.escape(text.replace("&", "&amp;")))
 
 
+def has_dot() -> bool:
+    """Return whether Graphviz's program `dot` is installed."""
+    return shutil.which("dot") is not None
+
+
 def _run_dot(source: str, suffix: str) -> bytes:
     program = shutil.which("dot")
     if program is None:
         raise DisplayError(_HOW_TO_GET_DOT)
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}  # a PDF carries no date
     try:
         done = subprocess.run(
             [program, f"-T{suffix}"],
@@ -390,7 +416,6 @@ def _run_dot(source: str, suffix: str) -> bytes:
             capture_output=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
-            env=environment,
         )
     except subprocess.TimeoutExpired:
         raise DisplayError(
@@ -399,4 +424,5 @@ def _run_dot(source: str, suffix: str) -> bytes:
         ) from None
     if done.returncode:
         raise DisplayError(f"dot failed: {done.stderr.decode(errors='replace').strip()[:500]}")
-    return done.stdout
+    # A PDF tells when it was written. What replaces that has the same length: offsets in the file stay right.
+    return re.sub(rb"(/CreationDate \(D:)\d{14}", rb"\g<1>" + b"20000101000000", done.stdout)

@@ -41,9 +41,10 @@ class _NotebookFigure(Figure):
 def plot_frontier(plan: Plan, *, baseline: bool | Plan = True, ax: Axes | None = None) -> Figure:
     """Draw the predicted live bytes of a plan over its steps, above those of save-everything.
 
-    The horizontal axis counts the plan's steps, recomputation included. The curve of save-everything has fewer steps; each
-    of its phases is stretched to the width of the plan's, so that the borders of forward and backward phase coincide. Long
-    schedules are shortened to the peaks of short runs of steps. Neither pyplot nor any global setting is touched.
+    The horizontal axis counts the plan's steps, recomputation included. The curve of save-everything has fewer steps;
+    each of its phases is stretched to the width of the plan's, so that the borders of forward and backward phase
+    coincide. Long schedules are shortened to the peaks of short runs of steps. Neither pyplot nor any global setting is
+    touched.
 
     Args:
       plan: The plan; its bytes are predicted.
@@ -64,7 +65,7 @@ def plot_frontier(plan: Plan, *, baseline: bool | Plan = True, ax: Axes | None =
       'live bytes, predicted (B)'
     """
     if not isinstance(plan, Plan):
-        raise DisplayError(f"plot_frontier needs a Plan; found {type(plan).__name__}. Make one with plan_blocks(graph).")
+        raise DisplayError(f"plot_frontier needs a Plan; found {type(plan).__name__}. Try plan_blocks(graph).")
     behind = _baseline(plan, baseline)
     if ax is None:
         ax = _NotebookFigure(figsize=(7.6, 3.2)).add_axes((0.1, 0.155, 0.88, 0.735))
@@ -98,7 +99,7 @@ def export_frontier(plan: Plan, path: str | os.PathLike[str], *, baseline: bool 
         with matplotlib.style.context("default"):
             path.write_bytes(render(plot_frontier(plan, baseline=baseline), suffix))
     else:
-        raise DisplayError(f"a frontier is exported as .png, .svg, .pdf or .csv; {path.name!r} asks for {path.suffix!r}")
+        raise DisplayError(f"a frontier is written as .png, .svg, .pdf or .csv; {path.name!r} asks for {path.suffix!r}")
     return path
 
 
@@ -127,15 +128,20 @@ def _draw(plan: Plan, behind: Plan | None, ax: Axes) -> None:
     ax.set_ylim(0, 1.25 * top_bytes / scale)
     if behind:
         _draw_baseline(behind, border, n_steps, scale, ax)
-    _stairs(ax, live[:border] / scale, 0, border, facecolor=FORWARD, linewidth=0, alpha=0.85, label="this plan, forward")
+    _stairs(
+        ax, live[:border] / scale, 0, border, facecolor=FORWARD, linewidth=0, alpha=0.85, label="this plan, forward"
+    )
     backward = {"facecolor": BACKWARD, "edgecolor": "#5c2800", "hatch": "////", "linewidth": 0, "alpha": 0.85}
     _stairs(ax, live[border:] / scale, border, n_steps, label="this plan, backward", **backward)
     _mark_peak(plan, scale, ax)
     _mark_phases(border, n_steps, ax)
     ax.set_ylabel(f"live bytes, predicted ({format_bytes(scale).split()[-1]})")
-    stretched = f"; the {len(behind.timeline.steps):,} steps of the other curve are stretched to the phases" if behind else ""
+    stretched = (
+        f"; the {len(behind.timeline.steps):,} steps of the other curve are stretched to the phases" if behind else ""
+    )
     ax.set_xlabel(f"step of the plan ({n_steps:,}){stretched}")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=9, borderaxespad=0.2)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=9, borderaxespad=0.2)
 
 
 def _draw_baseline(behind: Plan, border: int, n_steps: int, scale: int, ax: Axes) -> None:
@@ -149,10 +155,10 @@ def _draw_baseline(behind: Plan, border: int, n_steps: int, scale: int, ax: Axes
 
 
 def _stairs(ax: Axes, live: np.ndarray, x0: float, x1: float, **style: Any) -> None:
-    """Fill the area under live bytes stretched from x0 to x1; where there are more steps than pixels, under their peaks."""
+    """Fill the area under live bytes, stretched from x0 to x1; where steps outnumber pixels, under their peaks."""
     if len(live):
         heights = peaks_per_bin(live, max(1, round(_N_BINS * (x1 - x0) / ax.get_xlim()[1])))
-        # Axes.stairs would measure each of the many corners as a Bézier curve, to autoscale; the limits are set by hand.
+        # Axes.stairs would measure each corner as a Bézier curve, to autoscale; the limits are set by hand.
         ax.add_artist(StepPatch(heights, np.linspace(x0, x1, len(heights) + 1), fill=True, **style))
 
 
@@ -176,5 +182,7 @@ def _mark_phases(border: int, n_steps: int, ax: Axes) -> None:
     for name, x0, x1, color in (("forward", 0, border, FORWARD), ("backward", border, n_steps, BACKWARD)):
         if x1 > x0:
             ax.axvspan(x0, x1, color=color, alpha=0.06, linewidth=0, zorder=0)
-            ax.text((x0 + x1) / 2, 0.98, name, transform=ax.get_xaxis_transform(), ha="center", va="top", style="italic")
+            ax.text(
+                (x0 + x1) / 2, 0.98, name, transform=ax.get_xaxis_transform(), ha="center", va="top", style="italic"
+            )
     ax.axvline(border, color="black", linewidth=0.8, linestyle=":")

@@ -69,7 +69,8 @@ def is_side_effect(effect: Any) -> bool:
 def close_jaxpr(invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
     """Return a closed jaxpr without constants."""
     effects = frozenset().union(*(e.effects for e in eqns))
-    return ClosedJaxpr(jex_core.Jaxpr([], list(invars), list(outvars), list(eqns), effects), [])
+    info = jex_core.DebugInfo("tiny_backprop", "a planned program", ("",) * len(invars), ("",) * len(outvars))
+    return ClosedJaxpr(jex_core.Jaxpr([], list(invars), list(outvars), list(eqns), effects, info), [])
 
 
 def with_outer_scope(eqn: Any, outer: Any) -> Any:

@@ -102,7 +102,7 @@ class PlannedProgram:
 
         @forward.defjvp
         def _(primals: Any, tangents: Any) -> Any:
-            outs = run(*primals[0])
+            outs = forward(*primals)
             _, out_tangents = jax.jvp(self.plain, primals, tangents)
             return outs, [*out_tangents, *map(compat.zero_tangent, outs[self.n_outs :])]
 
@@ -119,10 +119,9 @@ class PlannedProgram:
 
         @backward.defjvp
         def _(primals: Any, tangents: Any) -> Any:
-            inputs, saved, cotangents = primals
-            gradients = run(*inputs, *saved, *cotangents)
+            inputs, _, cotangents = primals
             _, gradient_tangents = jax.jvp(self._plain_gradients, (inputs, cotangents), (tangents[0], tangents[2]))
-            return gradients, gradient_tangents
+            return backward(*primals), gradient_tangents
 
         return backward
 

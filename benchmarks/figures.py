@@ -1,0 +1,243 @@
+"""The figures that tiny_backprop is to reach, measured on this machine: `python -m benchmarks.figures`.
+
+Prints one row per figure with its target and whether it was met; ends with an error where one was missed. Memory is
+what XLA allocates for temporaries, FLOPs are counted in the compiled program, times are medians by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pandas as pd
+from tqdm import tqdm
+
+import tiny_backprop as tb
+from benchmarks.demo import MOST_EPSILONS, MOST_FLOPS_RATIO, MOST_TEMP_RATIO, best_row, difference
+from benchmarks.models import flax_gpt2, gpt
+from tiny_backprop.units import format_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One figure and its target.
+
+    Attributes:
+      name: What was measured.
+      value: The figure.
+      target: The most it may be.
+      unit: Unit of both.
+      note: How it came about.
+    """
+
+    name: str
+    value: float
+    target: float
+    unit: str
+    note: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the figure is within its target; NaN is not."""
+        return self.value <= self.target
+
+
+# ---- memory, FLOPs and time of a planned gradient ----
+
+
+def candidates(graph: tb.Graph, n_plans: int) -> dict[str, tb.Plan]:
+    """Return, of plans of many block sizes and levels, those with the least predicted peak within the FLOPs."""
+    sizes = sorted({round(10 * 2 ** (i / 8)) for i in range(34)})
+    plans = [tb.plan_height_compressed(graph, levels, size) for levels in (1, 2, 3) for size in sizes]
+    most_flops = 1.01 * MOST_FLOPS_RATIO * float(graph.flops.sum())  # XLA may need less than predicted
+    within = sorted((p for p in plans if p.flops <= most_flops), key=lambda p: p.peak_bytes)
+    return {f"levels {p.meta['levels']}, block size {p.meta['block_size']}": p for p in within[:n_plans]}
+
+
+def memory_figures(
+    name: str, example: tuple[Any, tuple], most_temp_ratio: float, n_plans: int, n_steps: int
+) -> list[Figure]:
+    """Compile some plans of a model's gradient, and time the one with the least temporaries within the FLOPs."""
+    loss, args = example
+    plans = candidates(tb.capture_gradient(loss, *args), n_plans)
+    with tqdm(total=len(plans) + 1, desc=name, leave=False) as bar:
+        table = tb.compare(loss, *args, plans=plans, stock_policies=(), progress=lambda _: bar.update())
+    best = best_row(table, list(plans), MOST_FLOPS_RATIO)
+    plain, row = table.iloc[0], table.loc[best]
+    planned_fun = tb.height_compressed_value_and_grad(loss, plan=plans[best])
+    time_ratio, seconds, apart = _time_ratio(planned_fun, jax.value_and_grad(loss), args, n_steps)
+    temp_bytes = f"{format_bytes(row.measured_temp_bytes)} of {format_bytes(plain.measured_temp_bytes)}"
+    peaks = f"{format_bytes(row.predicted_peak_bytes)} predicted, {format_bytes(row.measured_peak_bytes)} measured"
+    return [
+        Figure(f"{name}: temp", row.temp_ratio, most_temp_ratio, "×", f"{best}: {temp_bytes}; peak {peaks}"),
+        Figure(f"{name}: FLOPs", row.flops_ratio, MOST_FLOPS_RATIO, "×", f"the same plan, {len(plans)} compiled"),
+        Figure(f"{name}: step time", time_ratio, 1.0, "×", f"{seconds[0]:.3g} s, plain {seconds[1]:.3g} s"),
+        Figure(f"{name}: gradient", apart.epsilons, MOST_EPSILONS, "eps", str(apart)),
+    ]
+
+
+def _time_ratio(
+    planned: Callable[..., Any], plain: Callable[..., Any], args: Sequence[Any], n_steps: int
+) -> tuple[float, tuple[float, float], Any]:
+    """Return the ratio of step times, both median seconds, and the difference of what the two return."""
+    compiled = [tb.jit(f).lower(*args).compile() for f in (planned, plain)]
+    apart = difference(*(c(*args) for c in compiled))
+    seconds = interleaved_seconds([lambda c=c: c(*args) for c in compiled], n_steps)
+    return seconds[0] / seconds[1], (seconds[0], seconds[1]), apart
+
+
+def interleaved_seconds(calls: Sequence[Callable[[], Any]], n_repeats: int) -> list[float]:
+    """Return the median seconds of each call, run in turn so that a busy machine is busy for all of them."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(n_repeats):
+        for call, taken in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in seconds]
+
+
+# ---- what planning costs ----
+
+
+def overhead_figures(n_repeats: int) -> list[Figure]:
+    """Time capture, plan and rewrite of the GPT's gradient against tracing it alone."""
+    config = gpt.GPTConfig()
+    loss = gpt.make_loss(config)
+    params = jax.eval_shape(lambda: gpt.init_params(config, jax.random.key(0)))
+    args = (params, jax.ShapeDtypeStruct((config.n_batch, config.n_tokens + 1), jnp.int32))
+
+    def planned() -> None:
+        tb.height_compressed_grad(loss).plan(*args)
+
+    def traced() -> None:
+        jax.make_jaxpr(jax.grad(loss))(*args)
+
+    def cold(call: Callable[[], None]) -> Callable[[], None]:
+        return lambda: (jax.clear_caches(), call())[1]
+
+    figures = []
+    for state, calls in (("JAX's caches empty", map(cold, (planned, traced))), ("in use", (planned, traced))):
+        ours, theirs = interleaved_seconds(list(calls), n_repeats)
+        note = f"{ours:.2f} s, make_jaxpr(grad) {theirs:.2f} s; GPT, block size chosen by itself"
+        figures.append(Figure(f"capture + plan + rewrite, {state}", ours / theirs, 3.0, "×", note))
+    return figures
+
+
+def cached_call_figure(n_repeats: int, n_leaves: int = 200) -> Figure:
+    """Time a planned gradient's second and later calls against the same gradient inside `jax.jit`."""
+    params = {f"w{i}": jnp.ones(2) for i in range(n_leaves)}
+
+    def loss(params: dict[str, jax.Array]) -> jax.Array:
+        return sum((jnp.sum(jnp.sin(w) ** 2) for w in params.values()), jnp.zeros(()))
+
+    planned = tb.height_compressed_grad(loss, block_size=100)
+    compiled = jax.jit(planned)
+    calls = [lambda: planned(params), lambda: compiled(params)]
+    interleaved_seconds(calls, 1)
+    ours, own = interleaved_seconds(calls, n_repeats)
+    note = f"{1e3 * ours:.2f} ms, in jax.jit {1e3 * own:.2f} ms; {n_leaves} arrays"
+    return Figure("a cached call adds", 1e3 * (ours - own), 1.0, "ms", note)
+
+
+def chain(n_nodes: int) -> tb.Graph:
+    """Return the gradient graph of a chain of equal nodes, half of `n_nodes` forward."""
+    n = n_nodes // 2
+    forward = [
+        {"name": f"h{i}", "bytes": 1024, "flops": 1000, "reads": [f"h{i - 1}"] if i else ["x"]} for i in range(n)
+    ]
+    backward = [
+        {
+            "name": f"d{i}",
+            "bytes": 1024,
+            "flops": 2000,
+            "reads": ([f"d{i + 1}"] if i < n - 1 else ["ct"]) + [f"h{i - 1}" if i else "x"],
+            "is_backward": True,
+        }
+        for i in reversed(range(n))
+    ]
+    return tb.Graph.from_nodes(forward + backward, inputs={"x": 1024, "ct": 1024}, outputs=["d0"], name="chain")
+
+
+def mlp(n_nodes: int) -> tb.Graph:
+    """Return the captured gradient graph of a deep perceptron with biases, of about `n_nodes` nodes."""
+
+    def loss(params: list[tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
+        for w, b in params:
+            x = jnp.tanh(x @ w + b)
+        return jnp.mean(x)
+
+    def capture(n_layers: int) -> tb.Graph:
+        layer = (jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.float32))
+        return tb.capture_gradient(loss, [layer] * n_layers, jax.ShapeDtypeStruct((32, 64), jnp.float32))
+
+    few, many = capture(2).n_nodes, capture(12).n_nodes
+    return capture(round((n_nodes - few) / ((many - few) / 10)) + 2)
+
+
+def planning_figures(n_nodes: int, most_seconds: float, most_analysis_seconds: float | None = None) -> list[Figure]:
+    """Time re-planning, and analysis where it has a target, on a chain and on a captured perceptron."""
+    figures = []
+    for graph in (chain(n_nodes), mlp(n_nodes)):
+        name = "MLP" if graph.name == "loss" else graph.name
+        name = f"{name}, {graph.n_nodes:,} nodes"
+        if most_analysis_seconds:
+            fresh = iter([tb.Graph.from_json(graph.to_json()) for _ in range(5)])
+            seconds = interleaved_seconds([lambda fresh=fresh: tb.analyze_graph(next(fresh))], 5)[0]
+            figures.append(Figure(f"{name}: analysis", 1e3 * seconds, 1e3 * most_analysis_seconds, "ms"))
+        seconds, levels = max((_replan_seconds(graph, levels), levels) for levels in (1, 2, 3))
+        note = f"the slowest of 1, 2, 3 levels: {levels}"
+        figures.append(Figure(f"{name}: re-planning", 1e3 * seconds, 1e3 * most_seconds, "ms", note))
+    return figures
+
+
+def _replan_seconds(graph: tb.Graph, levels: int) -> float:
+    sizes = [round(graph.n_forward ** (i / 10)) for i in range(2, 10)]
+    tb.plan_height_compressed(graph, levels, sizes[0])
+    calls = [lambda size=size: tb.plan_height_compressed(graph, levels, size) for size in sizes]
+    return max(interleaved_seconds(calls, 5))
+
+
+def render_figures(figures: Sequence[Figure]) -> str:
+    """Return the figures as a table in text."""
+    rows = [
+        {
+            "figure": f.name,
+            "measured": f"{f.value:.3g} {f.unit}",
+            "target": f"≤ {f.target:g} {f.unit}",
+            "": "met" if f.is_met else "MISSED",
+            "note": f.note,
+        }
+        for f in figures
+    ]
+    table = pd.DataFrame(rows).set_index("figure").rename_axis(None)
+    return table.to_string(max_colwidth=None, line_width=10_000)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure from the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
+    parser.add_argument("--only", choices=("gpt", "flax", "planning"), help="measure one group of figures alone")
+    only = parser.parse_args(argv).only
+    figures: list[Figure] = []
+    if only in (None, "planning"):
+        figures += overhead_figures(n_repeats=5)
+        figures.append(cached_call_figure(n_repeats=300))
+        figures += planning_figures(1_000, 0.015) + planning_figures(10_000, 0.120, 0.5)
+    if only in (None, "gpt"):
+        figures += memory_figures("12-layer GPT", gpt.example(), MOST_TEMP_RATIO, n_plans=8, n_steps=3)
+    if only in (None, "flax"):
+        figures += memory_figures("Flax GPT-2", flax_gpt2.example(), 0.25, n_plans=16, n_steps=30)
+    print(render_figures(figures))
+    return 0 if all(f.is_met for f in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

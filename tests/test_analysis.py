@@ -1,0 +1,102 @@
+"""`analyze_graph` and `summarize_frontier`: by hand, and sound against brute force."""
+
+import itertools
+
+from graphs import chain, training_graphs
+from hypothesis import given, settings
+
+from tiny_backprop import Graph, analyze_graph, plan_blocks, summarize_frontier
+from tiny_backprop.analysis import lower_bound_bytes
+
+
+def test_chain_report_by_hand():
+    report = analyze_graph(chain(400))
+    assert report.peak_bytes == 401
+    assert report.activation_bytes == 400
+    # A backward node reads a residual and a cotangent and makes one; the output, and what is returned, are fewer.
+    assert report.lower_bound_bytes == 3
+    assert report.compressibility.is_height_compressible
+    best_by_levels = {p.meta["levels"]: p.peak_bytes for p in report.compressibility.plans}
+    assert best_by_levels[1] > best_by_levels[2] > best_by_levels[3]
+    assert report.compressibility.fraction > 0.9
+    assert report.verdict.startswith("height-compressible: predicted peak")
+    assert report.compressibility.to_pandas().peak_bytes.iloc[0] == 401
+
+
+def test_a_star_is_hardly_compressible():
+    """Every backward node reads every forward value: nothing can be freed."""
+    n = 30
+    nodes = [dict(name=f"f{i}", bytes=1, flops=1) for i in range(n)]
+    nodes += [dict(name="b", bytes=1, reads=[f"f{i}" for i in range(n)], is_backward=True)]
+    report = analyze_graph(Graph.from_nodes(nodes, outputs=["b"]))
+    assert report.peak_bytes == report.lower_bound_bytes == n + 1
+    assert report.gap == 1
+    assert not report.compressibility.is_height_compressible
+    assert report.verdict.startswith("hardly height-compressible")
+
+
+def test_forward_graph_has_a_frontier_and_no_verdict():
+    graph = Graph.from_nodes([dict(name="a", bytes=8), dict(name="b", bytes=4, reads=["a"])], outputs=["b"])
+    report = analyze_graph(graph)
+    assert report.compressibility is None
+    assert "capture_gradient" in report.verdict
+    assert summarize_frontier(graph).peak_bytes == 12
+    assert [v.primitive for v in report.live_at_peak] == ["a", "b"]
+    assert "<svg" in report._repr_html_()
+    assert report.to_pandas().bytes.sum() == 12
+
+
+def test_empty_graph():
+    graph = Graph.from_nodes([])
+    assert summarize_frontier(graph).peak_bytes == 0
+    assert analyze_graph(graph).gap == 1.0
+
+
+@given(training_graphs())
+def test_values_alive_at_the_peak_make_the_peak(graph):
+    report = analyze_graph(graph)
+    assert sum(v.bytes for v in report.live_at_peak) == report.peak_bytes == summarize_frontier(graph).peak_bytes
+
+
+@settings(max_examples=60)
+@given(training_graphs(max_forward=5))
+def test_no_schedule_needs_less_than_the_lower_bound(graph):
+    """Try every set of values to keep, for every block plan and every order that recomputes on demand."""
+    bound = lower_bound_bytes(graph)
+    assert all(plan_blocks(graph, k).peak_bytes >= bound for k in range(1, graph.n_forward + 1))
+    assert least_peak(graph) >= bound
+
+
+def least_peak(graph: Graph) -> int:
+    """Return the least peak of all schedules: a shortest bottleneck path over sets of live values (nodes may repeat)."""
+    import heapq
+
+    made = [frozenset(v.index for v in n.outputs) for n in graph.nodes]
+    reads = [frozenset(v.index for v in n.operands if v is not None and v.node is not None) for n in graph.nodes]
+    size = {v: int(graph.value_bytes[v]) for v in range(graph.n_values)}
+    wanted = frozenset(v for v in graph.outputs.tolist() if v >= graph.n_inputs)
+    start = (frozenset(), 0)
+    best = {start: 0}
+    heap = [(0, 0, start)]
+    tie = itertools.count(1)
+    n_forward = graph.n_forward
+    while heap:
+        peak, _, state = heapq.heappop(heap)
+        live, n_backward_done = state
+        if wanted <= live and n_backward_done == graph.n_backward:
+            return peak
+        if best[state] < peak:
+            continue
+        nexts = [(live - {v}, n_backward_done, peak) for v in live]
+        candidates = [*range(n_forward), n_forward + n_backward_done]
+        for i in candidates:
+            if i < graph.n_nodes and reads[i] <= live and not made[i] <= live:
+                after = live | made[i]
+                used = max(peak, sum(size[v] for v in after))
+                nexts.append((after, n_backward_done + (i >= n_forward), used))
+        for after, done, used in nexts:
+            state = (after, done)
+            if used < best.get(state, 1 << 60):
+                best[state] = used
+                heapq.heappush(heap, (used, next(tie), state))
+    raise AssertionError("no schedule")

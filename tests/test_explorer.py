@@ -1,0 +1,307 @@
+"""The explorer without a browser: what is assigned from Python, what it shows, what it writes."""
+
+import base64
+import html.parser
+import re
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from graphs import chain
+
+import tiny_backprop
+from tiny_backprop import (
+    Graph,
+    Plan,
+    PlanError,
+    TinyBackpropError,
+    capture_graph_jaxpr,
+    plan_blocks,
+    plan_height_compressed,
+    plan_save_everything,
+)
+from tiny_backprop.units import format_bytes
+from tiny_backprop_widgets import DisplayError, PlanExplorer, explorer, write_report
+from tiny_backprop_widgets.report import alive_at_peak
+
+GRAPH = chain(100, n_bytes=2**20)
+
+
+def loss(w, x, scale=1.0):
+    for _ in range(8):
+        x = jnp.tanh(x @ w) * scale
+    return x.sum()
+
+
+ARGS = (jnp.ones((4, 4)), jnp.ones((2, 4)))
+
+
+class Page(html.parser.HTMLParser):
+    """The cells of every table of a page, the tags it uses and the addresses it names."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.tags, self.links, self._in_cell = [], set(), [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action")]
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self._in_cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self._in_cell &= tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+
+def test_assigning_a_block_size_replans_before_it_returns():
+    ui = PlanExplorer(GRAPH)
+    for size in (1, 64, 37, 100, np.int64(5)):
+        ui.block_size.value = size
+        assert ui.plan == plan_blocks(GRAPH, int(size))
+        assert ui.plan.meta["block_size"] == size
+    ui.block_size.value = 1000
+    assert ui.plan.meta["n_blocks"] == 1
+    assert ui.errors == []
+
+
+def test_levels_choose_the_planner():
+    ui = PlanExplorer(GRAPH)
+    ui.block_size.value = 4
+    assert ui.plan == plan_blocks(GRAPH, 4)
+    ui.levels.value = 3
+    assert ui.plan == plan_height_compressed(GRAPH, levels=3, block_size=4)
+    assert ui.plan != plan_blocks(GRAPH, 4)
+
+
+def test_the_first_plan_is_the_planners_own_choice():
+    assert PlanExplorer(GRAPH).plan == plan_blocks(GRAPH)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "8", None, True])
+def test_bad_block_sizes_and_levels_are_refused_and_change_nothing(value):
+    ui = PlanExplorer(GRAPH)
+    before = ui.plan
+    with pytest.raises(PlanError, match=f"block_size must be a whole number of at least 1; found {value!r}"):
+        ui.block_size.value = value
+    with pytest.raises(PlanError, match=f"levels must be a whole number of at least 1; found {value!r}"):
+        ui.levels.value = value
+    assert ui.plan is before
+
+
+def test_too_many_levels_are_refused_not_clipped():
+    ui = PlanExplorer(GRAPH)
+    with pytest.raises(PlanError, match="levels goes from 1 to 8 in the explorer; found 9"):
+        ui.levels.value = 9
+    assert ui.levels.value == 1
+
+
+def test_the_slider_has_whole_stops_from_one_block_per_node_to_one_block():
+    slider = PlanExplorer(GRAPH).block_size
+    stops = slider._stops
+    assert (stops[0], stops[-1]) == (1, 100)
+    assert {1, 2, 4, 8, 16, 32, 64} <= set(stops.tolist())
+    assert np.all(np.diff(stops) > 0)
+    assert 8 <= stops[len(stops) // 2] <= 16  # the middle of a logarithmic slider over 1 to 100
+    slider._slider.index = 0  # what a drag to the left end sends
+    assert slider.value == slider._field.value == 1
+    slider._field.value = 77  # what typing sends
+    assert slider.value == 77
+    assert abs(slider._slider.value - 77) == min(abs(stops - 77))
+
+
+def test_the_price_stands_beside_that_of_save_everything():
+    ui = PlanExplorer(GRAPH)
+    ui.block_size.value = 50
+    head, own, plain = Page(ui._price.value).rows
+    assert head[0] == "predicted"
+    assert own[:2] == ["this plan", format_bytes(ui.plan.peak_bytes)]
+    assert own[3] == format_bytes(ui.plan.saved_bytes)
+    assert own[4].startswith(f"+{100 * ui.plan.recompute_flops / GRAPH.flops.sum():.1f}%")
+    assert plain[:3] == ["save everything", format_bytes(plan_save_everything(GRAPH).peak_bytes), "1.00 ×"]
+
+
+def test_the_picture_follows_the_plan():
+    ui = PlanExplorer(GRAPH)
+    ui.block_size.value = 50
+    assert f"peak {format_bytes(ui.plan.peak_bytes)}".encode() in bytes(ui._image.value)
+    ui.block_size.value = 3
+    assert f"peak {format_bytes(ui.plan.peak_bytes)}".encode() in bytes(ui._image.value)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_code_makes_the_plan(levels):
+    ui = PlanExplorer(loss, *ARGS, argnums=(0, 1), scale=2.0)
+    ui.block_size.value, ui.levels.value = 3, levels
+    names = {"loss": loss, "args": ARGS, "kwargs": {"scale": 2.0}}
+    exec(ui.code(), names)
+    assert names["plan"] == ui.plan
+    ui = PlanExplorer(GRAPH)
+    ui.block_size.value, ui.levels.value = 3, levels
+    names = {"graph": GRAPH}
+    exec(ui.code(), names)
+    assert names["plan"] == ui.plan
+
+
+def test_a_callback_that_raises_is_shown_and_recorded(monkeypatch):
+    ui = PlanExplorer(GRAPH)
+    before, picture = ui.plan, ui._image.value
+    with monkeypatch.context() as patch:
+        patch.setattr(explorer, "plot_frontier", lambda *_, **__: 1 / 0)
+        ui.block_size.value = 2
+    assert [type(e) for e in ui.errors] == [ZeroDivisionError]
+    assert "ZeroDivisionError: division by zero" in ui._message.value
+    assert ui.plan is before
+    assert ui._image.value == picture
+    ui.block_size.value = 4
+    assert ui._message.value == ""
+    assert len(ui.errors) == 1
+
+
+def test_a_failed_export_is_shown_in_place(tmp_path):
+    ui = PlanExplorer(GRAPH)
+    (tmp_path / "file").write_text("")
+    ui._directory.value = str(tmp_path / "file")
+    ui._export_button.click()
+    assert [type(e) for e in ui.errors] == [FileExistsError]
+    assert "FileExistsError" in ui._message.value
+
+
+def test_the_dag_is_drawn_on_request_and_marked_when_stale():
+    ui = PlanExplorer(GRAPH)
+    ui.block_size.value = 10
+    assert ui._dag.value == ""
+    ui._dag_button.click()
+    assert "20 groups of 200 equations" in ui._dag.value or "apt-get install graphviz" in ui._dag.value
+    assert ui._stale.value == ""
+    ui.block_size.value = 20
+    assert "The DAG below is that of blocks, levels 1, block size 10" in ui._stale.value
+    ui.block_size.value = 10
+    assert ui._stale.value == ""
+
+
+def test_export_writes_everything(tmp_path):
+    ui = PlanExplorer(GRAPH)
+    ui.block_size.value = 10
+    paths = ui.export(tmp_path / "new" / "folder")
+    wanted = {"frontier.png", "frontier.svg", "frontier.pdf", "frontier.csv", "plan.json", "dag.dot", "report.html"}
+    assert {p.name for p in paths} == wanted | ({"dag.svg"} if shutil.which("dot") else set())
+    files = {p.name: p for p in paths}
+    assert Plan.from_json(files["plan.json"].read_text(), GRAPH) == ui.plan
+    assert pd.read_csv(files["frontier.csv"]).predicted_live_bytes.max() == ui.plan.peak_bytes
+    first = {name: path.read_bytes() for name, path in files.items()}
+    assert {p.name: p.read_bytes() for p in ui.export(tmp_path / "again")} == first
+
+
+def test_without_dot_export_leaves_out_its_svg_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    paths = PlanExplorer(GRAPH).export(tmp_path)
+    assert [p.name for p in paths[-2:]] == ["dag.dot", "report.html"]
+    assert "apt-get install graphviz" in paths[-1].read_text()
+
+
+def test_mime_bundle_has_fallbacks():
+    ui = PlanExplorer(GRAPH)
+    bundle = ui._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["text/plain"].startswith("PlanExplorer(Plan(strategy='blocks'")
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_explored_is_refused():
+    cases = [
+        (lambda: PlanExplorer(capture_graph_jaxpr(loss, example_inputs=ARGS)), "a plan needs the backward phase"),
+        (lambda: PlanExplorer(3), "needs a gradient graph, or a function and its example arguments; found int"),
+        (lambda: PlanExplorer(GRAPH, 3), r"PlanExplorer\(graph\) takes no further arguments; found 1 positional"),
+        (lambda: PlanExplorer(loss, *ARGS, argnums=5), "argnums=5 was asked for"),
+    ]
+    for make, words in cases:
+        with pytest.raises(TinyBackpropError, match=words):
+            make()
+
+
+def test_a_gradient_without_forward_nodes_can_be_explored():
+    graph = Graph.from_nodes([{"name": "d", "bytes": 8, "is_backward": True}], outputs=["d"])
+    ui = PlanExplorer(graph)
+    ui.block_size.value = 3
+    assert ui.plan.peak_bytes == 8
+    assert ui.errors == []
+
+
+def test_reachable_from_the_core():
+    assert tiny_backprop.PlanExplorer is PlanExplorer
+
+
+# ---- the report ----
+
+
+PLANS = [plan_blocks(GRAPH, 7), plan_height_compressed(GRAPH, 3, 2), plan_save_everything(GRAPH)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.meta["strategy"])
+def test_what_is_alive_at_the_peak_adds_up_to_the_peak(plan):
+    table = alive_at_peak(plan)
+    assert table.bytes.sum() == plan.peak_bytes
+    assert table.value.is_unique
+
+
+def test_report_is_self_contained_and_escaped(tmp_path):
+    evil = '<script>alert("x")</script><img src=https://example.org/x>'
+    nodes = [
+        {"name": "h", "bytes": 8, "primitive": evil, "scope": evil, "source": evil},
+        {
+            "name": "d",
+            "bytes": 8,
+            "reads": ["h"],
+            "is_backward": True,
+            "primitive": evil,
+            "scope": evil,
+            "source": evil,
+        },
+    ]
+    graph = Graph.from_nodes(nodes, outputs=["d"], name=evil)
+    measured = pd.DataFrame({evil: [1], "measured_temp_bytes": [2048]}, index=pd.Index([evil], name=evil))
+    path = write_report(tmp_path / "a.html", graph, {evil: plan_blocks(graph, 1)}, measured=measured)
+    page = Page(path.read_text())
+    assert {"script", "img", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert {"svg", "table"} <= page.tags
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"@import|url\((?!#)", path.read_text())
+    assert any("alert" in cell for row in page.rows for cell in row)
+
+
+def test_report_tells_predicted_from_measured(tmp_path):
+    plans = [plan_blocks(GRAPH, 5), plan_blocks(GRAPH, 10)]
+    frame = pd.DataFrame(
+        {
+            "predicted_peak_bytes": [2**20, None],
+            "measured_temp_bytes": [2**21, 2**22],
+            "measured_flops": [1e9, 2e9],
+            "temp_ratio": [1.0, 0.25],
+            "compile_seconds": [1.5, 0.5],
+        },
+        index=pd.Index(["a", "b"], name="gradient"),
+    )
+    rows = Page(write_report(tmp_path / "a.html", GRAPH, plans, measured=frame).read_text()).rows
+    assert ["gradient", "predicted peak", "measured temp", "measured flops", "temp ratio", "compile"] in rows
+    assert ["a", "1 MiB", "2 MiB", "1 GFLOP", "1.00 ×", "1.5 s"] in rows
+    assert ["b", "–", "4 MiB", "2 GFLOP", "0.25 ×", "0.5 s"] in rows
+    peaks = {row[0]: row[1] for row in rows if row and row[0].startswith("blocks")}
+    assert peaks == {f"blocks, levels 1, block size {p.meta['block_size']}": format_bytes(p.peak_bytes) for p in plans}
+
+
+def test_report_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(DisplayError, match="a report needs at least one plan; found none"):
+        write_report(tmp_path / "a.html", GRAPH, [])
+    with pytest.raises(PlanError, match="the plan was made for a graph with fingerprint"):
+        write_report(tmp_path / "a.html", GRAPH, plan_blocks(chain(3), 1))
+    assert not list(tmp_path.iterdir())

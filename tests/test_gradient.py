@@ -1,0 +1,379 @@
+"""Planned gradients against `jax.grad`, in every transformation, and their errors and fall-backs."""
+
+import functools
+import warnings
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from programs import KEY, PARAMS, X, assert_close, assert_same_bits, loss, net
+
+import tiny_backprop as tb
+from tiny_backprop import CaptureError, FallbackWarning, PlanError
+
+REQUESTS = [
+    dict(block_size=1),
+    dict(block_size=5),
+    dict(block_size=17),
+    dict(block_size=10**6),
+    dict(levels=2),
+    dict(levels=3, block_size=4),
+    dict(levels=9, block_size=1),
+    {},
+]
+
+
+@functools.cache
+def wanted():
+    """Return what JAX gives for `loss`: its value, and its gradients by parameters and input."""
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(PARAMS, X, KEY)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+def test_same_bits_as_jax_dropout_included(request_):
+    value, gradients = tb.height_compressed_value_and_grad(loss, argnums=(0, 1), **request_)(PARAMS, X, KEY)
+    assert_same_bits(gradients, wanted()[1])
+    assert_close(value, wanted()[0], 4)  # its last sum may be fused with other nodes
+
+
+def test_gradient_alone_and_within_jit():
+    gradient = tb.height_compressed_grad(loss, block_size=17)
+    assert_same_bits(gradient(PARAMS, X, KEY), wanted()[1][0])
+    assert_same_bits(jax.jit(gradient)(PARAMS, X, KEY), wanted()[1][0])
+
+
+def test_guide_example():
+    def loss_fn(params):
+        w, b = params
+        hidden = jnp.tanh(jnp.dot(w, b))
+        return jnp.sum(hidden**2)
+
+    gradient = tb.integration.jax.height_compressed_grad(loss_fn, block_size=16)
+    assert gradient.last_executor is None
+    params = (jnp.ones((8, 8)), jnp.ones((8,)))
+    assert_same_bits(gradient(params), jax.jit(jax.grad(loss_fn))(params))
+    executor = gradient.last_executor
+    assert isinstance(executor, tb.HeightCompressedExecutor)
+    assert executor.checkpoint_plan.meta["block_size"] == 16
+    assert executor.checkpoint_plan.meta["peak_frontier"] == executor.checkpoint_plan.peak_bytes > 0
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit, tb.jit], ids=["eager", "jax.jit", "tiny_backprop.jit"])
+def test_under_vmap(jit):
+    xs = jnp.stack([X, 2 * X, -X])
+    keys = jax.random.split(KEY, 3)
+
+    def over(gradient):
+        return jit(jax.vmap(gradient, in_axes=(None, 0, 0)))(PARAMS, xs, keys)
+
+    assert_close(over(tb.height_compressed_grad(loss, block_size=7)), over(jax.grad(loss)))
+
+
+def squared_norm(gradient):
+    return lambda params: sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient(params, X, KEY)))
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_higher_derivatives(jit):
+    params = {"w": PARAMS["w"][:2], "b": PARAMS["b"]}
+    planned, plain = tb.height_compressed_grad(loss, block_size=7), jax.grad(loss)
+    assert planned.plan(params, X, KEY).recompute_flops > 0
+    assert_close(jit(jax.grad(squared_norm(planned)))(params), jax.jit(jax.grad(squared_norm(plain)))(params), 512)
+    directions = (params, X, np.zeros((), jax.dtypes.float0))
+    got = jit(lambda *t: jax.jvp(planned, (params, X, KEY), t))(*directions)
+    assert_close(got, jax.jit(lambda *t: jax.jvp(plain, (params, X, KEY), t))(*directions), 512)
+
+
+def test_higher_derivatives_follow_custom_rules():
+    """The body of a function with a custom derivative may have none; its rule counts at every order."""
+
+    @jax.custom_jvp
+    def root(a):
+        return lax.while_loop(lambda x: abs(x * x - a) > 1e-5, lambda x: 0.5 * (x + a / x), a)
+
+    root.defjvp(lambda p, t: (root(p[0]), t[0] / (2 * root(p[0]))))
+
+    def f(a):
+        return root(a) ** 3
+
+    planned = tb.height_compressed_grad(f, block_size=2)
+    assert float(planned(4.0)) == pytest.approx(3.0)
+    assert float(jax.grad(planned)(4.0)) == pytest.approx(float(jax.grad(jax.grad(f))(4.0)))
+    assert float(jax.grad(jax.grad(planned))(4.0)) == pytest.approx(float(jax.grad(jax.grad(jax.grad(f)))(4.0)))
+
+
+def test_inside_scan_and_cond():
+    gradient = tb.height_compressed_grad(loss, block_size=7)
+
+    def train(grad, params):
+        def step(params, key):
+            update = lax.cond(params["b"][0] > -1, lambda: grad(params, X, key), lambda: params)
+            return jax.tree.map(lambda p, g: p - 0.1 * g, params, update), None
+
+        return lax.scan(step, params, jax.random.split(KEY, 4))[0]
+
+    assert_close(jax.jit(functools.partial(train, gradient))(PARAMS), jax.jit(functools.partial(train, jax.grad(loss)))(PARAMS))
+
+
+def test_closure_over_traced_values_and_gradient_through_it():
+    def outer(grad, w):
+        return jnp.sum(grad(lambda y: jnp.sum(jnp.sin(jnp.sin(y * w))))(X[0]) ** 2)
+
+    planned = functools.partial(tb.height_compressed_grad, block_size=2)
+    for jit in (lambda f: f, jax.jit):
+        got = jit(jax.grad(functools.partial(outer, planned)))(X[1])
+        assert_close(got, jit(jax.grad(functools.partial(outer, jax.grad)))(X[1]))
+
+
+def test_traced_closure_does_not_leak():
+    gradient = None
+
+    def outer(w):
+        nonlocal gradient
+        gradient = gradient or tb.height_compressed_grad(lambda y: jnp.sum(jnp.sin(y * holder[0])), block_size=1)
+        holder[0] = w
+        return gradient(X[0])
+
+    holder = [0.0]
+    first = jax.jit(outer)(X[1])
+    second = jax.jit(lambda w: outer(w) + 0)(X[2])
+    assert_close(first, X[1] * jnp.cos(X[0] * X[1]))
+    assert_close(second, X[2] * jnp.cos(X[0] * X[2]))
+
+
+def test_aux_kwargs_static_leaves_and_trees():
+    def f(p, *, mode, scale):
+        value = jnp.sum(p["a"] ** 2) * scale if mode == "square" else jnp.sum(p["a"])
+        return value, {"seen": p["a"], "n": jnp.arange(2)}
+
+    p = {"a": X, "none": None}
+    got = tb.height_compressed_value_and_grad(f, block_size=1, has_aux=True)(p, mode="square", scale=2.0)
+    want = jax.value_and_grad(f, has_aux=True)(p, mode="square", scale=2.0)
+    assert_close(got, want)
+    gradient = tb.height_compressed_grad(f, has_aux=True)
+    assert_close(gradient(p, mode="other", scale=2.0), jax.grad(f, has_aux=True)(p, mode="other", scale=2.0))
+    assert_close(gradient(p, mode="square", scale=2.0), jax.grad(f, has_aux=True)(p, mode="square", scale=2.0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_floats(dtype):
+    params = jax.tree.map(lambda a: a.astype(dtype), PARAMS)
+    x = X.astype(dtype)
+    got = tb.height_compressed_grad(loss, block_size=7)(params, x, KEY)
+    assert_same_bits(got, jax.jit(jax.grad(loss))(params, x, KEY))
+
+
+def test_complex_arguments():
+    def f(z):
+        return jnp.sum(jnp.abs(jnp.sin(jnp.sin(z))) ** 2)
+
+    z = X[0] + 1j * X[1]
+    assert_close(tb.height_compressed_grad(f, block_size=2)(z), jax.jit(jax.grad(f))(z))
+
+
+def test_integers_loops_and_branches_in_the_path():
+    def f(w, ids, n):
+        x = w[ids] * n
+        x = lax.fori_loop(0, 3, lambda i, c: jnp.sin(c) + w[i][None], x)
+        x = lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x)
+        x, _ = lax.scan(lambda c, t: (c * t, None), x, jnp.arange(1.0, 4.0))
+        return jnp.sort(x, axis=0)[::2].sum() + lax.top_k(x.ravel(), 3)[0].sum()
+
+    args = (X, jnp.array([1, 3, 3, 7]), 2)
+    for size in (1, 3, 8):
+        got = tb.height_compressed_grad(f, block_size=size)(*args)
+        assert_close(got, jax.jit(jax.grad(f))(*args))
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.one_of(st.none(), st.integers(1, 4)))
+def test_random_programs(seed, block_size, levels):
+    """Programs of random wiring, with values read again much later, have JAX's gradients under random plans."""
+    rng = np.random.default_rng(seed)
+    unary = [jnp.sin, jnp.tanh, jax.nn.softplus, jax.nn.relu, lambda v: v[::-1], lambda v: jnp.cumsum(v, axis=0) / 9]
+    binary = [jnp.add, jnp.multiply, lambda a, b: a @ b.T @ b / 40, lambda a, b: jnp.where(a > b, a, 0.5 * b)]
+    wiring = []
+    for i in range(8):
+        picks = rng.integers(max(0, i - 2), i + 1, 2) if rng.random() < 0.8 else rng.integers(0, i + 1, 2)
+        wiring.append((rng.random() < 0.5, int(rng.integers(4)), int(rng.integers(6)), [int(p) for p in picks]))
+
+    def f(x):
+        values = [x]
+        for use_binary, b, u, picks in wiring:
+            a, c = (values[p] for p in picks)
+            values.append(binary[b](a, c) if use_binary else unary[u](a))
+        return jnp.sum(values[-1]) + jnp.sum(values[-2] ** 2)
+
+    got = tb.height_compressed_grad(f, block_size=block_size, levels=levels)(X)
+    assert_close(got, jax.jit(jax.grad(f))(X))
+
+
+# ---- counts, caches ----
+
+
+def counted(prim_name, closed):
+    """Count a primitive in a jaxpr, calls included."""
+    n = 0
+    for eqn in closed.eqns:
+        n += eqn.primitive.name == prim_name
+        for sub in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            if hasattr(sub, "eqns"):
+                n += counted(prim_name, sub)
+    return n
+
+
+def test_every_node_runs_exactly_as_often_as_the_plan_says():
+    gradient = tb.height_compressed_grad(loss, block_size=25)
+    plan = gradient.plan(PARAMS, X, KEY)
+    planned = Counter(plan.graph.primitives[i] for i in plan.timeline.steps.tolist())
+    jaxpr = jax.make_jaxpr(gradient)(PARAMS, X, KEY)
+    for name in ("tanh", "dot_general", "random_bits", "logistic", "fold_in", "random_fold_in"):
+        assert counted(name, jaxpr) == planned[name], name
+    assert planned["tanh"] > 6
+
+
+def test_effects_run_once(capfd):
+    seen = []
+
+    def f(x):
+        for i in range(4):
+            x = jnp.sin(x) * 1.5
+            jax.debug.callback(lambda v, i=i: seen.append((i, float(v))), x[0])
+        return jnp.sum(x)
+
+    tb.height_compressed_grad(f, block_size=1)(X[0])
+    jax.effects_barrier()
+    assert sorted(i for i, _ in seen) == [0, 1, 2, 3]
+
+
+def test_a_second_call_plans_nothing():
+    n_traces = 0
+
+    def f(x, n=1):
+        nonlocal n_traces
+        n_traces += 1
+        return jnp.sum(jnp.sin(x) ** 2)
+
+    gradient = tb.height_compressed_grad(f, block_size=1)
+    gradient(X)
+    executor = gradient.last_executor
+    gradient(2 * X)
+    assert n_traces == 1
+    assert gradient.last_executor is executor
+    gradient(X[:4])
+    assert n_traces == 2
+    assert gradient.last_executor is not executor
+    gradient(X.astype(jnp.bfloat16))
+    gradient(X, n=2)
+    assert n_traces == 4
+    with jax.default_matmul_precision("highest"):
+        gradient(X)
+    assert n_traces == 5
+    gradient(X)
+    assert n_traces == 5
+
+
+def test_none_chooses_and_says_which():
+    gradient = tb.height_compressed_grad(loss)
+    plan = gradient.plan(PARAMS, X, KEY)
+    assert isinstance(plan.meta["block_size"], int)
+    tried = [tb.plan_blocks(plan.graph, k).peak_bytes for k in (5, 10, 20)]
+    assert plan.peak_bytes <= 1.15 * min(tried)
+
+
+def test_a_given_plan_runs_and_a_foreign_one_is_refused():
+    plan = tb.plan_height_compressed(tb.capture_gradient(loss, PARAMS, X, KEY), levels=2, block_size=9)
+    gradient = tb.height_compressed_grad(loss, plan=plan)
+    assert_same_bits(gradient(PARAMS, X, KEY), jax.jit(jax.grad(loss))(PARAMS, X, KEY))
+    assert gradient.last_executor.checkpoint_plan is plan
+    with pytest.raises(PlanError, match="the plan was made for a graph with fingerprint .* make it again"):
+        gradient(PARAMS, X[:4], KEY)
+    with pytest.raises(PlanError, match="give either plan or block_size and levels, not both"):
+        tb.height_compressed_grad(loss, plan=plan, block_size=3)
+    with pytest.raises(PlanError, match=r"plan must be a tiny_backprop\.Plan; found dict"):
+        tb.height_compressed_grad(loss, plan={})
+
+
+def test_plan_from_structs_without_running():
+    structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (PARAMS, X, KEY))
+    gradient = tb.height_compressed_grad(loss, block_size=9)
+    assert gradient.plan(*structs) == gradient.plan(PARAMS, X, KEY)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, "4"])
+def test_bad_block_size_is_refused_at_once(bad):
+    for make in (tb.height_compressed_grad, tb.height_compressed_value_and_grad):
+        with pytest.raises(PlanError, match="block_size must be a whole number of at least 1; found"):
+            make(loss, block_size=bad)
+
+
+@pytest.mark.parametrize(
+    ("fun", "found"),
+    [
+        (lambda p: net(p, X, KEY), r"float32\[8,16\]"),
+        (lambda p: jnp.sum(p["b"]).astype(int), "int32"),
+        (lambda p: (p["b"].sum(), p["b"].sum()), r"float32\[\], float32\[\]"),
+        (lambda p: p["b"].sum() * 1j, "complex64"),
+        (lambda p: {}, "nothing"),
+    ],
+)
+def test_non_scalar_functions_are_refused_as_by_jax(fun, found):
+    with pytest.raises(TypeError):
+        jax.grad(fun)(PARAMS)
+    with pytest.raises(CaptureError, match=f"needs one real number as output; .* returns .*{found}.*jnp.sum"):
+        tb.height_compressed_grad(fun)(PARAMS)
+
+
+def test_integer_arguments_are_refused_as_by_jax():
+    with pytest.raises(CaptureError, match=r"args\[0\] has dtype int32, which has no gradient"):
+        tb.height_compressed_grad(lambda n: n * 2.0)(3)
+
+
+def test_undifferentiable_loops_are_named():
+    def f(x):
+        return lax.while_loop(lambda c: c.sum() < 9, lambda c: c * 2, x).sum()
+
+    with pytest.raises(CaptureError, match="gradient of f was asked for"):
+        tb.height_compressed_grad(f)(X)
+
+
+def test_the_users_own_error_is_the_users_own():
+    def f(x):
+        raise KeyError("mine")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KeyError, match="mine"):
+            tb.height_compressed_grad(f)(X)
+
+
+def untraceable(x):
+    return jnp.sum(x**2) if x[0] > 0 else jnp.sum(x)
+
+
+def test_fall_back_warns_with_the_reason_and_gives_jax_grad():
+    gradient = tb.height_compressed_grad(untraceable, block_size=2)
+    with pytest.warns(FallbackWarning, match="untraceable cannot be planned.*TracerBoolConversionError.*jax.grad runs instead"):
+        got = gradient(jnp.ones(3))
+    assert got.tolist() == [2, 2, 2]
+    assert gradient.last_executor is None
+    with pytest.warns(FallbackWarning):
+        value, slope = tb.height_compressed_value_and_grad(untraceable)(-jnp.ones(3))
+    assert (float(value), slope.tolist()) == (-3, [1, 1, 1])
+
+
+def test_on_error_raise():
+    with pytest.raises(CaptureError, match="untraceable cannot be planned.*lax.cond"):
+        tb.height_compressed_grad(untraceable, on_error="raise")(jnp.ones(3))
+    with pytest.raises(PlanError, match="on_error must be 'fallback' or 'raise'; found 'ignore'"):
+        tb.height_compressed_grad(untraceable, on_error="ignore")
+    with pytest.raises(PlanError, match="must be callable; found int"):
+        tb.height_compressed_grad(3)
