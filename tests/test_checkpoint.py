@@ -130,3 +130,35 @@ def test_residuals_are_what_the_plan_saves():
     kept = sum(a.nbytes for a in jax.tree.leaves(pull) if hasattr(a, "nbytes"))
     arguments = sum(a.nbytes for a in jax.tree.leaves((PARAMS, X)))
     assert plan.saved_bytes <= kept <= arguments + plan.saved_bytes + 64
+
+
+def test_methods():
+    class Layer:
+        def __init__(self, scale):
+            self.scale = scale
+
+        @tb.checkpoint(block_size=1)
+        def apply(self, x):
+            return jnp.sin(jnp.sin(x)) * self.scale
+
+        @tb.jit(static_argnums=0)
+        def compiled(self, x):
+            return x * self.scale
+
+    layer = Layer(3.0)
+    assert_close(jax.grad(lambda x: layer.apply(x).sum())(X), 3 * jnp.cos(jnp.sin(X)) * jnp.cos(X))
+    assert float(layer.compiled(2.0)) == 6
+
+
+def test_effects_in_the_forward_phase_run_once():
+    seen = []
+
+    def f(x):
+        jax.debug.callback(lambda v: seen.append(float(v)), x[0, 0], ordered=True)
+        return jnp.sin(jnp.sin(x)).sum()
+
+    for jit in (lambda f: f, jax.jit):
+        seen.clear()
+        jit(jax.grad(tb.checkpoint(f, block_size=1)))(X)
+        jax.effects_barrier()
+        assert len(seen) == 1

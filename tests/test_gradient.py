@@ -377,3 +377,21 @@ def test_on_error_raise():
         tb.height_compressed_grad(untraceable, on_error="ignore")
     with pytest.raises(PlanError, match="must be callable; found int"):
         tb.height_compressed_grad(3)
+
+
+def test_derivative_rules_may_close_over_arrays():
+    table = jnp.arange(16.0)
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.sin(x)
+
+    f.defvjp(lambda x: (jnp.sin(x), None), lambda _, ct: (ct * table[None],))
+
+    def g(x, y):
+        return jnp.sum(jnp.sin(f(jnp.sin(x))) * y)
+
+    for argnums in (0, 1, (0, 1)):
+        got = tb.height_compressed_grad(g, block_size=1, argnums=argnums)(X, X)
+        assert_close(got, jax.jit(jax.grad(g, argnums=argnums))(X, X))
+    assert_close(jax.grad(tb.checkpoint(g, block_size=1))(X, X), jax.jit(jax.grad(g))(X, X))

@@ -32,9 +32,9 @@ def expect(book, size, levels=1):
     """Wait until the page shows a plan that the kernel makes afresh, then check that the picture shows it as well."""
     call = f"t.plan_height_compressed(ui.graph, levels={levels}, block_size={size})"
     peak = book.run(f"import tiny_backprop as t; print(format_bytes({call}.peak_bytes))")
-    book.page.wait_for_function(SHOWS, arg=[PEAK, FIELD, peak, size], timeout=10_000)
+    book.page.wait_for_function(SHOWS, arg=[PEAK, FIELD, peak, size], timeout=30_000)
     book.page.wait_for_function(
-        f"() => ({PICTURE_TEXT})().then(text => text.includes('>peak {peak}<'))", timeout=10_000
+        f"() => ({PICTURE_TEXT})().then(text => text.includes('>peak {peak}<'))", timeout=30_000
     )
     return peak
 

@@ -109,7 +109,7 @@ class PlanExplorer(widgets.VBox):
 
     Args:
       graph_or_fun: A gradient graph, or a function to capture the gradient of.
-      *args: Example arguments of the function: arrays, `jax.ShapeDtypeStruct`s, or pytrees of them.
+      *args: Example arguments of the function: arrays, `jax.ShapeDtypeStruct` objects, or pytrees of them.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether the function returns a pair whose second part is not differentiated.
       **kwargs: Keyword arguments of the function.
@@ -269,8 +269,7 @@ class PlanExplorer(widgets.VBox):
         price = _CSS + display.table(rows, PRICE_HEADER)
         picture = render(plot_frontier(plan, baseline=self._plain), "svg")
         self._plan, self._price.value, self._image.value = plan, price, picture
-        code = html.escape(self.code())
-        self._code.value = f"<details><summary>The same in Python</summary><pre>{code}</pre></details>"
+        self._code.value = f"The same in Python:<pre>{html.escape(self.code())}</pre>"
         self._mark_stale()
 
     def _mark_stale(self) -> None:
@@ -293,8 +292,8 @@ def _alert(e: Exception) -> str:
     text = html.escape(f"{type(e).__name__}: {e}")
     trace = html.escape("".join(traceback.format_exception(e)))
     return (
-        f'<div role="alert" style="color:#b00020"><b>{text}</b><br>What is shown is the last plan that could be made and '
-        f"drawn.<details><summary>Traceback</summary><pre>{trace}</pre></details></div>"
+        f'<div role="alert" style="color:#b00020"><b>{text}</b><br>What is shown is the last plan that could be made '
+        f"and drawn.<details><summary>Traceback</summary><pre>{trace}</pre></details></div>"
     )
 
 

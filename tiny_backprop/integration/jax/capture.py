@@ -49,7 +49,7 @@ class Call:
     def of(cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Take a call apart."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        traced = tuple(i for i, x in enumerate(leaves) if _is_array(x))
+        traced = tuple([i for i, x in enumerate(leaves) if _is_array_type(type(x))])
         return cls(fun, getattr(fun, "__name__", type(fun).__name__), leaves, tree, traced)
 
     @property
@@ -82,8 +82,9 @@ def _keyword(path: tuple[Any, ...]) -> str:
     return str(path[1].key) + jax.tree_util.keystr(path[2:])
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (bool, int, float, complex)) or (hasattr(x, "shape") and hasattr(x, "dtype"))
+@functools.cache
+def _is_array_type(kind: type) -> bool:
+    return issubclass(kind, (bool, int, float, complex)) or (hasattr(kind, "shape") and hasattr(kind, "dtype"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -263,20 +264,16 @@ def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool =
     flat, out_tree = _trace(call)
     n_constants, n_outs = len(flat.constvars), len(flat.outvars)
     n_differentiable = _aux_start(call, out_tree) if has_aux else n_outs
-    primal = flat.closed()
-    avals = [v.aval for v in primal.jaxpr.invars]
     if positions is None:
-        differentiated = tuple(
-            i
-            for i, a in enumerate(avals)
-            if _is_inexact(a) and (i >= n_constants or compat.is_tracer(flat.consts[i]))
-        )
+        closed_over = [i for i, c in enumerate(flat.consts) if compat.is_tracer(c)]
+        candidates = [*closed_over, *range(n_constants, n_constants + len(flat.invars))]
+        variables = [*flat.constvars, *flat.invars]
+        differentiated = [i for i in candidates if _is_inexact(variables[i].aval)]
     else:
-        differentiated = tuple(n_constants + i for i in positions)
+        differentiated = [n_constants + i for i in positions]
     cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if _is_inexact(v.aval))
-    joint = _trace_joint(call, primal, avals, differentiated, cotangent_of)
-    joint_flat = flatten(joint, keep_custom_rules=False)
-    return _split(call, joint_flat, primal, flat, out_tree, differentiated, cotangent_of)
+    joint = flatten(_trace_joint(call, flat.closed(), differentiated, cotangent_of), keep_custom_rules=False)
+    return _split(call, flat, joint, out_tree, differentiated, cotangent_of)
 
 
 def _is_inexact(aval: Any) -> bool:
@@ -290,9 +287,7 @@ def _aux_start(call: Call, out_tree: Any) -> int:
     return children[0].num_leaves
 
 
-def _trace_joint(
-    call: Call, primal: Any, avals: Sequence[Any], differentiated: Sequence[int], cotangent_of: Sequence[int]
-) -> Any:
+def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:
     """Trace `(inputs, cotangents) -> (outputs, gradients)`; an optimisation barrier marks where cotangents arrive."""
     run = compat.jaxpr_as_fun(primal)
 
@@ -307,10 +302,10 @@ def _trace_joint(
         _, pullback, outs = jax.vjp(by_differentiated, *(inputs[i] for i in differentiated), has_aux=True)
         return outs, list(pullback(lax.optimization_barrier(cotangents))) if cotangents else []
 
-    out_avals = [v.aval for v in primal.jaxpr.outvars]
-    cotangents = [compat.struct_of(out_avals[i]) for i in cotangent_of]
+    inputs = [compat.struct_of(v.aval) for v in primal.jaxpr.invars]
+    cotangents = [compat.struct_of(primal.jaxpr.outvars[i].aval) for i in cotangent_of]
     try:
-        return jax.make_jaxpr(joint)([compat.struct_of(a) for a in avals], cotangents)
+        return jax.make_jaxpr(joint)(inputs, cotangents)
     except Exception as e:
         raise CaptureError(
             f"the gradient of {call.name} was asked for; JAX cannot differentiate it in reverse mode:\n  "
@@ -322,51 +317,51 @@ def _trace_joint(
 
 def _split(
     call: Call,
-    joint: FlatJaxpr,
-    primal: Any,
     flat: FlatJaxpr,
+    joint: FlatJaxpr,
     out_tree: Any,
     differentiated: Sequence[int],
     cotangent_of: Sequence[int],
 ) -> Program:
-    """Separate the phases of a joint trace and build its graph."""
-    n_cotangents, n_outs = len(cotangent_of), len(flat.outvars)
-    marked = joint.invars[len(joint.invars) - n_cotangents :]
-    if joint.constvars:
-        raise CaptureError(f"the derivative rules of {call.name} close over {len(joint.constvars)} arrays")
-    at = len(joint.eqns)
-    rename: dict[Any, Any] = {}
-    for i, eqn in enumerate(joint.eqns):
-        if n_cotangents and eqn.invars and eqn.invars[0] is marked[0]:
-            at, rename = i, dict(zip(eqn.outvars, marked, strict=True))
-            break
-
-    def renamed(v: Any) -> Any:
-        return v if isinstance(v, Literal) else rename.get(v, v)
-
-    later = [e.replace(invars=[renamed(v) for v in e.invars]) for e in joint.eqns[at + 1 :]]
-    outvars = [renamed(v) for v in joint.outvars]
-    forward, n_before = list(joint.eqns[:at]), at
-    eqns = drop_dead(forward + later, outvars)
-    in_forward = {id(e) for e in forward}
+    """Separate the phases of a joint trace, build its graph, and put what derivative rules close over to the constants."""
+    n_constants, n_rules, n_cotangents = len(flat.constvars), len(joint.constvars), len(cotangent_of)
+    inputs = [*joint.invars[:n_constants], *joint.constvars, *joint.invars[n_constants:]]
+    forward, backward, outvars = _phases(joint, inputs[len(inputs) - n_cotangents :])
+    eqns = drop_dead([*forward, *backward], outvars)
+    in_forward = set(map(id, forward))
     n_forward = sum(id(e) in in_forward for e in eqns)
-    del n_before
-    gradients = outvars[n_outs:] or []
-    names = [f"constant {i}" for i in range(len(flat.constvars))] + call.argument_names()
+    names = [f"constant {i}" for i in range(n_constants + n_rules)] + call.argument_names()
     names += [f"cotangent {i}" for i in range(n_cotangents)]
-    graph, variables = _build_graph(call.name, eqns, n_forward, joint.invars, names, outvars, n_outs)
+    n_outs = len(flat.outvars)
+    graph, variables = _build_graph(call.name, eqns, n_forward, inputs, names, outvars, n_outs)
+    primal_inputs = [*flat.constvars, *joint.constvars, *flat.invars]
     return Program(
         graph=graph,
         eqns=eqns,
         variables=variables,
-        constants=flat.consts,
-        primal=primal,
+        constants=[*flat.consts, *joint.consts],
+        primal=compat.close_jaxpr(primal_inputs, flat.outvars, flat.eqns),
         out_tree=out_tree,
         primal_outs=outvars[:n_outs],
-        gradients=gradients,
-        differentiated=tuple(differentiated),
+        gradients=outvars[n_outs:],
+        differentiated=tuple(i if i < n_constants else i + n_rules for i in differentiated),
         cotangent_of=tuple(cotangent_of),
     )
+
+
+def _phases(joint: FlatJaxpr, cotangents: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return the equations before and after the mark where cotangents arrive, and the results; the mark is taken out."""
+    marks = (i for i, e in enumerate(joint.eqns) if cotangents and e.invars and e.invars[0] is cotangents[0])
+    at = next(marks, None)
+    if at is None:
+        return joint.eqns, [], joint.outvars
+    unmarked = dict(zip(joint.eqns[at].outvars, cotangents, strict=True))
+
+    def without_mark(atoms: Sequence[Any]) -> list[Any]:
+        return [v if isinstance(v, Literal) else unmarked.get(v, v) for v in atoms]
+
+    backward = [e.replace(invars=without_mark(e.invars)) for e in joint.eqns[at + 1 :]]
+    return joint.eqns[:at], backward, without_mark(joint.outvars)
 
 
 def _build_graph(

@@ -13,6 +13,7 @@ import numpy as np
 from tiny_backprop.errors import PlanError
 from tiny_backprop.integration.jax.capture import Call, capture_program
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
+from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
 
 
@@ -22,13 +23,13 @@ class _Checkpointed:
     run: Callable[..., Any]
 
 
-class Checkpointed:
+class Checkpointed(FunctionWrapper):
     """A function with a planned reverse pass; made by `checkpoint`."""
 
     def __init__(self, fun: Callable[..., Any], request: Request):
         if not callable(fun):
             raise PlanError(f"the function to checkpoint must be callable; found {type(fun).__name__}")
-        functools.update_wrapper(self, fun)
+        super().__init__(fun)
         self._fun, self._request = fun, request
         self._programs = ProgramCache(self._make)
 

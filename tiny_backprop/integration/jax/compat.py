@@ -86,6 +86,9 @@ def source_line(eqn: Any) -> str:
 
 def aval_of(x: Any) -> Any:
     """Return the abstract value of an array, a tracer, a Python scalar or a `jax.ShapeDtypeStruct`; hashable."""
+    aval = getattr(x, "aval", None)  # at hand in arrays and tracers; every call of a planned gradient comes here
+    if aval is not None:
+        return aval
     if isinstance(x, jax.ShapeDtypeStruct):
         return ("struct", x.shape, x.dtype, x.weak_type, x.sharding, x.manual_axis_type)
     return jax.typeof(x)

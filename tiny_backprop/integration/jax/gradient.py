@@ -16,6 +16,7 @@ from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture import Call, capture_program, check_argnums
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
+from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
 
 # Functions that look at the values of their arguments, which tracing does not have; `jax.grad` may still run them.
@@ -48,7 +49,7 @@ class _Compiled:
     run: Callable[..., Any]
 
 
-class PlannedGradient:
+class PlannedGradient(FunctionWrapper):
     """A planned gradient function; made by `height_compressed_grad` and `height_compressed_value_and_grad`.
 
     Attributes:
@@ -69,7 +70,7 @@ class PlannedGradient:
             raise PlanError(f"the function to differentiate must be callable; found {type(fun).__name__}")
         if on_error not in ("fallback", "raise"):
             raise PlanError(f"on_error must be 'fallback' or 'raise'; found {on_error!r}")
-        functools.update_wrapper(self, fun)
+        super().__init__(fun)
         self.last_executor: HeightCompressedExecutor | None = None
         self._fun, self._request, self._argnums = fun, request, argnums
         self._has_aux, self._with_value, self._on_error = has_aux, with_value, on_error

@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from tiny_backprop.integration.jax import compat
+from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 
 _CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
@@ -97,11 +98,11 @@ def compiler_options() -> dict[str, str]:
     return dict(_CPU_OPTIONS) if jax.default_backend() == "cpu" else {}
 
 
-class Jitted:
+class Jitted(FunctionWrapper):
     """A compiled function whose compiler keeps optimisation barriers; made by `tiny_backprop.jit`."""
 
     def __init__(self, fun: Callable[..., Any], **jit_options: Any):
-        functools.update_wrapper(self, fun)
+        super().__init__(fun)
         options = {**compiler_options(), **(jit_options.pop("compiler_options", None) or {})}
         self._jitted: Any = jax.jit(fun, compiler_options=options or None, **jit_options)
         self._nested: Any = jax.jit(fun, **jit_options)  # only the outermost jit can carry compiler options

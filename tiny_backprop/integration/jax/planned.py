@@ -154,7 +154,7 @@ class ProgramCache:
             key = self._key(call)
             if key in self._cache:
                 return self._cache[key]
-        except TypeError:
+        except TypeError:  # a leaf that is no array cannot be hashed
             return self._make(call)
         made = self._make(call)
         if not any(map(compat.is_tracer, made.planned.program.constants)):
@@ -163,8 +163,8 @@ class ProgramCache:
 
     @staticmethod
     def _key(call: Call) -> Any:
-        traced = set(call.traced)
-        fixed = tuple(x for i, x in enumerate(call.leaves) if i not in traced)
-        key = (call.tree, tuple(map(compat.aval_of, call.arrays)), call.traced, fixed, compat.trace_context())
-        hash(key)
-        return key
+        fixed: tuple[Any, ...] = ()
+        if len(call.traced) < len(call.leaves):
+            traced = set(call.traced)
+            fixed = tuple((type(x), x) for i, x in enumerate(call.leaves) if i not in traced)
+        return (call.tree, tuple(map(compat.aval_of, call.arrays)), call.traced, fixed, compat.trace_context())

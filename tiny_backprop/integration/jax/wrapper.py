@@ -1,0 +1,19 @@
+"""Callable objects that stand for a function, in a class body too."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+
+class FunctionWrapper:
+    """Base of callable objects that take the name and documentation of a function, and bind as its methods do."""
+
+    def __init__(self, fun: Callable[..., Any]):
+        functools.update_wrapper(self, fun)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind to an instance, as a function in a class body does."""
+        return self if instance is None else types.MethodType(self, instance)  # type: ignore[arg-type]
