@@ -68,7 +68,8 @@ def test_no_schedule_needs_less_than_the_lower_bound(graph):
 
 
 def least_peak(graph: Graph) -> int:
-    """Return the least peak of all schedules: a shortest bottleneck path over sets of live values (nodes may repeat)."""
+    """Return the least peak of all schedules: a shortest bottleneck path over sets of live values (nodes may "
+    "repeat)."""
     import heapq
 
     made = [frozenset(v.index for v in n.outputs) for n in graph.nodes]

@@ -233,7 +233,7 @@ def test_what_cannot_be_differentiated_is_named():
     def f(x):
         return lax.while_loop(lambda c: c.sum() < 9, lambda c: c * 2, x).sum()
 
-    with pytest.raises(CaptureError, match="gradient of f was asked for.*(?s:.)*while_loop.*(?s:.)*lax.scan"):
+    with pytest.raises(CaptureError, match=r"gradient of f was asked for.*(?s:.)*while_loop.*(?s:.)*lax.scan"):
         capture_gradient(f, X)
     # A loop that carries no gradient is only a node.
     stopped = capture_gradient(lambda x: (x * lax.stop_gradient(f(x))).sum(), X)

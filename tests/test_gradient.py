@@ -117,7 +117,9 @@ def test_inside_scan_and_cond():
 
         return lax.scan(step, params, jax.random.split(KEY, 4))[0]
 
-    assert_close(jax.jit(functools.partial(train, gradient))(PARAMS), jax.jit(functools.partial(train, jax.grad(loss)))(PARAMS))
+    assert_close(
+        jax.jit(functools.partial(train, gradient))(PARAMS), jax.jit(functools.partial(train, jax.grad(loss)))(PARAMS)
+    )
 
 
 def test_closure_over_traced_values_and_gradient_through_it():
@@ -291,7 +293,7 @@ def test_a_given_plan_runs_and_a_foreign_one_is_refused():
     gradient = tb.height_compressed_grad(loss, plan=plan)
     assert_same_bits(gradient(PARAMS, X, KEY), jax.jit(jax.grad(loss))(PARAMS, X, KEY))
     assert gradient.last_executor.checkpoint_plan is plan
-    with pytest.raises(PlanError, match="the plan was made for a graph with fingerprint .* make it again"):
+    with pytest.raises(PlanError, match=r"the plan was made for a graph with fingerprint .* make it again"):
         gradient(PARAMS, X[:4], KEY)
     with pytest.raises(PlanError, match="give either plan or block_size and levels, not both"):
         tb.height_compressed_grad(loss, plan=plan, block_size=3)
@@ -318,7 +320,7 @@ def test_bad_block_size_is_refused_at_once(bad):
 @pytest.mark.parametrize(
     ("fun", "found"),
     [
-        (lambda p: net(p, X, KEY), r"float32\[8,16\]"),
+        (lambda p: net(p, X, KEY), r"float32\[8, 16\]"),
         (lambda p: jnp.sum(p["b"]).astype(int), "int32"),
         (lambda p: (p["b"].sum(), p["b"].sum()), r"float32\[\], float32\[\]"),
         (lambda p: p["b"].sum() * 1j, "complex64"),
@@ -361,7 +363,9 @@ def untraceable(x):
 
 def test_fall_back_warns_with_the_reason_and_gives_jax_grad():
     gradient = tb.height_compressed_grad(untraceable, block_size=2)
-    with pytest.warns(FallbackWarning, match="untraceable cannot be planned.*TracerBoolConversionError.*jax.grad runs instead"):
+    with pytest.warns(
+        FallbackWarning, match=r"untraceable cannot be planned.*TracerBoolConversionError.*jax.grad runs instead"
+    ):
         got = gradient(jnp.ones(3))
     assert got.tolist() == [2, 2, 2]
     assert gradient.last_executor is None
@@ -371,7 +375,7 @@ def test_fall_back_warns_with_the_reason_and_gives_jax_grad():
 
 
 def test_on_error_raise():
-    with pytest.raises(CaptureError, match="untraceable cannot be planned.*lax.cond"):
+    with pytest.raises(CaptureError, match=r"untraceable cannot be planned.*lax.cond"):
         tb.height_compressed_grad(untraceable, on_error="raise")(jnp.ones(3))
     with pytest.raises(PlanError, match="on_error must be 'fallback' or 'raise'; found 'ignore'"):
         tb.height_compressed_grad(untraceable, on_error="ignore")

@@ -87,7 +87,10 @@ def test_fingerprint_depends_on_structure_not_on_names_of_places():
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
-        ([dict(name="a", bytes=1, reads=["b"]), dict(name="b", bytes=1)], "reads 'b', which is no input and no earlier"),
+        (
+            [dict(name="a", bytes=1, reads=["b"]), dict(name="b", bytes=1)],
+            "reads 'b', which is no input and no earlier",
+        ),
         ([dict(name="a", bytes=1), dict(name="a", bytes=1)], "the name 'a' is used twice"),
         ([dict(name="a", bytes=-1)], "value 0 has -1 bytes"),
         ([dict(name="a")], "needs a name and bytes"),

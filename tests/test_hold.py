@@ -92,7 +92,7 @@ def test_recomputation_survives_in_any_jit(compile_with, within):
 
 
 def test_jit_keeps_the_recomputation_of_jax_checkpoint():
-    loss, ws, x = chain(12)
+    _loss, ws, x = chain(12)
 
     def by_layers(ws, x):
         for w in ws:

@@ -56,7 +56,8 @@ CASES = {
             def over(gradient):
                 def f(ws, x):
                     return jax.tree.map(lambda g: jax.lax.pmean(g, "i"), gradient(ws, x))
-                return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P(), P("i")), out_specs=P(), check_vma=check_vma))(WS, X)
+                return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(P(), P("i")), out_specs=P(),
+                check_vma=check_vma))(WS, X)
             check(over(planned), over(jax.grad(loss)))
     """,
     "collectives": """

@@ -20,6 +20,7 @@ from tiny_backprop.errors import TinyBackpropError as TinyBackpropError
 from tiny_backprop.graph import Graph as Graph
 from tiny_backprop.integration.jax import HeightCompressedExecutor as HeightCompressedExecutor
 from tiny_backprop.integration.jax import Measurement as Measurement
+from tiny_backprop.integration.jax import PlannedGradient as PlannedGradient
 from tiny_backprop.integration.jax import capture_gradient as capture_gradient
 from tiny_backprop.integration.jax import capture_graph_jaxpr as capture_graph_jaxpr
 from tiny_backprop.integration.jax import checkpoint as checkpoint

@@ -51,13 +51,17 @@ def frontier_svg(
             return ""
         s = peaks_per_bin(series, width)
         xs = np.linspace(x0, x1, len(s) + 1)
-        points = "".join(f"L{a:.1f},{height * (1 - v / top):.1f}H{b:.1f}" for a, b, v in zip(xs, xs[1:], s, strict=False))
+        tops = height * (1 - s / top)
+        points = "".join(f"L{a:.1f},{y:.1f}H{b:.1f}" for a, b, y in zip(xs, xs[1:], tops, strict=False))
         return f"M{x0:.1f},{height}{points}V{height}Z"
 
     split = width * n_forward / max(len(y), 1)
     shapes = [
-        f'<path d="{area(y[:n_forward], 0, split)}" fill="{FORWARD}" fill-opacity=".75"><title>forward</title></path>',
-        f'<path d="{area(y[n_forward:], split, width)}" fill="{BACKWARD}" fill-opacity=".75"><title>backward</title></path>',
+        f'<path d="{area(part, x0, x1)}" fill="{colour}" fill-opacity=".75"><title>{phase}</title></path>'
+        for phase, colour, part, x0, x1 in (
+            ("forward", FORWARD, y[:n_forward], 0, split),
+            ("backward", BACKWARD, y[n_forward:], split, width),
+        )
     ]
     if baseline is not None:
         shapes.insert(0, f'<path d="{area(baseline, 0, width)}" fill="{BASELINE}" fill-opacity=".35"/>')
@@ -78,8 +82,8 @@ def graph_html(graph: Graph) -> str:
     ]
     return (
         f"<div><b>{html.escape(graph.name)}</b>: {graph.n_forward} forward and {graph.n_backward} backward nodes, "
-        f"{format_flops(float(graph.flops.sum()))} and {format_bytes(graph.activation_bytes)} of activations (predicted)"
-        f"<br>{html.escape(common)}<br>Largest nodes:"
+        f"{format_flops(float(graph.flops.sum()))} and {format_bytes(graph.activation_bytes)} of activations "
+        f"(predicted)<br>{html.escape(common)}<br>Largest nodes:"
         + table(rows, ("node", "primitive", "phase", "bytes", "scope", "source"))
         + "</div>"
     )

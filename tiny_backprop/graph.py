@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
@@ -158,7 +159,7 @@ class Graph:
 
     @property
     def n_inputs(self) -> int:
-        """Number of inputs: arguments and constants."""
+        """Number of inputs (arguments and constants)."""
         return len(self.input_names)
 
     @property
@@ -205,7 +206,7 @@ class Graph:
         node, value = self.reads
         bounds = np.searchsorted(node, np.arange(self.n_nodes + 1)).tolist()
         values = value.tolist()
-        return [values[i:j] for i, j in zip(bounds, bounds[1:], strict=False)]
+        return [values[i:j] for i, j in itertools.pairwise(bounds)]
 
     @functools.cached_property
     def node_bytes(self) -> np.ndarray:
@@ -232,7 +233,7 @@ class Graph:
 
     @functools.cached_property
     def feeds_backward(self) -> np.ndarray:
-        """Whether some residual depends on each node, so that it may have to be recomputed; bool of shape (n_nodes,)."""
+        """Whether a residual depends on each node, so that it may be recomputed; bool of shape (n_nodes,)."""
         needed = bytearray(self.n_nodes)
         makers = self.value_node.tolist()
         for v in self.residuals.tolist():
@@ -283,7 +284,7 @@ class Graph:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of what a plan depends on: nodes, edges, shapes and dtypes; names, lines and costs do not count."""
+        """Hash of what a plan depends on (nodes, edges, shapes, dtypes; not names, lines and costs)."""
         h = hashlib.sha256()
         h.update(json.dumps([self.primitives, self.value_shapes, self.value_dtypes, self.n_inputs]).encode())
         for a in (self.is_backward, self.operand_start, self.operands, self.output_start, self.value_bytes):
@@ -306,8 +307,8 @@ class Graph:
         """Build a graph that did not come from JAX.
 
         Args:
-          nodes: In execution order, forward nodes first. Each is a mapping with `name`; `bytes` (of its one output); and,
-            all optional, `reads` (names of nodes or inputs), `flops`, `bytes_moved`, `is_backward`, `has_effect`,
+          nodes: In execution order, forward nodes first. Each is a mapping with `name`; `bytes` (of its one output);
+            and, all optional, `reads` (names of nodes or inputs), `flops`, `bytes_moved`, `is_backward`, `has_effect`,
             `primitive`, `source` and `scope`.
           inputs: Name and bytes of each input.
           outputs: Names of the nodes whose value the program returns.
@@ -400,14 +401,14 @@ class Graph:
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per node: primitive, phase, shapes, bytes, FLOPs, source and scope."""
         starts = self.output_start.tolist()
-        spans = list(zip(starts, starts[1:], strict=False))
+        spans = list(itertools.pairwise(starts))
         operand_names = np.where(self.operands == LITERAL, "literal", np.char.add("v", self.operands.astype(str)))
         bounds = self.operand_start.tolist()
         return pd.DataFrame(
             {
                 "primitive": self.primitives,
                 "phase": np.where(self.is_backward, "backward", "forward"),
-                "operands": [" ".join(operand_names[i:j]) for i, j in zip(bounds, bounds[1:], strict=False)],
+                "operands": [" ".join(operand_names[i:j]) for i, j in itertools.pairwise(bounds)],
                 "outputs": [
                     " ".join(f"v{v}:{self.value_dtypes[v]}{list(self.value_shapes[v])}" for v in range(i, j))
                     for i, j in spans
@@ -452,12 +453,25 @@ def _check(g: Graph) -> None:
     per_node = (g.is_backward, g.flops, g.bytes_moved, g.has_effect, g.sources, g.scopes)
     if any(len(a) != n for a in per_node) or len(g.operand_start) != n + 1 or len(g.output_start) != n + 1:
         raise GraphError(f"a graph of {n} nodes needs {n} entries in every array per node")
-    if len(g.value_shapes) != v or len(g.value_dtypes) != v or g.output_start[0] != g.n_inputs or g.output_start[-1] != v:
-        raise GraphError(f"a graph of {v} values needs {v} shapes and dtypes, inputs first and then each node's outputs")
-    if np.any(np.diff(g.operand_start) < 0) or np.any(np.diff(g.output_start) < 0) or g.operand_start[-1] != len(g.operands):
+    if (
+        len(g.value_shapes) != v
+        or len(g.value_dtypes) != v
+        or g.output_start[0] != g.n_inputs
+        or g.output_start[-1] != v
+    ):
+        raise GraphError(
+            f"a graph of {v} values needs {v} shapes and dtypes, inputs first and then each node's outputs"
+        )
+    if (
+        np.any(np.diff(g.operand_start) < 0)
+        or np.any(np.diff(g.output_start) < 0)
+        or g.operand_start[-1] != len(g.operands)
+    ):
         raise GraphError("operand_start and output_start must not fall, and must end where their arrays end")
     if v and g.value_bytes.min() < 0:
-        raise GraphError(f"value {int(g.value_bytes.argmin())} has {int(g.value_bytes.min())} bytes; sizes are 0 or more")
+        raise GraphError(
+            f"value {int(g.value_bytes.argmin())} has {int(g.value_bytes.min())} bytes; sizes are 0 or more"
+        )
     if np.any(np.diff(g.is_backward.astype(int)) < 0):
         i = int(np.flatnonzero(np.diff(g.is_backward.astype(int)) < 0)[0]) + 1
         raise GraphError(f"forward node {i} ({g.primitives[i]}) follows a backward node; put forward nodes first")

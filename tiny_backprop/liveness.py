@@ -17,8 +17,8 @@ def live_ranges(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
       graph: Any graph.
 
     Returns:
-      Two int64 arrays of shape (n_values,): first step and last step. Inputs of the graph have (-1, -1): their bytes are
-      the caller's.
+      Two int64 arrays of shape (n_values,): first step and last step. Inputs of the graph have (-1, -1): their bytes
+      are the caller's.
     """
     first = graph.value_node.copy()
     last = first.copy()

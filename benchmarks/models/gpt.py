@@ -105,7 +105,8 @@ def block(p: Params, x: jax.Array, config: GPTConfig, key: jax.Array | None = No
 
 
 def make_loss(config: GPTConfig):
-    """Return `loss(params, tokens, key=None)`: the mean next-token cross-entropy of int32 `tokens` (batch, tokens + 1)."""
+    """Return `loss(params, tokens, key=None)`: the mean next-token cross-entropy of int32 `tokens` (batch, "
+    "tokens + 1)."""
 
     def loss(params: Params, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]

@@ -110,7 +110,8 @@ class Compressibility:
         return (
             f"{word}: predicted peak {format_bytes(plain)} → {format_bytes(best)} ({best / max(plain, 1):.2f} ×) with "
             f"{self.best.meta['levels']} level(s) of blocks of {self.best.meta['block_size']} nodes and "
-            f"+{self.best.recompute_fraction:.0%} FLOPs; no schedule needs less than {format_bytes(self.lower_bound_bytes)}"
+            f"+{self.best.recompute_fraction:.0%} FLOPs; no schedule needs less than "
+            f"{format_bytes(self.lower_bound_bytes)}"
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -154,7 +155,7 @@ class GraphReport:
 
     @property
     def peak_bytes(self) -> int:
-        """Width of the frontier: the largest number of live bytes at any step."""
+        """Width of the frontier, the largest number of live bytes at any step."""
         return self.summary.peak_bytes
 
     @property
@@ -225,8 +226,9 @@ def _summary(live: np.ndarray, n_forward: int) -> FrontierSummary:
 def lower_bound_bytes(graph: Graph) -> int:
     """Return bytes that every schedule of a graph needs at some step, recomputation or not.
 
-    The larger of the largest working set (what a node reads and makes must be there together) and of all that the program
-    returns (it must be there together at the end). Only nodes that must run count: those that the outputs or an effect need.
+    The larger of the largest working set (what a node reads and makes must be there together) and of all that the
+    program returns (it must be there together at the end). Only nodes that must run count: those that the outputs or an
+    effect need.
 
     Args:
       graph: Any graph; nodes that nothing needs do not count.
@@ -247,8 +249,8 @@ def lower_bound_bytes(graph: Graph) -> int:
 def analyze_graph(graph: Graph) -> GraphReport:
     """Tell where the memory of a program goes and how far plans can take it down.
 
-    The verdict depends on the computation alone: the same program with a `jit` around each layer, or without, has the same
-    graph. Takes under half a second for 10,000 nodes.
+    The verdict depends on the computation alone: the same program with a `jit` around each layer, or without, has the
+    same graph. Takes under half a second for 10,000 nodes.
 
     Args:
       graph: Any graph. One without backward phase gets no verdict on height compression.

@@ -1,8 +1,8 @@
 """Plans by block size and by levels: cut the forward phase into blocks, save what crosses, recompute the rest.
 
-All planners here are one: a balanced tree of intervals over blocks. With one level it is checkpointing in blocks (Chen et
-al. 2016, arXiv:1604.06174); with k levels a block's recomputation is itself checkpointed, which for a chain of n equal
-nodes takes about k * n ** (1 / (k + 1)) values and k forward passes (Griewank & Walther 2000,
+All planners here are one: a balanced tree of intervals over blocks. With one level it is checkpointing in blocks (Chen
+et al. 2016, arXiv:1604.06174); with k levels a block's recomputation is itself checkpointed, which for a chain of n
+equal nodes takes about k * n ** (1 / (k + 1)) values and k forward passes (Griewank & Walther 2000,
 doi:10.1145/347837.347846, give the binomial optimum).
 
 A known weakness: everything that crosses a cut is saved, and everything else recomputed, whatever either costs.
@@ -42,15 +42,15 @@ def plan_save_everything(graph: Graph) -> Plan:
 def plan_blocks(graph: Graph, block_size: int | None = None) -> Plan:
     """Cut the forward phase into blocks of about `block_size` nodes and save only what crosses from one into another.
 
-    Each block but the last is recomputed once, when the backward phase first reads one of its values. A cut may move by up
-    to a quarter of `block_size` to where fewer bytes cross. For a chain of n equal nodes the peak is about
+    Each block but the last is recomputed once, when the backward phase first reads one of its values. A cut may move by
+    up to a quarter of `block_size` to where fewer bytes cross. For a chain of n equal nodes the peak is about
     n / block_size + block_size values, least at block_size = sqrt(n) (Chen et al. 2016, arXiv:1604.06174). Takes
     O(nodes + edges).
 
     Args:
       graph: A gradient graph, forward and backward phase.
-      block_size: Forward nodes per block, 1 or more; more nodes than the forward phase has mean one block. By default the
-        size whose plan has the smallest predicted peak among some that are tried.
+      block_size: Forward nodes per block, 1 or more; more nodes than the forward phase has mean one block. By default
+        the size whose plan has the smallest predicted peak among some that are tried.
 
     Returns:
       The plan; `plan.peak_bytes` and `plan.recompute_flops` are its price, `plan.meta["block_size"]` is the block size.
@@ -78,8 +78,8 @@ def plan_height_compressed(graph: Graph, levels: int | None = None, block_size: 
       The plan; `plan.meta` has `levels` and `block_size`.
 
     Raises:
-      PlanError: Neither `levels` nor `block_size` is given, one of them is not a whole number of at least 1, or the graph
-        has no backward phase.
+      PlanError: Neither `levels` nor `block_size` is given, one of them is not a whole number of at least 1, or the
+        graph has no backward phase.
     """
     _check_gradient(graph)
     if levels is None and block_size is None:
@@ -134,8 +134,8 @@ def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES) ->
     Args:
       graph: A gradient graph.
       levels: Height of the tree of blocks, 1 or more.
-      octaves: The block sizes to try, as powers of two times n_forward ** (1 / (levels + 1)), the best size for a chain of
-        equal nodes.
+      octaves: The block sizes to try, as powers of two times n_forward ** (1 / (levels + 1)), the best size for a chain
+        of equal nodes.
 
     Returns:
       The plan.
@@ -157,9 +157,10 @@ def _plan_tree(graph: Graph, block_size: int, levels: int, meta: dict[str, Any])
 class _TreeSchedule:
     """Lists the steps of a gradient whose forward phase is checkpointed over a tree of intervals.
 
-    A group of level 0 is the whole forward phase, of level `levels` one block. To *open* a group is to make the values that
-    cross between its children, from values that cross between larger groups; to open a block is to make its residuals.
-    The forward phase leaves the last group of every level open, since its values are there when the backward phase begins.
+    A group of level 0 is the whole forward phase, of level `levels` one block. To *open* a group is to make the values
+    that cross between its children, from values that cross between larger groups; to open a block is to make its
+    residuals. The forward phase leaves the last group of every level open, since its values are there when the backward
+    phase begins.
     """
 
     def __init__(self, graph: Graph, starts: np.ndarray, levels: int):
@@ -273,7 +274,7 @@ class _TreeSchedule:
                 out += self._make(self.targets.get(key, ()))
 
     def _make(self, wanted: Any, nodes: Any = ()) -> list[int]:
-        """Return the nodes that make `wanted` (and `nodes`) from what is available, in order; mark `wanted` available."""
+        """Return, in order, the nodes that make `wanted` (and `nodes`); mark `wanted` available."""
         available, makers, reads = self.available, self.makers, self.graph.read_lists
         found = set(nodes)
         found.update(makers[v] for v in wanted if not available[v])

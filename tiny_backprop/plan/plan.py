@@ -65,15 +65,15 @@ class _Actions(Sequence[Action]):
 class Plan:
     """What to do with every node and value of a gradient, with its predicted price.
 
-    Every figure is predicted: it is what `simulate` counts for these actions on this graph. Two plans are equal when they
-    do the same on the same graph.
+    Every figure is predicted: it is what `simulate` counts for these actions on this graph. Two plans are equal when
+    they do the same on the same graph.
 
     Attributes:
       graph: The gradient graph that the plan is for.
       ops: `Op` of each action, uint8 of shape (n_actions,).
       targets: Node or value of each action, int64 of shape (n_actions,).
-      meta: How the plan was made: `strategy`, `block_size` (as it was asked for), `levels`, `n_blocks`, and `peak_frontier`,
-        the same number as `peak_bytes`.
+      meta: How the plan was made: `strategy`, `block_size` (as it was asked for), `levels`, `n_blocks`, and
+        `peak_frontier`, the same number as `peak_bytes`.
       timeline: What the referee saw.
     """
 
@@ -206,7 +206,9 @@ class Plan:
             ("saved (predicted)", format_bytes(self.saved_bytes), "every residual"),
             ("recompute (predicted)", f"{format_flops(self.recompute_flops)}, +{self.recompute_fraction:.1%}", "none"),
         ]
-        title = ", ".join(f"{k} {self.meta[k]}" for k in ("strategy", "block_size", "levels", "n_blocks") if k in self.meta)
+        title = ", ".join(
+            f"{k} {self.meta[k]}" for k in ("strategy", "block_size", "levels", "n_blocks") if k in self.meta
+        )
         picture = display.frontier_svg(self.timeline.live_bytes, self.timeline.n_forward_steps, plain)
         header = ("", "this plan", "save everything")
         return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{display.table(rows, header)}</div>"
@@ -216,7 +218,9 @@ def check_fits(fingerprint: str, graph: Graph) -> None:
     """Raise PlanError unless a plan for the graph with `fingerprint` may be used with `graph`."""
     if fingerprint != graph.fingerprint:
         raise PlanError(
-            f"the plan was made for a graph with fingerprint {fingerprint}; this graph ({graph.name!r}, {graph.n_nodes} "
-            f"nodes) has {graph.fingerprint}. A plan fits one function with one set of shapes and dtypes: make it again "
+            f"the plan was made for a graph with fingerprint {fingerprint}; this graph ({graph.name!r}, "
+            f"{graph.n_nodes} "
+            f"nodes) has {graph.fingerprint}. A plan fits one function with one set of shapes and dtypes: make "
+            f"it again "
             "for these arguments."
         )

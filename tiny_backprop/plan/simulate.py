@@ -94,7 +94,9 @@ def simulate(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> Timeline:
         if len(bad):
             i = bad[0]
             state = "is not alive" if wanted else "is alive already"
-            raise IllegalPlanError(f"{_describe(graph, ops, targets, int(when[i]))} {verb} value {values[i]}, which {state}")
+            raise IllegalPlanError(
+                f"{_describe(graph, ops, targets, int(when[i]))} {verb} value {values[i]}, which {state}"
+            )
 
     node, value = graph.reads
     bounds = np.searchsorted(node, np.arange(graph.n_nodes + 1))

@@ -5,6 +5,7 @@ from tiny_backprop.integration.jax.capture import capture_graph_jaxpr as capture
 from tiny_backprop.integration.jax.checkpoint import checkpoint as checkpoint
 from tiny_backprop.integration.jax.compare import compare as compare
 from tiny_backprop.integration.jax.gradient import HeightCompressedExecutor as HeightCompressedExecutor
+from tiny_backprop.integration.jax.gradient import PlannedGradient as PlannedGradient
 from tiny_backprop.integration.jax.gradient import height_compressed_grad as height_compressed_grad
 from tiny_backprop.integration.jax.gradient import height_compressed_value_and_grad as height_compressed_value_and_grad
 from tiny_backprop.integration.jax.hold import jit as jit

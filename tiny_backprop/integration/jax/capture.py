@@ -1,8 +1,8 @@
 """Capture: trace a function, or the function and its reverse pass together, into a graph of equations.
 
-A gradient is traced once, as `jax.vjp` of the function with its cotangents as arguments. Before that, the function alone
-is traced and its `jit` and `checkpoint` calls are inlined, so that the graph does not depend on how the program was cut
-into calls. Whatever the trace meets after the cotangents arrive is the backward phase.
+A gradient is traced once, as `jax.vjp` of the function with its cotangents as arguments. Before that, the function
+alone is traced and its `jit` and `checkpoint` calls are inlined, so that the graph does not depend on how the program
+was cut into calls. Whatever the trace meets after the cotangents arrive is the backward phase.
 
 A known limit: the bodies of `scan`, `while` and `cond` are one node each.
 """
@@ -50,7 +50,7 @@ class Call:
         """Take a call apart."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
         traced = tuple([i for i, x in enumerate(leaves) if _is_array_type(type(x))])
-        return cls(fun, getattr(fun, "__name__", type(fun).__name__), leaves, tree, traced)
+        return cls(fun, function_name(fun), leaves, tree, traced)
 
     @property
     def arrays(self) -> list[Any]:
@@ -80,6 +80,11 @@ class Call:
 
 def _keyword(path: tuple[Any, ...]) -> str:
     return str(path[1].key) + jax.tree_util.keystr(path[2:])
+
+
+def function_name(fun: Any) -> str:
+    """Return the name of a function, or of the class of a callable object, for messages."""
+    return getattr(fun, "__name__", type(fun).__name__)
 
 
 @functools.cache
@@ -141,8 +146,8 @@ def capture_graph_jaxpr(
 
     Args:
       fun: Any function that JAX can trace.
-      example_inputs: The positional arguments, or a mapping with the keyword arguments: arrays, `jax.ShapeDtypeStruct`s,
-        or pytrees of them.
+      example_inputs: The positional arguments, or a mapping with the keyword arguments: arrays,
+        `jax.ShapeDtypeStruct` objects, or pytrees of them.
       **example_kwargs: Keyword arguments, likewise.
 
     Returns:
@@ -188,7 +193,7 @@ def capture_gradient(
 
     Args:
       fun: A function that JAX can differentiate in reverse mode.
-      *args: Positional arguments: arrays, `jax.ShapeDtypeStruct`s, or pytrees of them.
+      *args: Positional arguments: arrays, `jax.ShapeDtypeStruct` objects, or pytrees of them.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is not differentiated.
       **kwargs: Keyword arguments; they are not differentiated.
@@ -219,7 +224,9 @@ def check_argnums(call: Call, n_args: int, argnums: int | Sequence[int]) -> list
     wanted = [argnums] if isinstance(argnums, int) else list(argnums)
     for k in wanted:
         if not -n_args <= k < n_args:
-            raise CaptureError(f"argnums={argnums!r} was asked for; {call.name} was given {n_args} positional arguments")
+            raise CaptureError(
+                f"argnums={argnums!r} was asked for; {call.name} was given {n_args} positional arguments"
+            )
     positions = call.positions([k % n_args for k in wanted])
     names = call.argument_names()
     for i in positions:
@@ -228,7 +235,8 @@ def check_argnums(call: Call, n_args: int, argnums: int | Sequence[int]) -> list
         dtype = jnp.result_type(call.arrays[i]) if not hasattr(call.arrays[i], "dtype") else call.arrays[i].dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise CaptureError(
-                f"argnums={argnums!r} of {call.name}: {names[i]} has dtype {dtype}, which has no gradient. Differentiate "
+                f"argnums={argnums!r} of {call.name}: {names[i]} has dtype {dtype}, which has no gradient. "
+                "Differentiate "
                 "by floating-point arguments alone (see argnums), or convert it."
             )
     return positions
@@ -263,7 +271,7 @@ def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool =
     """
     flat, out_tree = _trace(call)
     n_constants, n_outs = len(flat.constvars), len(flat.outvars)
-    n_differentiable = _aux_start(call, out_tree) if has_aux else n_outs
+    n_differentiable = aux_start(call, out_tree) if has_aux else n_outs
     if positions is None:
         closed_over = [i for i, c in enumerate(flat.consts) if compat.is_tracer(c)]
         candidates = [*closed_over, *range(n_constants, n_constants + len(flat.invars))]
@@ -280,7 +288,8 @@ def _is_inexact(aval: Any) -> bool:
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
-def _aux_start(call: Call, out_tree: Any) -> int:
+def aux_start(call: Call, out_tree: Any) -> int:
+    """Return how many of a function's outputs come before its aux part; raise CaptureError unless it returns a pair."""
     children = out_tree.children()
     if len(children) != 2 or out_tree.node_data() is None or out_tree.node_data()[0] is not tuple:
         raise CaptureError(f"has_aux=True: {call.name} must return a pair (output, aux); found {out_tree}")
@@ -310,8 +319,9 @@ def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotange
         raise CaptureError(
             f"the gradient of {call.name} was asked for; JAX cannot differentiate it in reverse mode:\n  "
             f"{type(e).__name__}: {str(e).strip()}\n"
-            "jax.grad fails on it likewise. A while_loop on the differentiated path needs a static trip count (lax.scan, or "
-            "fori_loop with constant bounds); other operations without a derivative need jax.custom_vjp or stop_gradient."
+            "jax.grad fails on it likewise. A while_loop on the differentiated path needs a static trip count "
+            "(lax.scan, or fori_loop with constant bounds); other operations without a derivative need jax.custom_vjp "
+            "or stop_gradient."
         ) from e
 
 
@@ -323,7 +333,7 @@ def _split(
     differentiated: Sequence[int],
     cotangent_of: Sequence[int],
 ) -> Program:
-    """Separate the phases of a joint trace, build its graph, and put what derivative rules close over to the constants."""
+    """Separate the phases of a joint trace, build its graph, and add the constants of derivative rules."""
     n_constants, n_rules, n_cotangents = len(flat.constvars), len(joint.constvars), len(cotangent_of)
     inputs = [*joint.invars[:n_constants], *joint.constvars, *joint.invars[n_constants:]]
     forward, backward, outvars = _phases(joint, inputs[len(inputs) - n_cotangents :])
@@ -350,7 +360,7 @@ def _split(
 
 
 def _phases(joint: FlatJaxpr, cotangents: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return the equations before and after the mark where cotangents arrive, and the results; the mark is taken out."""
+    """Return the equations before and after the mark where cotangents arrive, and the results, without it."""
     marks = (i for i, e in enumerate(joint.eqns) if cotangents and e.invars and e.invars[0] is cotangents[0])
     at = next(marks, None)
     if at is None:

@@ -42,7 +42,7 @@ class Checkpointed(FunctionWrapper):
         return jax.tree.unflatten(program.out_tree, outs)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
-        """Return the plan for arguments (or `jax.ShapeDtypeStruct`s) without running anything."""
+        """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
         return self._programs.get(Call.of(self._fun, args, kwargs)).planned.plan
 
     def _make(self, call: Call) -> _Checkpointed:
@@ -90,21 +90,21 @@ def checkpoint(
     """Return a function with the same values as `fun` and a planned reverse pass.
 
     Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. Everything of
-    floating-point or complex dtype can be differentiated by, traced values that `fun` closes over included; integers, keys
-    and leaves that are no arrays pass through. The function need not return a scalar. Reverse-mode differentiation,
-    `jit`, `vmap`, `shard_map`, `scan` and higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any
-    `jax.custom_vjp`.
+    floating-point or complex dtype can be differentiated by, traced values that `fun` closes over included; integers,
+    keys and leaves that are no arrays pass through. The function need not return a scalar. Reverse-mode
+    differentiation, `jit`, `vmap`, `shard_map`, `scan` and higher derivatives work; forward mode alone (`jax.jvp`) does
+    not, as with any `jax.custom_vjp`.
 
     Args:
       fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
         decorator with options.
       block_size: Forward nodes per block; see `plan_blocks`.
-      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size with
-        the smallest predicted peak among some that are tried.
+      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size
+        with the smallest predicted peak among some that are tried.
       plan: A plan made before for this function and these shapes, as `checkpoint(fun).plan(*args)` returns it.
 
     Returns:
-      The function; `.plan(*args)` returns its plan for arguments or `jax.ShapeDtypeStruct`s.
+      The function; `.plan(*args)` returns its plan for arguments or `jax.ShapeDtypeStruct` objects.
 
     Raises:
       PlanError: `block_size` or `levels` is not a whole number of at least 1, or, when called, `plan` does not fit.

@@ -38,9 +38,9 @@ def compare(
 
     Args:
       fun: See `height_compressed_grad`.
-      *args: Positional arguments: arrays or, unless `run`, `jax.ShapeDtypeStruct`s.
-      plans: Plans for this function and these shapes, as a mapping their names too; by default the best plan in blocks and
-        the best with two levels.
+      *args: Positional arguments: arrays or, unless `run`, `jax.ShapeDtypeStruct` objects.
+      plans: Plans for this function and these shapes, as a mapping their names too; by default the best plan in blocks
+        and the best with two levels.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is not differentiated.
       stock_policies: Names in `jax.checkpoint_policies` to put around the whole function, each a row of its own.
@@ -49,11 +49,11 @@ def compare(
       **kwargs: Keyword arguments of `fun`.
 
     Returns:
-      One row each for `jax.value_and_grad`, the plans and the policies. `predicted_*` columns are the referee's count, empty
-      where there is no plan; `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries,
+      One row each for `jax.value_and_grad`, the plans and the policies. `predicted_*` columns are the referee's count,
+      empty where there is no plan; `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries,
       `measured_peak_bytes` temporaries and outputs together, to be held against `predicted_peak_bytes`;
-      `measured_flops` is counted in the compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to the
-      first row.
+      `measured_flops` is counted in the compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to
+      the first row.
 
     Raises:
       PlanError: A plan does not fit, or a policy has no such name.

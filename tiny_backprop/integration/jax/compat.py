@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 from jax._src import config as _config  # no public way to key a cache by the trace context
 from jax._src import core as _core  # no public way to know whether a transformation is under way
 from jax._src import source_info_util as _source_info_util  # no public way to a traceback's user frame
@@ -102,7 +103,7 @@ def zero_tangent(x: Any) -> Any:
 
 def is_tracer(x: Any) -> bool:
     """Return whether `x` is a value of a trace that is under way."""
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, core.Tracer)
 
 
 def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
@@ -117,4 +118,4 @@ def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
 
 def without_sharding(aval: Any) -> Any:
     """Return an abstract value of the same shape and dtype that says nothing of shardings and mapped axes."""
-    return jax.core.ShapedArray(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+    return core.ShapedArray(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,14 @@ from jax import lax
 
 from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.capture import Call, capture_program, check_argnums
+from tiny_backprop.integration.jax.capture import (
+    Call,
+    Program,
+    aux_start,
+    capture_program,
+    check_argnums,
+    function_name,
+)
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
@@ -53,8 +59,8 @@ class PlannedGradient(FunctionWrapper):
     """A planned gradient function; made by `height_compressed_grad` and `height_compressed_value_and_grad`.
 
     Attributes:
-      last_executor: The `HeightCompressedExecutor` of the last call, or None before the first call and after a fall-back
-        to `jax.grad`.
+      last_executor: The `HeightCompressedExecutor` of the last call, or None before the first call and after a
+        fall-back to `jax.grad`.
     """
 
     def __init__(
@@ -88,15 +94,17 @@ class PlannedGradient(FunctionWrapper):
         return self._result(compiled.planned, outs, gradients, args)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
-        """Return the plan for arguments (or `jax.ShapeDtypeStruct`s) without running anything."""
+        """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
         return self._programs.get(Call.of(self._fun, args, kwargs)).planned.plan
 
     def _compile(self, call: Call) -> _Compiled:
         positional, _ = jax.tree.unflatten(call.tree, call.leaves)
         positions = check_argnums(call, len(positional), self._argnums)
         program = capture_program(call, positions, self._has_aux)
-        _check_scalar(call, program)
+        n_main = len(program.primal_outs) if not self._has_aux else aux_start(call, program.out_tree)
+        _check_scalar(call, program, n_main)
         planned = PlannedProgram.make(program, self._request)
+
         def run(constants: Sequence[Any], arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             inputs = [*constants, *arrays]
             outs = planned.forward(inputs)
@@ -117,8 +125,8 @@ class PlannedGradient(FunctionWrapper):
     def _fall_back(self, error: Exception, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.last_executor = None
         reason = (
-            f"the gradient of {getattr(self._fun, '__name__', self._fun)!s} cannot be planned, because the function looks at "
-            f"the values of its arguments ({type(error).__name__}: {str(error).splitlines()[0]}). Use lax.cond and jnp.where "
+            f"the gradient of {function_name(self._fun)} cannot be planned, because the function looks at the values "
+            f"of its arguments ({type(error).__name__}: {str(error).splitlines()[0]}). Use lax.cond and jnp.where "
             "instead of Python's if, and functools.partial to fix arguments that are no arrays."
         )
         if self._on_error == "raise":
@@ -129,24 +137,19 @@ class PlannedGradient(FunctionWrapper):
 
     def __repr__(self) -> str:
         state = repr(self.last_executor) if self.last_executor else "not planned yet"
-        return f"<planned gradient of {getattr(self._fun, '__name__', self._fun)!s}: {state}>"
+        return f"<planned gradient of {function_name(self._fun)}: {state}>"
 
 
-def _check_scalar(call: Call, program: Any) -> None:
+def _check_scalar(call: Call, program: Program, n_main: int) -> None:
     """Refuse what `jax.grad` refuses: a function whose (first) output is not one real number."""
-    n_outs = len(program.primal_outs)
-    tree, outs = program.out_tree, program.primal_outs
-    children = tree.children()
-    main = outs if n_outs == 1 else outs[: children[0].num_leaves] if children else outs
-    is_aux = len(main) < n_outs
-    avals = [v.aval for v in main]
-    scalar = len(avals) == 1 and avals[0].shape == () and jnp.issubdtype(avals[0].dtype, jnp.floating)
-    if scalar and len(program.cotangent_of) == 1 and (not is_aux or len(program.cotangent_of) == 1):
+    avals = [v.aval for v in program.primal_outs[:n_main]]
+    if len(avals) == 1 and avals[0].shape == () and jnp.issubdtype(avals[0].dtype, jnp.floating):
         return
-    found = ", ".join(str(getattr(v.aval, "str_short", lambda v=v: v.aval)()) for v in outs) or "nothing"
+    found = ", ".join(f"{a.dtype}{list(a.shape)}" for a in avals) or "nothing"
     raise CaptureError(
-        f"the gradient of {call.name} was asked for, which needs one real number as output; {call.name} returns {found}. "
-        "Reduce it (jnp.sum, jnp.mean), return a pair and say has_aux=True, or use tiny_backprop.checkpoint with jax.vjp."
+        f"the gradient of {call.name} was asked for, which needs one real number as output; {call.name} returns "
+        f"{found}. Reduce it (jnp.sum, jnp.mean), return a pair and say has_aux=True, or use tiny_backprop.checkpoint "
+        "with jax.vjp."
     )
 
 
@@ -160,23 +163,23 @@ def height_compressed_grad(
     has_aux: bool = False,
     on_error: str = "fallback",
 ) -> PlannedGradient:
-    """Return a function that computes what `jax.grad(fun)` does, along a plan that saves little and recomputes the rest.
+    """Return a function that computes what `jax.grad(fun)` does, along a plan.
 
     The first call for a set of shapes traces, plans and compiles; later ones only run. It works inside `jit`, `vmap`,
-    `shard_map`, `scan` and `cond`, and can be differentiated again (higher derivatives are JAX's own, unplanned). As with
-    `jax.jit`, arrays that `fun` closes over are taken as they are at the first call.
+    `shard_map`, `scan` and `cond`, and can be differentiated again (higher derivatives are JAX's own, unplanned). As
+    with `jax.jit`, arrays that `fun` closes over are taken as they are at the first call.
 
     Args:
       fun: Function whose output is a real scalar, or, with `has_aux`, a pair of that and anything else. Its positional
         and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are.
       block_size: Forward nodes per block; see `plan_blocks`.
-      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size with
-        the smallest predicted peak among some that are tried.
+      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size
+        with the smallest predicted peak among some that are tried.
       plan: A plan made before, by any planner, for this function and these shapes.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
-      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"` warns
-        with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
+      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"`
+        warns with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
 
     Returns:
       The gradient function. Its `last_executor.checkpoint_plan` is the plan of the last call.
@@ -187,7 +190,6 @@ def height_compressed_grad(
 
     Example:
       >>> import jax.numpy as jnp
-from jax import lax
       >>> gradient = height_compressed_grad(lambda x: jnp.sum(jnp.sin(x) ** 2), block_size=2)
       >>> gradient(jnp.zeros(3)).tolist()
       [0.0, 0.0, 0.0]
@@ -227,7 +229,6 @@ def height_compressed_value_and_grad(
 
     Example:
       >>> import jax.numpy as jnp
-from jax import lax
       >>> value, gradient = height_compressed_value_and_grad(lambda x: jnp.sum(x**2))(jnp.ones(2))
       >>> float(value), gradient.tolist()
       (2.0, [2.0, 2.0])

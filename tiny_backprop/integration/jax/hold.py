@@ -1,15 +1,15 @@
 """The barrier that keeps a recomputation a recomputation.
 
-`hold(tokens, values)` returns `values`, but no earlier than `tokens` are there, and as arrays of which XLA does not know
-that they equal what it has already computed with. Without it, XLA's common-subexpression elimination would undo every
-recomputation, and its scheduler might start one early.
+`hold(tokens, values)` returns `values`, but no earlier than `tokens` are there, and as arrays of which XLA does not
+know that they equal what it has already computed with. Without it, XLA's common-subexpression elimination would undo
+every recomputation, and its scheduler might start one early.
 
-On GPU and TPU this is `lax.optimization_barrier`. XLA:CPU removes optimisation barriers (pass `cse_barrier_expander`) and
-merges afterwards. There, the values go through a conditional that passes them on when a predicate holds. The predicate
-always holds, but is computed from one element of each token in a way that XLA does not fold: with its lowest bit set, the
-element's bits are not zero. XLA neither looks through a conditional nor can it start before its predicate is known. The
-price is a copy of the held values, and only where they outlive the conditional do both copies take memory. This works in
-anybody's `jit`; `tests/test_hold.py` notices an XLA that folds it.
+On GPU and TPU this is `lax.optimization_barrier`. XLA:CPU removes optimisation barriers (pass `cse_barrier_expander`)
+and merges afterwards. There, the values go through a conditional that passes them on when a predicate holds. The
+predicate always holds, but is computed from one element of each token in a way that XLA does not fold: with its lowest
+bit set, the element's bits are not zero. XLA neither looks through a conditional nor can it start before its predicate
+is known. The price is a copy of the held values, and only where they outlive the conditional do both copies take
+memory. This works in anybody's `jit`; `tests/test_hold.py` notices an XLA that folds it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ mlir.register_lowering(hold_p, _lower_conditional, platform="cpu")
 
 
 def compiler_options() -> dict[str, str]:
-    """Return the compiler options with which the default backend keeps optimisation barriers; {} where it always does."""
+    """Return the compiler options with which the default backend keeps optimisation barriers."""
     return dict(_CPU_OPTIONS) if jax.default_backend() == "cpu" else {}
 
 
@@ -112,7 +112,7 @@ class Jitted(FunctionWrapper):
         return (self._nested if compat.is_tracing() else self._jitted)(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """Return the lowered program for arguments or `jax.ShapeDtypeStruct`s, as `jax.jit(fun).lower` does."""
+        """Return the lowered program for arguments or `jax.ShapeDtypeStruct` objects, as `jax.jit(fun).lower` does."""
         return self._jitted.lower(*args, **kwargs)
 
     def clear_cache(self) -> None:
@@ -125,8 +125,8 @@ def jit(fun: Callable[..., Any] | None = None, **jit_options: Any) -> Any:
     """Compile as `jax.jit` does, with the compiler options that keep every recomputation.
 
     Planned gradients keep theirs in any `jit`. The barriers of `jax.checkpoint` are another matter: on CPU, XLA removes
-    them unless it is told otherwise, and a program without loops then saves no memory. `tiny_backprop.jit` tells it, so that
-    gradients of both kinds can be compared. On GPU and TPU it is `jax.jit`.
+    them unless it is told otherwise, and a program without loops then saves no memory. `tiny_backprop.jit` tells it, so
+    that gradients of both kinds can be compared. On GPU and TPU it is `jax.jit`.
 
     Args:
       fun: Function to compile; leave it out to use `jit` as a decorator with options.

@@ -148,12 +148,12 @@ def measure(
     """Compile a function and report what XLA allocates for it; run it too, if asked.
 
     A plain function is compiled by `tiny_backprop.jit`; one that has a `lower` method, such as a `jax.jit`-ted one, as
-    it compiles itself. Without `run` nothing is allocated, so `jax.ShapeDtypeStruct`s will do, and programs larger
+    it compiles itself. Without `run` nothing is allocated, so `jax.ShapeDtypeStruct` objects will do, and programs larger
     than the machine can be measured. Donated arguments are copied before every run, outside the timed part.
 
     Args:
       fun: A function, a `jax.jit`-ted function, or a program already lowered or compiled.
-      *args: Its arguments: arrays, or `jax.ShapeDtypeStruct`s; none are needed for a lowered or compiled program
+      *args: Its arguments: arrays, or `jax.ShapeDtypeStruct` objects; none are needed for a lowered or compiled program
         unless it shall run.
       run: Whether to run it, for `step_seconds`.
       repeats: How many runs to take the median of, after one that is not counted.

@@ -1,10 +1,10 @@
 """Play a plan's actions into new jaxprs: the gradient that runs.
 
-The backward phase falls into *segments*: a segment begins where the plan turns from backward nodes to forward ones. What a
-segment reads of the forward phase, saved or recomputed earlier, goes through one `hold`, together with the cotangents
-that the segment before has just made, so that XLA neither merges the recomputation with what it repeats nor starts it
-early. The backward nodes of the segment read the held values too: otherwise XLA would share, say, the broadcast of a saved
-row sum between forward and backward and keep the broadcast alive.
+The backward phase falls into *segments*: a segment begins where the plan turns from backward nodes to forward ones.
+What a segment reads of the forward phase, saved or recomputed earlier, goes through one `hold`, together with the
+cotangents that the segment before has just made, so that XLA neither merges the recomputation with what it repeats nor
+starts it early. The backward nodes of the segment read the held values too: otherwise XLA would share, say, the
+broadcast of a saved row sum between forward and backward and keep the broadcast alive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from tiny_backprop.integration.jax.capture import Program
 from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.hold import hold_p
 from tiny_backprop.plan.plan import Plan, check_fits
-
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +83,7 @@ def _play_backward(player: _Player, program: Program, steps: Sequence[int], befo
             seen.clear()
         if node < n_forward:
             seen.add(node)
-    previous = [i for i in before[-1:]]
+    previous = list(before[-1:])
     for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
         segment = list(steps[start:end])
         recomputes = bool(segment) and segment[0] < n_forward
@@ -157,8 +156,8 @@ class _Player:
     def _values_to_hold(self, steps: Sequence[int]) -> list[int]:
         """Return what a segment reads of the forward phase, and the inputs that a recomputation must not share.
 
-        Inputs are the caller's, so most reads of them need no hold. But a recomputed node that reads nothing else would be
-        merged with its first run: its smallest operand is held.
+        Inputs are the caller's, so most reads of them need no hold. But a recomputed node that reads nothing else would
+        be merged with its first run: its smallest operand is held.
         """
         graph, border = self.graph, self.output_start[self.graph.n_forward]
         made: set[int] = set()
