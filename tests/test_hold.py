@@ -52,6 +52,15 @@ def test_vmap_of_tokens_or_values_alone():
         assert got.tolist() == want.tolist()
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_each_platform_gets_its_barrier(platform):
+    """GPU and TPU keep optimisation barriers; the conditional is for CPU alone."""
+    f = jax.jit(lambda t, v: hold([t], [v]))
+    text = jax.export.export(f, platforms=[platform])(jnp.ones(3), jnp.ones(2)).mlir_module()
+    assert ("optimization_barrier" in text) == (platform != "cpu")
+    assert ("stablehlo.case" in text) == (platform == "cpu")
+
+
 def chain(n, width=256):
     """Return the loss of n wide layers, its gradient plain, and its arguments."""
     ws = [0.05 * jax.random.normal(jax.random.key(i), (width, width)) for i in range(n)]

@@ -1,7 +1,7 @@
 """See where the memory of a JAX gradient goes, plan what to save and what to recompute, and run the plan.
 
-The names here are the whole public interface; `tiny_backprop_widgets` holds the interactive part, and `PlanExplorer` is
-reachable from here too.
+The names here are the public interface. The interactive part is in `tiny_backprop_widgets`; `PlanExplorer`,
+`plot_frontier`, `export_frontier`, `jaxpr_dag` and `write_report` are reachable from here too.
 """
 
 import importlib
@@ -38,7 +38,7 @@ from tiny_backprop.plan import simulate as simulate
 
 __version__ = "0.1.0"
 
-_IN_WIDGETS = ("PlanExplorer", "plot_frontier", "jaxpr_dag")
+_IN_WIDGETS = ("PlanExplorer", "export_frontier", "jaxpr_dag", "plot_frontier", "write_report")
 
 
 def __getattr__(name: str) -> Any:

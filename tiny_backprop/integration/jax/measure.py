@@ -148,8 +148,8 @@ def measure(
     """Compile a function and report what XLA allocates for it; run it too, if asked.
 
     A plain function is compiled by `tiny_backprop.jit`; one that has a `lower` method, such as a `jax.jit`-ted one, as
-    it compiles itself. Without `run` nothing is allocated, so `jax.ShapeDtypeStruct` objects will do, and programs larger
-    than the machine can be measured. Donated arguments are copied before every run, outside the timed part.
+    it compiles itself. Without `run` nothing is allocated, so `jax.ShapeDtypeStruct` objects will do, and programs
+    larger than the machine can be measured. Donated arguments are copied before every run, outside the timed part.
 
     Args:
       fun: A function, a `jax.jit`-ted function, or a program already lowered or compiled.
