@@ -18,8 +18,7 @@ demo: $(STAMP) ## plan, run and measure the gradient of a 12-layer GPT; results 
 	$(BIN)/python -m benchmarks.demo
 
 test: check ## run all checks, tests, docstring examples and notebooks
-	$(BIN)/python -m pytest -n 2 --doctest-modules --nbmake --nbmake-timeout=600 --nbmake-kernel=python3 \
-	  tests tiny_backprop widgets/tiny_backprop_widgets $(NOTEBOOKS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --doctest-modules tests tiny_backprop widgets/tiny_backprop_widgets
 
 lab: $(STAMP) ## open the first notebook in JupyterLab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(wildcard notebooks/1-*.ipynb)

@@ -98,7 +98,7 @@ def _memory_note(table: pd.DataFrame, name: str) -> str:
 def _run(
     loss: Callable[..., Any], args: Sequence[Any], plans: dict[str, tb.Plan], n_steps: int
 ) -> tuple[dict[str, float], dict[str, Difference]]:
-    """Return median seconds of the plain and of each planned gradient, and how far the planned ones are from the plain."""
+    """Return median seconds of the plain and each planned gradient, and how far the planned ones are from the plain."""
     funs = {_PLAIN: jax.value_and_grad(loss)}
     funs |= {name: tb.height_compressed_value_and_grad(loss, plan=plan) for name, plan in plans.items()}
     compiled = {name: tb.jit(fun).lower(*args).compile() for name, fun in funs.items()}

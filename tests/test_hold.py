@@ -132,3 +132,31 @@ def test_jit_is_jit():
     assert float(lax.map(lambda x: f(x)["y"], jnp.ones(3)).sum()) == 6
     g.clear_cache()
     assert float(g(jnp.float32(2), 3)) == 6
+
+
+@pytest.mark.parametrize("within", ["grad", "checkpoint"])
+def test_recomputation_survives_where_the_first_cotangents_are_constants(within):
+    """The gradient of a sum begins with ones: a predicate made of them alone is one that XLA folds."""
+    _, ws, x = chain(3, 256)
+
+    def tail(ws, x):
+        for w in ws:
+            for _ in range(6):
+                x = jnp.sin(x)
+            x = x @ w
+        for _ in range(8):
+            x = x.T.reshape(x.shape)
+        return jnp.sum(x)
+
+    options = {"block_size": 6}
+    if within == "grad":
+        gradient = tb.height_compressed_grad(tail, **options)
+        plan = gradient.plan(ws, x)
+    else:
+        gradient = jax.grad(tb.checkpoint(tail, **options))
+        plan = tb.checkpoint(tail, **options).plan(ws, x)
+    assert plan.recompute_flops > 10 * x.size
+    lowered = jax.jit(lambda ws, x: gradient(ws, x)).lower(ws, x)
+    n_holds = lowered.as_text().count("stablehlo.case")
+    assert n_holds >= 3
+    assert lowered.compile().as_text().count(" conditional(") == n_holds

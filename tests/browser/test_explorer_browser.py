@@ -5,7 +5,7 @@ import json
 import nbformat
 import pytest
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]  # one JupyterLab
 
 MODEL = """
 import jax, jax.numpy as jnp

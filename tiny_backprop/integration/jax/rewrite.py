@@ -10,6 +10,7 @@ broadcast of a saved row sum between forward and backward and keep the broadcast
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def rewrite(program: Program, plan: Plan) -> PlannedJaxprs:
     outs = [player.current(v) for v in program.primal_outs]
     # A saved value may itself be recomputed before the border; what crosses is its latest making.
     saved = list(dict.fromkeys(player.env[int(v)] for v in plan.saved))
+    player.at_border = [*range(program.n_primal_inputs), *plan.saved.tolist()]
     forward = compat.close_jaxpr(program.input_variables, [*outs, *saved], player.take_eqns())
     _play_backward(player, program, steps[n_forward_steps:], steps[:n_forward_steps])
     gradients = [player.current(v) for v in program.gradients]
@@ -63,6 +65,21 @@ def rewrite(program: Program, plan: Plan) -> PlannedJaxprs:
     inputs = [*program.input_variables, *saved, *program.cotangent_variables]
     assert not needs, "the backward phase reads what was not saved"
     return PlannedJaxprs(forward, compat.close_jaxpr(inputs, gradients, player.take_eqns()), len(outs))
+
+
+def _depends_on_arguments(program: Program) -> list[bool]:
+    """Return which values of the graph depend on an argument, not on constants and cotangents alone."""
+    graph = program.graph
+    varies = [False] * graph.n_values
+    varies[len(program.constants) : program.n_primal_inputs] = [True] * (
+        program.n_primal_inputs - len(program.constants)
+    )
+    starts, operands = graph.operand_start.tolist(), graph.operands.tolist()
+    for node, (i, j) in enumerate(itertools.pairwise(starts)):
+        if any(varies[k] for k in operands[i:j] if k >= 0):
+            for k in range(graph.output_start[node], graph.output_start[node + 1]):
+                varies[k] = True
+    return varies
 
 
 def _free_variables(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
@@ -102,6 +119,8 @@ class _Player:
         self.ran: set[int] = set()
         self.eqns: list[Any] = []
         self.output_start = program.graph.output_start.tolist()
+        self.varies = _depends_on_arguments(program)
+        self.at_border: list[int] = []
 
     def take_eqns(self) -> list[Any]:
         """Return the equations emitted so far and forget them."""
@@ -172,7 +191,14 @@ class _Player:
         return list(apart)
 
     def _tokens(self, steps: Sequence[int], tokens_from: Sequence[int]) -> list[int]:
-        """Return what must be there before a segment starts: what it reads of the backward nodes just before it."""
+        """Return what must be there before a segment starts: what it reads of the backward nodes just before it.
+
+        Where all of that is constant, as the first cotangents of a sum are, the latest value of the forward phase is a
+        token too: XLA would fold a predicate made of constants.
+        """
         made = [k for node in tokens_from for k in range(self.output_start[node], self.output_start[node + 1])]
         read = {self.number[v] for n in steps for v in self.program.eqns[n].invars if not isinstance(v, Literal)}
-        return [k for k in made if k in read and k >= self.output_start[self.graph.n_forward]] or made[-1:]
+        tokens = [k for k in made if k in read and k >= self.output_start[self.graph.n_forward]] or made[-1:]
+        if not any(self.varies[k] for k in tokens):
+            tokens += [k for k in self.at_border if self.varies[k]][-1:]
+        return tokens
