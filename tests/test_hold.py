@@ -108,11 +108,16 @@ def test_jit_keeps_the_recomputation_of_jax_checkpoint():
             x = jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(jnp.sin(jnp.sin(x @ w)))))(w, x)
         return jnp.sum(x * x)
 
-    gradient = jax.grad(by_layers)
-    kept = temp_bytes(tb.jit(gradient), ws, x)
+    def plain(ws, x):
+        for w in ws:
+            x = jnp.sin(jnp.sin(jnp.sin(jnp.sin(x @ w))))
+        return jnp.sum(x * x)
+
+    kept = temp_bytes(tb.jit(jax.grad(by_layers)), ws, x)
     assert kept < 20 * x.size * 4
-    if jax.default_backend() == "cpu":
-        assert temp_bytes(jax.jit(gradient), ws, x) > kept
+    assert kept < 0.6 * temp_bytes(jax.jit(jax.grad(plain)), ws, x)
+    # Where jax.jit keeps it too, as XLA:CPU does from JAX 0.12 on, our options cost nothing.
+    assert kept <= 1.01 * temp_bytes(jax.jit(jax.grad(by_layers)), ws, x)
 
 
 def test_jit_is_jit():

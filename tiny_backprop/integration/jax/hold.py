@@ -124,9 +124,9 @@ class Jitted(FunctionWrapper):
 def jit(fun: Callable[..., Any] | None = None, **jit_options: Any) -> Any:
     """Compile as `jax.jit` does, with the compiler options that keep every recomputation.
 
-    Planned gradients keep theirs in any `jit`. The barriers of `jax.checkpoint` are another matter: on CPU, XLA removes
-    them unless it is told otherwise, and a program without loops then saves no memory. `tiny_backprop.jit` tells it, so
-    that gradients of both kinds can be compared. On GPU and TPU it is `jax.jit`.
+    Planned gradients keep theirs in any `jit`. The barriers of `jax.checkpoint` are another matter: on CPU, XLA (as of
+    JAX 0.10) removes them unless it is told otherwise, and a program without loops then saves no memory.
+    `tiny_backprop.jit` tells it, so that gradients of both kinds can be compared. On GPU and TPU it is `jax.jit`.
 
     Args:
       fun: Function to compile; leave it out to use `jit` as a decorator with options.
