@@ -108,7 +108,7 @@ def test_plans_are_shown_given_and_refused():
     plan = f.plan(PARAMS, X, KEY)
     assert plan.meta["block_size"] == 9
     again = tb.checkpoint(net, plan=plan)
-    assert again.plan(PARAMS, X, KEY) is plan
+    assert again.plan(PARAMS, X, KEY) == plan
     with pytest.raises(PlanError, match="the plan was made for a graph"):
         again(PARAMS, X[:3], KEY)
     with pytest.raises(PlanError, match="levels must be a whole number"):
@@ -162,3 +162,15 @@ def test_effects_in_the_forward_phase_run_once():
         jit(jax.grad(tb.checkpoint(f, block_size=1)))(X)
         jax.effects_barrier()
         assert len(seen) == 1
+
+
+def test_functions_without_differentiable_outputs():
+    f = tb.checkpoint(lambda p: jnp.argmax(p, axis=1))
+    out, pull = jax.vjp(f, X)
+    assert out.tolist() == jnp.argmax(X, axis=1).tolist()
+    assert not np.any(pull(np.zeros(8, jax.dtypes.float0))[0])
+
+
+def test_untraceable_functions_are_named():
+    with pytest.raises(CaptureError, match="looks at the values of its arguments"):
+        tb.checkpoint(lambda x: x if x[0, 0] > 0 else -x)(X)

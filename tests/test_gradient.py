@@ -292,7 +292,7 @@ def test_a_given_plan_runs_and_a_foreign_one_is_refused():
     plan = tb.plan_height_compressed(tb.capture_gradient(loss, PARAMS, X, KEY), levels=2, block_size=9)
     gradient = tb.height_compressed_grad(loss, plan=plan)
     assert_same_bits(gradient(PARAMS, X, KEY), jax.jit(jax.grad(loss))(PARAMS, X, KEY))
-    assert gradient.last_executor.checkpoint_plan is plan
+    assert gradient.last_executor.checkpoint_plan == plan
     with pytest.raises(PlanError, match=r"the plan was made for a graph with fingerprint .* make it again"):
         gradient(PARAMS, X[:4], KEY)
     with pytest.raises(PlanError, match="give either plan or block_size and levels, not both"):
@@ -364,7 +364,7 @@ def untraceable(x):
 def test_fall_back_warns_with_the_reason_and_gives_jax_grad():
     gradient = tb.height_compressed_grad(untraceable, block_size=2)
     with pytest.warns(
-        FallbackWarning, match=r"untraceable cannot be planned.*TracerBoolConversionError.*jax.grad runs instead"
+        FallbackWarning, match=r"untraceable cannot be captured.*TracerBoolConversionError.*jax.grad runs instead"
     ):
         got = gradient(jnp.ones(3))
     assert got.tolist() == [2, 2, 2]
@@ -375,7 +375,7 @@ def test_fall_back_warns_with_the_reason_and_gives_jax_grad():
 
 
 def test_on_error_raise():
-    with pytest.raises(CaptureError, match=r"untraceable cannot be planned.*lax.cond"):
+    with pytest.raises(CaptureError, match=r"untraceable cannot be captured.*lax.cond"):
         tb.height_compressed_grad(untraceable, on_error="raise")(jnp.ones(3))
     with pytest.raises(PlanError, match="on_error must be 'fallback' or 'raise'; found 'ignore'"):
         tb.height_compressed_grad(untraceable, on_error="ignore")
@@ -399,3 +399,172 @@ def test_derivative_rules_may_close_over_arrays():
         got = tb.height_compressed_grad(g, block_size=1, argnums=argnums)(X, X)
         assert_close(got, jax.jit(jax.grad(g, argnums=argnums))(X, X))
     assert_close(jax.grad(tb.checkpoint(g, block_size=1))(X, X), jax.jit(jax.grad(g))(X, X))
+
+
+# ---- what everyday code passes ----
+
+
+def everyday(p, n, *, train):
+    """Return a loss that counts a loop with a Python int and branches on a Python bool."""
+    for _ in range(n):
+        p = jnp.sin(p)
+    return jnp.sum(p.reshape(n, -1) if train else p)
+
+
+def test_python_numbers_that_tracing_cannot_have_are_passed_as_they_are():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient = tb.height_compressed_grad(everyday, block_size=1)
+        for n, train in ((2, True), (4, True), (2, False)):
+            assert_close(gradient(X, n, train=train), jax.grad(everyday)(X, n, train=train))
+            assert gradient.last_executor is not None
+        checkpointed = tb.checkpoint(everyday, block_size=1)
+        assert_close(jax.grad(checkpointed)(X, 2, train=True), jax.grad(everyday)(X, 2, train=True))
+        static = jax.jit(everyday, static_argnums=1, static_argnames="train")
+        assert_close(tb.height_compressed_grad(static)(X, 2, train=True), jax.grad(everyday)(X, 2, train=True))
+
+
+def test_a_step_counter_is_an_array_and_plans_once():
+    n_traces = 0
+
+    def f(x, step):
+        nonlocal n_traces
+        n_traces += 1
+        return jnp.sum(jnp.sin(x)) * step
+
+    gradient = tb.height_compressed_grad(f)
+    for step in range(3):
+        assert_close(gradient(X, step), jnp.cos(X) * step)
+    assert n_traces == 1
+
+
+def test_objects_that_may_have_changed_are_looked_at_again():
+    class Model:
+        def __init__(self):
+            self.w = 1.0
+
+        def loss(self, x):
+            return jnp.sum(jnp.sin(x)) * self.w
+
+        @tb.checkpoint
+        def __call__(self, x):
+            return jnp.sin(x) * self.w
+
+    model = Model()
+    gradient = tb.height_compressed_grad(lambda x, m: m.loss(x))
+    for w in (1.0, 5.0):
+        model.w = w
+        assert_close(gradient(X, model), jnp.cos(X) * w)
+        assert_close(model(X), jnp.sin(X) * w)
+
+
+def test_aux_may_hold_anything_and_pairs_may_be_lists():
+    def f(x):
+        return [jnp.sum(x**2), {"name": "loss", "f": len, "x": x}]
+
+    gradient, aux = tb.height_compressed_grad(f, has_aux=True)(X)
+    assert_close(gradient, 2 * X)
+    assert (aux["name"], aux["f"]) == ("loss", len)
+    assert_same_bits(aux["x"], X)
+
+
+def test_trees_that_look_at_their_leaves():
+    @jax.tree_util.register_pytree_node_class
+    class Strict:
+        def __init__(self, a):
+            assert a.ndim == 2
+            self.a = a
+
+        def tree_flatten(self):
+            return (self.a,), None
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(*children)
+
+    got = tb.height_compressed_grad(lambda s: jnp.sum(jnp.sin(s.a)))(Strict(X))
+    assert_close(got.a, jnp.cos(X))
+
+
+@pytest.mark.parametrize("argnums", [(), (0, 0), 1.5, "0"])
+def test_bad_argnums_are_named(argnums):
+    with pytest.raises(CaptureError, match="argnums"):
+        tb.height_compressed_grad(lambda x, y: jnp.sum(x * y), argnums=argnums)(X, X)
+    one = tb.height_compressed_grad(lambda x, y: jnp.sum(x * y), argnums=np.int64(1))
+    assert_close(one(X, 2 * X), X)
+
+
+@pytest.mark.parametrize("wrap", [lambda v: (v,), lambda v: {"l": v}])
+def test_a_scalar_in_a_container_is_no_scalar(wrap):
+    with pytest.raises(CaptureError, match="needs one real number as output"):
+        tb.height_compressed_grad(lambda x: wrap(jnp.sum(x)))(X)
+
+
+def test_a_plan_does_not_pass_from_a_program_to_one_with_effects():
+    seen = []
+
+    def make(with_effect):
+        def branch(c):
+            if with_effect:
+                jax.debug.callback(lambda: seen.append(1))
+            return jnp.sin(c)
+
+        def f(p):
+            for _ in range(6):
+                p = jnp.sin(lax.cond(p[0] > -5, branch, jnp.cos, p))
+            return jnp.sum(p)
+
+        return f
+
+    plan = tb.plan_blocks(tb.capture_gradient(make(False), X[0]), 3)
+    with pytest.raises(PlanError, match="the plan was made for a graph"):
+        tb.height_compressed_grad(make(True), plan=plan)(X[0])
+    tb.height_compressed_grad(make(True), block_size=3)(X[0])
+    jax.effects_barrier()
+    assert len(seen) == 6
+
+
+def test_effects_do_not_multiply_in_higher_derivatives():
+    seen = []
+
+    def f(x):
+        jax.debug.callback(lambda v: seen.append(float(v)), x)
+        return jnp.sin(jnp.sin(x))
+
+    jax.grad(tb.height_compressed_grad(f, block_size=1))(1.0)
+    jax.effects_barrier()
+    assert len(seen) == 1
+
+
+def test_no_tracer_leaks():
+    def f(x):
+        return tb.height_compressed_grad(lambda y: jnp.sum(jnp.sin(y * x)))(x)
+
+    def g(x):
+        return jax.grad(tb.checkpoint(lambda y: jnp.sum(jnp.sin(y * x))))(x)
+
+    with jax.checking_leaks():
+        for h in (f, g):
+            assert_close(jax.jit(h)(X[0]), X[0] * jnp.cos(X[0] ** 2))
+
+
+def test_a_recomputation_that_grows_from_literals_is_not_merged():
+    """A key made inside the function is a constant to XLA: what is drawn from it must be drawn again all the same."""
+
+    def f(ws, x, key):
+        for i, w in enumerate(ws):
+            x = jnp.tanh(x @ w)
+            x = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, x.shape), x, 0.0)
+        return jnp.sum(x * x)
+
+    ws = PARAMS["w"]
+    options = {"block_size": 30}
+    inside = tb.measure(jax.jit(tb.height_compressed_grad(lambda ws, x: f(ws, x, jax.random.key(0)), **options)), ws, X)
+    outside = tb.measure(jax.jit(tb.height_compressed_grad(f, **options)), ws, X, jax.random.key(0))
+    assert inside.flops == pytest.approx(outside.flops, rel=0.02)
+
+
+def test_wrappers_copy_no_state():
+    gradient = tb.height_compressed_grad(lambda x: jnp.sum(x))
+    gradient(X)
+    assert not hasattr(tb.jit(gradient), "last_executor")

@@ -140,3 +140,23 @@ def test_node_without_outputs_is_counted_as_zero_bytes():
     )
     assert no_output.node_bytes.tolist() == [1, 10, 100, 1000, 0]
     assert "No HTML" not in no_output._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("operands", "abc"),
+        ("value_bytes", None),
+        ("value_bytes", [10**30] * 6),
+        ("primitives", 3),
+        ("flops", ["x"] * 5),
+        ("flops", [float("nan")] * 5),
+        ("operand_start", [1, 1, 2, 3, 5, 7]),
+        ("n_primal_outputs", 99),
+        ("outputs", [[1, 2]]),
+    ],
+)
+def test_damaged_graphs_are_refused(field, value):
+    data = {**json.loads(diamond().to_json()), field: value}
+    with pytest.raises(GraphError):
+        Graph.from_json(json.dumps(data))

@@ -245,3 +245,46 @@ def test_displays():
     assert set(table.action) == {"run", "recompute", "backward"}
     assert repr(plan.actions[0]) == "run node 0"
     assert len(plan.actions[:4]) == 4
+
+
+def test_referee_wants_returned_values_before_the_backward_phase():
+    graph = Graph.from_nodes(
+        [
+            dict(name="a", bytes=1),
+            dict(name="out", bytes=1),
+            dict(name="da", bytes=1, reads=["a"], is_backward=True),
+        ],
+        outputs=["out", "da"],
+    )
+    late = np.array([Op.RUN, Op.SAVE, Op.BACKWARD, Op.RUN]), np.array([0, 0, 2, 1])
+    with pytest.raises(IllegalPlanError, match="the backward phase begins without value 1, which the function returns"):
+        simulate(graph, *late)
+
+
+def test_absurd_levels_are_no_more_than_a_binary_tree():
+    graph = chain(14)
+    plan = plan_height_compressed(graph, levels=10**6, block_size=1)
+    assert plan.meta["levels"] == 10**6
+    assert plan.peak_bytes == plan_height_compressed(graph, levels=4, block_size=1).peak_bytes
+
+
+@given(plans())
+def test_nothing_is_recomputed_before_the_backward_phase(plan):
+    before = plan.timeline.ops[: plan.timeline.n_forward_steps]
+    assert not np.any(before == Op.RECOMPUTE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("ops", "x"), ("ops", [10**30]), ("targets", None), ("meta", None), ("ops", [1, 2])]
+)
+def test_damaged_plans_are_refused(field, value):
+    graph = chain(4)
+    data = {**json.loads(plan_blocks(graph, 2).to_json()), field: value}
+    with pytest.raises(PlanError):
+        Plan.from_json(json.dumps(data), graph)
+
+
+@pytest.mark.parametrize("what", ["x", None, lambda x: x])
+def test_what_is_no_graph_is_named(what):
+    with pytest.raises(PlanError, match=r"a plan needs a Graph; found .* Capture one"):
+        plan_blocks(what, 2)

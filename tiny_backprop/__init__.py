@@ -17,6 +17,7 @@ from tiny_backprop.errors import IllegalPlanError as IllegalPlanError
 from tiny_backprop.errors import MeasureError as MeasureError
 from tiny_backprop.errors import PlanError as PlanError
 from tiny_backprop.errors import TinyBackpropError as TinyBackpropError
+from tiny_backprop.errors import UntraceableError as UntraceableError
 from tiny_backprop.graph import Graph as Graph
 from tiny_backprop.integration.jax import HeightCompressedExecutor as HeightCompressedExecutor
 from tiny_backprop.integration.jax import Measurement as Measurement

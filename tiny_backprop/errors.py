@@ -13,6 +13,10 @@ class CaptureError(TinyBackpropError):
     """A function cannot be captured as a graph."""
 
 
+class UntraceableError(CaptureError):
+    """A function looks at the values of its arguments, which tracing does not have."""
+
+
 class PlanError(TinyBackpropError, ValueError):
     """A plan was asked for that cannot be made, or does not fit the graph it is used with."""
 

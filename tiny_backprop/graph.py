@@ -287,7 +287,14 @@ class Graph:
         """Hash of what a plan depends on (nodes, edges, shapes, dtypes; not names, lines and costs)."""
         h = hashlib.sha256()
         h.update(json.dumps([self.primitives, self.value_shapes, self.value_dtypes, self.n_inputs]).encode())
-        for a in (self.is_backward, self.operand_start, self.operands, self.output_start, self.value_bytes):
+        for a in (
+            self.is_backward,
+            self.has_effect,
+            self.operand_start,
+            self.operands,
+            self.output_start,
+            self.value_bytes,
+        ):
             h.update(np.ascontiguousarray(a, np.int64).tobytes() + b"|")
         h.update(np.ascontiguousarray(self.outputs, np.int64).tobytes() + str(self.n_primal_outputs).encode())
         return h.hexdigest()[:16]
@@ -391,12 +398,15 @@ class Graph:
             raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
         dtypes = {"is_backward": bool, "has_effect": bool, "flops": float, "bytes_moved": float}
         arrays = {"operand_start", "operands", "output_start", "value_bytes", "outputs", *dtypes}
-        for k, v in data.items():
-            if k in arrays:
-                data[k] = np.array(v, dtypes.get(k, np.int64))
-            elif isinstance(v, list):
-                data[k] = tuple(tuple(x) if isinstance(x, list) else x for x in v)
-        return cls(**data)
+        try:
+            for k, v in data.items():
+                if k in arrays:
+                    data[k] = np.array(v, dtypes.get(k, np.int64))
+                elif isinstance(v, list):
+                    data[k] = tuple(tuple(x) if isinstance(x, list) else x for x in v)
+            return cls(**data)
+        except (TypeError, ValueError, OverflowError, IndexError) as e:
+            raise e if isinstance(e, GraphError) else GraphError(f"the saved graph is damaged: {e}") from None
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per node: primitive, phase, shapes, bytes, FLOPs, source and scope."""
@@ -468,6 +478,10 @@ def _check(g: Graph) -> None:
         or g.operand_start[-1] != len(g.operands)
     ):
         raise GraphError("operand_start and output_start must not fall, and must end where their arrays end")
+    if g.operand_start[0] != 0 or g.outputs.ndim != 1 or not 0 <= g.n_primal_outputs <= len(g.outputs):
+        raise GraphError("operand_start must begin with 0, and n_primal_outputs be at most the number of outputs")
+    if not (np.all(np.isfinite(g.flops)) and np.all(np.isfinite(g.bytes_moved))):
+        raise GraphError("FLOPs and bytes moved must be finite numbers")
     if v and g.value_bytes.min() < 0:
         raise GraphError(
             f"value {int(g.value_bytes.argmin())} has {int(g.value_bytes.min())} bytes; sizes are 0 or more"

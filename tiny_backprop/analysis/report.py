@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tiny_backprop import display
+from tiny_backprop.errors import GraphError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier, live_ranges, working_set
 from tiny_backprop.plan import Plan
@@ -258,11 +259,16 @@ def analyze_graph(graph: Graph) -> GraphReport:
     Returns:
       The report.
 
+    Raises:
+      GraphError: The argument is no graph.
+
     Example:
       >>> graph = Graph.from_nodes([dict(name="a", bytes=8), dict(name="b", bytes=4, reads=["a"])], outputs=["b"])
       >>> analyze_graph(graph).gap
       1.0
     """
+    if not isinstance(graph, Graph):
+        raise GraphError(f"analyze_graph needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(…)")
     live = frontier(graph)
     summary = _summary(live, graph.n_forward)
     bound = lower_bound_bytes(graph)

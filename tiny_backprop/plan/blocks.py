@@ -45,7 +45,7 @@ def plan_blocks(graph: Graph, block_size: int | None = None) -> Plan:
     Each block but the last is recomputed once, when the backward phase first reads one of its values. A cut may move by
     up to a quarter of `block_size` to where fewer bytes cross. For a chain of n equal nodes the peak is about
     n / block_size + block_size values, least at block_size = sqrt(n) (Chen et al. 2016, arXiv:1604.06174). Takes
-    O(nodes + edges).
+    O(n log n) in nodes and edges.
 
     Args:
       graph: A gradient graph, forward and backward phase.
@@ -70,7 +70,7 @@ def plan_height_compressed(graph: Graph, levels: int | None = None, block_size: 
     Args:
       graph: A gradient graph, forward and backward phase.
       levels: Height of the tree, 1 or more. A node runs at most `levels` times more. By default a binary tree over the
-        blocks, of height log2(number of blocks).
+        blocks, of height log2(n_forward / block_size).
       block_size: Forward nodes per leaf, 1 or more; see `plan_blocks`. By default the size whose plan has the smallest
         predicted peak among some that are tried.
 
@@ -121,6 +121,10 @@ def check_count(name: str, value: Any) -> int:
 
 
 def _check_gradient(graph: Graph) -> None:
+    if not isinstance(graph, Graph):
+        raise PlanError(
+            f"a plan needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(fun, *args)"
+        )
     if not graph.n_backward:
         raise PlanError(
             f"a plan needs the backward phase; the graph {graph.name!r} has {graph.n_nodes} forward nodes alone. "
@@ -151,7 +155,8 @@ def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES) ->
 def _plan_tree(graph: Graph, block_size: int, levels: int, meta: dict[str, Any]) -> Plan:
     starts = block_starts(graph, block_size)
     meta = {**meta, "block_size": block_size, "levels": levels, "n_blocks": len(starts)}
-    return schedule(graph, _TreeSchedule(graph, starts, levels).steps(), meta)
+    useful_levels = min(levels, max(1, math.ceil(math.log2(len(starts)))))  # a binary tree has no more
+    return schedule(graph, _TreeSchedule(graph, starts, useful_levels).steps(), meta)
 
 
 class _TreeSchedule:
@@ -239,6 +244,10 @@ class _TreeSchedule:
         self.available[: graph.n_inputs] = b"\1" * graph.n_inputs
         last_block = len(self.groups[-1]) - 1
         self.open = {(level, int(self.groups[level][last_block])) for level in range(levels + 1)}
+        for i, (depth, block) in self._needs():
+            if i > graph.n_forward:
+                break
+            self.open |= {(level, int(self.groups[level][block])) for level in range(depth + 1)}
         wanted = set(np.flatnonzero(self.level == 1).tolist())
         for key in self.open:
             wanted.update(self.targets.get(key, ()))

@@ -91,7 +91,18 @@ class Plan:
           IllegalPlanError: The actions break a rule of `simulate`.
         """
         timeline = simulate(graph, ops, targets)
+        ops, targets = np.array(ops, np.uint8), np.array(targets, np.int64)
+        ops.flags.writeable = targets.flags.writeable = False  # they are hashed
         return cls(graph, ops, targets, {**meta, "peak_frontier": timeline.peak_bytes}, timeline)
+
+    def on(self, graph: Graph) -> Plan:
+        """Return the plan for another graph with the same fingerprint, its price that of the other's costs.
+
+        Raises:
+          PlanError: The graph has another fingerprint.
+        """
+        check_fits(self.graph.fingerprint, graph)
+        return self if graph is self.graph else Plan.from_actions(graph, self.ops, self.targets, self.meta)
 
     @property
     def actions(self) -> Sequence[Action]:
@@ -166,9 +177,12 @@ class Plan:
         if missing:
             raise PlanError(f"the saved plan lacks {sorted(missing)}")
         check_fits(data["fingerprint"], graph)
-        return cls.from_actions(
-            graph, np.array(data["ops"], np.uint8), np.array(data["targets"], np.int64), dict(data["meta"])
-        )
+        try:
+            actions = np.array([data["ops"], data["targets"]], np.int64)
+            meta = dict(data["meta"])
+        except (TypeError, ValueError, OverflowError) as e:
+            raise PlanError(f"the saved plan is damaged: {e}") from None
+        return cls.from_actions(graph, actions[0], actions[1], meta)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per step: action, node, primitive, predicted live bytes, scope and source."""

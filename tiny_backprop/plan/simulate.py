@@ -110,7 +110,7 @@ def simulate(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> Timeline:
     if not np.all(events.alive_before(returned, np.full(len(returned), len(ops)))):
         raise IllegalPlanError("the plan ends without some value that the program returns")
     _check_complete(graph, steps)
-    _check_saved(graph, ops, targets, events, returned)
+    _check_border(graph, ops, targets, events, returned)
 
     delta = np.zeros(len(ops) + 1, np.int64)
     np.add.at(delta, made_at, graph.value_bytes[made])
@@ -197,8 +197,11 @@ def _check_complete(graph: Graph, steps: np.ndarray) -> None:
         raise IllegalPlanError(f"the plan never runs node {missing[0]} ({graph.primitives[missing[0]]})")
 
 
-def _check_saved(graph: Graph, ops: np.ndarray, targets: np.ndarray, events: _Events, returned: np.ndarray) -> None:
-    """Check that whatever of the forward phase is alive when the backward phase begins was saved (or is returned)."""
+def _check_border(graph: Graph, ops: np.ndarray, targets: np.ndarray, events: _Events, returned: np.ndarray) -> None:
+    """Check what the forward phase leaves behind.
+
+    What the function returns must be there, effects must have run, and whatever else is alive must have been saved.
+    """
     backward = np.flatnonzero(ops == Op.BACKWARD)
     if not len(backward):
         return
@@ -208,6 +211,16 @@ def _check_saved(graph: Graph, ops: np.ndarray, targets: np.ndarray, events: _Ev
     bad = np.setdiff1d(alive, np.r_[targets[ops == Op.SAVE], returned])
     if len(bad):
         raise IllegalPlanError(f"value {bad[0]} of the forward phase lives on in the backward phase but was not saved")
+    primal = graph.outputs[: graph.n_primal_outputs]
+    primal = primal[primal >= graph.n_inputs]
+    absent = primal[~events.alive_before(primal, np.full(len(primal), border))]
+    if len(absent):
+        raise IllegalPlanError(f"the backward phase begins without value {absent[0]}, which the function returns")
+    later = targets[border:][ops[border:] == Op.RUN]
+    if np.any(graph.has_effect[later]):
+        raise IllegalPlanError(
+            f"node {later[graph.has_effect[later]][0]} has an effect, and must run in the forward phase"
+        )
     late = np.flatnonzero(ops[border:] == Op.SAVE)
     if len(late):
         raise IllegalPlanError(f"action {border + late[0]} saves a value after the backward phase has begun")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tiny_backprop.errors import CaptureError
+from tiny_backprop.errors import CaptureError, UntraceableError
 from tiny_backprop.graph import LITERAL, Graph
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.compat import Literal
 from tiny_backprop.integration.jax.cost import aval_bytes, eqn_cost
 from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
+
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,16 +55,24 @@ class Call:
     traced: tuple[int, ...]
 
     @classmethod
-    def of(cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Take a call apart."""
+    def of(
+        cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], fix_numbers: bool = False
+    ) -> Call:
+        """Take a call apart; with `fix_numbers`, Python's bools and ints are passed on as they are, too."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        traced = tuple([i for i, x in enumerate(leaves) if _is_array_type(type(x))])
+        is_array = _is_array_type if not fix_numbers else _is_array_type_but_no_number
+        traced = tuple([i for i, x in enumerate(leaves) if is_array(type(x))])
         return cls(fun, function_name(fun), leaves, tree, traced)
 
     @property
     def arrays(self) -> list[Any]:
         """The leaves that are arrays."""
         return [self.leaves[i] for i in self.traced]
+
+    @property
+    def n_args(self) -> int:
+        """Number of positional arguments."""
+        return len(self.tree.children()[0].children())
 
     def with_arrays(self, arrays: Sequence[Any]) -> Any:
         """Call the function with other arrays in the places of these."""
@@ -67,15 +84,49 @@ class Call:
 
     def argument_names(self) -> list[str]:
         """Return a name such as `args[0]['w']` for each array."""
-        paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.tree, range(len(self.leaves))))
+        paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.tree, self.leaves))
         names = ["args" + jax.tree_util.keystr(p[1:]) if p[0].idx == 0 else _keyword(p) for p, _ in paths]
         return [names[i] for i in self.traced]
 
     def positions(self, argnums: Sequence[int]) -> list[int]:
-        """Return which of `arrays` belong to the positional arguments `argnums`."""
-        args, _ = jax.tree.unflatten(self.tree, range(len(self.leaves)))
-        leaves = [i for k in argnums for i in jax.tree.leaves(args[k])]
+        """Return which of `arrays` belong to the positional arguments `argnums`, -1 for a leaf that is none of them."""
+        ends = list(itertools.accumulate(t.num_leaves for t in self.tree.children()[0].children()))
+        leaves = [i for k in argnums for i in range(ends[k - 1] if k else 0, ends[k])]
         return [self.traced.index(i) if i in self.traced else -1 for i in leaves]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a function returned, leaves separated from structure.
+
+    Attributes:
+      tree: Tree of all leaves.
+      fixed: The leaves that are no arrays, by position; each call returns them as the traced one did.
+    """
+
+    tree: Any
+    fixed: Mapping[int, Any]
+
+    def unflatten(self, arrays: Sequence[Any]) -> Any:
+        """Return what the function returns, with these arrays in their places."""
+        if not self.fixed:
+            return jax.tree.unflatten(self.tree, arrays)
+        rest = iter(arrays)
+        leaves = [self.fixed[i] if i in self.fixed else next(rest) for i in range(self.tree.num_leaves)]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def main(self, name: str) -> tuple[Any, int]:
+        """Return the tree and the number of arrays of the first part of a pair.
+
+        Raises:
+          CaptureError: The function `name` does not return a pair.
+        """
+        kind = (self.tree.node_data() or (None,))[0]
+        children = self.tree.children()
+        if not (isinstance(kind, type) and issubclass(kind, (tuple, list)) and len(children) == 2):
+            raise CaptureError(f"has_aux=True: {name} must return a pair (output, aux); found {self.tree}")
+        n_leaves = children[0].num_leaves
+        return children[0], n_leaves - sum(i < n_leaves for i in self.fixed)
 
 
 def _keyword(path: tuple[Any, ...]) -> str:
@@ -92,6 +143,11 @@ def _is_array_type(kind: type) -> bool:
     return issubclass(kind, (bool, int, float, complex)) or (hasattr(kind, "shape") and hasattr(kind, "dtype"))
 
 
+@functools.cache
+def _is_array_type_but_no_number(kind: type) -> bool:
+    return _is_array_type(kind) and (not issubclass(kind, int) or hasattr(kind, "shape"))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """A traced gradient: the graph, and for each node its equation.
@@ -100,9 +156,9 @@ class Program:
       graph: The graph; its inputs are the constants, the arguments and the cotangents, in that order.
       eqns: Equation of each node, forward nodes first.
       variables: Variable of each value of the graph, inputs first.
-      constants: Values of the constants; tracers where the function closed over some.
+      n_constants: Number of constants, which are the first inputs. Their values are kept apart: they may be tracers.
       primal: The function alone, as a closed jaxpr of constants and arguments; derivative rules are intact.
-      out_tree: Tree of what the function returns.
+      outputs: Structure of what the function returns.
       primal_outs: Variables or literals of what the function returns.
       gradients: Variables or literals of the gradients, one for each of `differentiated`.
       differentiated: Positions, among constants and arguments, of what is differentiated.
@@ -112,9 +168,9 @@ class Program:
     graph: Graph
     eqns: Sequence[Any]
     variables: Sequence[Any]
-    constants: Sequence[Any]
+    n_constants: int
     primal: Any
-    out_tree: Any
+    outputs: Outputs
     primal_outs: Sequence[Any]
     gradients: Sequence[Any]
     differentiated: tuple[int, ...]
@@ -212,27 +268,34 @@ def capture_gradient(
       True
     """
     call = Call.of(fun, args, kwargs)
-    return capture_program(call, check_argnums(call, len(args), argnums), has_aux=has_aux).graph
+    program, _ = capture_program(call, check_argnums(call, argnums), has_aux=has_aux)
+    return program.graph
 
 
-def check_argnums(call: Call, n_args: int, argnums: int | Sequence[int]) -> list[int]:
+def check_argnums(call: Call, argnums: int | Sequence[int]) -> list[int]:
     """Return the positions, among the arrays of a call, of the leaves of `argnums`.
 
     Raises:
-      CaptureError: An index is out of range, or a leaf cannot be differentiated.
+      CaptureError: An index is no integer, repeated or out of range, or a leaf cannot be differentiated.
     """
-    wanted = [argnums] if isinstance(argnums, int) else list(argnums)
+    n_args = call.n_args
+    try:
+        wanted = [operator.index(k) for k in (argnums if isinstance(argnums, Sequence) else [argnums])]
+    except TypeError:
+        raise CaptureError(f"argnums must be an integer or a tuple of them; found {argnums!r}") from None
     for k in wanted:
         if not -n_args <= k < n_args:
             raise CaptureError(
                 f"argnums={argnums!r} was asked for; {call.name} was given {n_args} positional arguments"
             )
+    if not wanted or len({k % n_args for k in wanted}) < len(wanted):
+        raise CaptureError(f"argnums={argnums!r} must name at least one argument, and none twice")
     positions = call.positions([k % n_args for k in wanted])
     names = call.argument_names()
     for i in positions:
         if i < 0:
             raise CaptureError(f"argnums={argnums!r} of {call.name} has a leaf that is no array; it has no gradient")
-        dtype = jnp.result_type(call.arrays[i]) if not hasattr(call.arrays[i], "dtype") else call.arrays[i].dtype
+        dtype = getattr(call.arrays[i], "dtype", None) or jnp.result_type(call.arrays[i])
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise CaptureError(
                 f"argnums={argnums!r} of {call.name}: {names[i]} has dtype {dtype}, which has no gradient. "
@@ -242,20 +305,28 @@ def check_argnums(call: Call, n_args: int, argnums: int | Sequence[int]) -> list
     return positions
 
 
-def _trace(call: Call) -> tuple[FlatJaxpr, Any]:
-    """Trace the function of a call, inline what does not concern derivatives, and return it with its output tree."""
-    trees = []
+def _trace(call: Call) -> tuple[FlatJaxpr, Outputs]:
+    """Trace the function of a call, inline what does not concern derivatives, and return it with its outputs."""
+    traced: list[Outputs] = []
 
     def fun(*arrays: Any) -> list[Any]:
         leaves, tree = jax.tree.flatten(call.with_arrays(arrays))
-        trees.append(tree)
-        return leaves
+        fixed = {i: x for i, x in enumerate(leaves) if not _is_array_type(type(x))}
+        traced.append(Outputs(tree, fixed))
+        return [x for i, x in enumerate(leaves) if i not in fixed]
 
-    closed = jax.make_jaxpr(fun)(*call.arrays)
-    return flatten(closed, keep_custom_rules=True), trees[-1]
+    try:
+        closed = jax.make_jaxpr(fun)(*call.arrays)
+    except _UNTRACEABLE as e:
+        raise UntraceableError(
+            f"{call.name} cannot be captured, because it looks at the values of its arguments ({type(e).__name__}: "
+            f"{str(e).splitlines()[0]}). Use lax.cond and jnp.where instead of Python's if, and functools.partial to "
+            "fix arguments that are no arrays."
+        ) from e
+    return flatten(closed, keep_custom_rules=True), traced[-1]
 
 
-def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool = False) -> Program:
+def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool = False) -> tuple[Program, list[Any]]:
     """Trace a call and its reverse pass.
 
     Args:
@@ -264,14 +335,15 @@ def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool =
       has_aux: Whether the function returns a pair whose second part is not differentiated.
 
     Returns:
-      The program.
+      The program, and the values of its constants: tracers where the function closed over some.
 
     Raises:
+      UntraceableError: The function looks at the values of its arguments.
       CaptureError: The function cannot be differentiated in reverse mode, or `has_aux` does not fit what it returns.
     """
-    flat, out_tree = _trace(call)
+    flat, outputs = _trace(call)
     n_constants, n_outs = len(flat.constvars), len(flat.outvars)
-    n_differentiable = aux_start(call, out_tree) if has_aux else n_outs
+    n_differentiable = outputs.main(call.name)[1] if has_aux else n_outs
     if positions is None:
         closed_over = [i for i, c in enumerate(flat.consts) if compat.is_tracer(c)]
         candidates = [*closed_over, *range(n_constants, n_constants + len(flat.invars))]
@@ -281,19 +353,12 @@ def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool =
         differentiated = [n_constants + i for i in positions]
     cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if _is_inexact(v.aval))
     joint = flatten(_trace_joint(call, flat.closed(), differentiated, cotangent_of), keep_custom_rules=False)
-    return _split(call, flat, joint, out_tree, differentiated, cotangent_of)
+    program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
+    return program, [*flat.consts, *joint.consts]
 
 
 def _is_inexact(aval: Any) -> bool:
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
-
-
-def aux_start(call: Call, out_tree: Any) -> int:
-    """Return how many of a function's outputs come before its aux part; raise CaptureError unless it returns a pair."""
-    children = out_tree.children()
-    if len(children) != 2 or out_tree.node_data() is None or out_tree.node_data()[0] is not tuple:
-        raise CaptureError(f"has_aux=True: {call.name} must return a pair (output, aux); found {out_tree}")
-    return children[0].num_leaves
 
 
 def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:
@@ -309,7 +374,9 @@ def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotange
             return [outs[i] for i in cotangent_of], outs
 
         _, pullback, outs = jax.vjp(by_differentiated, *(inputs[i] for i in differentiated), has_aux=True)
-        return outs, list(pullback(lax.optimization_barrier(cotangents))) if cotangents else []
+        if not cotangents:
+            return outs, [lax.full_like(inputs[i], 0) for i in differentiated]
+        return outs, list(pullback(lax.optimization_barrier(cotangents)))
 
     inputs = [compat.struct_of(v.aval) for v in primal.jaxpr.invars]
     cotangents = [compat.struct_of(primal.jaxpr.outvars[i].aval) for i in cotangent_of]
@@ -329,7 +396,7 @@ def _split(
     call: Call,
     flat: FlatJaxpr,
     joint: FlatJaxpr,
-    out_tree: Any,
+    outputs: Outputs,
     differentiated: Sequence[int],
     cotangent_of: Sequence[int],
 ) -> Program:
@@ -349,9 +416,9 @@ def _split(
         graph=graph,
         eqns=eqns,
         variables=variables,
-        constants=[*flat.consts, *joint.consts],
+        n_constants=n_constants + n_rules,
         primal=compat.close_jaxpr(primal_inputs, flat.outvars, flat.eqns),
-        out_tree=out_tree,
+        outputs=outputs,
         primal_outs=outvars[:n_outs],
         gradients=outvars[n_outs:],
         differentiated=tuple(i if i < n_constants else i + n_rules for i in differentiated),

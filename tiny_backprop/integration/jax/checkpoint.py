@@ -20,6 +20,7 @@ from tiny_backprop.plan import Plan
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Checkpointed:
     planned: PlannedProgram
+    constants: Sequence[Any]
     run: Callable[..., Any]
 
 
@@ -31,23 +32,22 @@ class Checkpointed(FunctionWrapper):
             raise PlanError(f"the function to checkpoint must be callable; found {type(fun).__name__}")
         super().__init__(fun)
         self._fun, self._request = fun, request
-        self._programs = ProgramCache(self._make)
+        self._programs = ProgramCache[_Checkpointed]()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        call = Call.of(self._fun, args, kwargs)
-        made = self._programs.get(call)
-        program = made.planned.program
-        outs = made.run([*program.constants, *call.arrays])
-        return jax.tree.unflatten(program.out_tree, outs)
+        call, made = self._programs.find(self._make, self._fun, args, kwargs)
+        return made.planned.program.outputs.unflatten(made.run([*made.constants, *call.arrays]))
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
-        return self._programs.get(Call.of(self._fun, args, kwargs)).planned.plan
+        _, made = self._programs.find(self._make, self._fun, args, kwargs)
+        return made.planned.plan
 
     def _make(self, call: Call) -> _Checkpointed:
-        planned = PlannedProgram.make(capture_program(call, None), self._request)
-        return _Checkpointed(planned, _with_planned_reverse(planned))
+        program, constants = capture_program(call, None)
+        planned = PlannedProgram.make(program, self._request)
+        return _Checkpointed(planned, constants, _with_planned_reverse(planned))
 
 
 def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:
@@ -74,7 +74,7 @@ def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], 
 
 
 def _no_gradient(x: Any) -> Any:
-    """Return what `custom_vjp` wants for an input without gradient: float0 zeros, or None for a constant."""
+    """Return what `custom_vjp` wants for an input without gradient, zeros or float0 zeros."""
     if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
         return jax.numpy.zeros_like(x)
     return np.zeros(x.shape, jax.dtypes.float0)

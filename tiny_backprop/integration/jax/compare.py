@@ -60,10 +60,10 @@ def compare(
       CaptureError: The function cannot be differentiated.
     """
     call = Call.of(fun, args, kwargs)
-    graph = capture_program(call, check_argnums(call, len(args), argnums), has_aux=has_aux).graph
+    graph = capture_program(call, check_argnums(call, argnums), has_aux=has_aux)[0].graph
     if plans is None:
         plans = [plan_blocks(graph), plan_height_compressed(graph, levels=2)]
-    named = dict(plans) if isinstance(plans, Mapping) else {_name(p): p for p in plans}
+    named = dict(plans) if isinstance(plans, Mapping) else _named(plans)
     ways: list[tuple[str, Callable[..., Any], Plan | None]] = [
         ("jax.value_and_grad", jax.value_and_grad(fun, argnums, has_aux=has_aux), plan_save_everything(graph))
     ]
@@ -90,8 +90,12 @@ def compare(
     return table
 
 
-def _name(plan: Plan) -> str:
-    return ", ".join(f"{k} {plan.meta[k]}" for k in ("strategy", "levels", "block_size") if k in plan.meta)
+def _named(plans: Sequence[Plan]) -> dict[str, Plan]:
+    named: dict[str, Plan] = {}
+    for i, plan in enumerate(plans):
+        name = ", ".join(f"{k} {plan.meta[k]}" for k in ("strategy", "levels", "block_size") if k in plan.meta)
+        named[name if name and name not in named else f"{name or 'plan'} ({i})"] = plan
+    return named
 
 
 def _row(plan: Plan | None, m: Measurement) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def aval_of(x: Any) -> Any:
     aval = getattr(x, "aval", None)  # at hand in arrays and tracers; every call of a planned gradient comes here
     if aval is not None:
         return aval
+    if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is None and x.manual_axis_type is None:
+        return core.ShapedArray(x.shape, x.dtype, weak_type=x.weak_type)
     if isinstance(x, jax.ShapeDtypeStruct):
         return ("struct", x.shape, x.dtype, x.weak_type, x.sharding, x.manual_axis_type)
     return jax.typeof(x)

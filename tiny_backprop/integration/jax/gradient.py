@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError
+from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UntraceableError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture import (
     Call,
     Program,
-    aux_start,
     capture_program,
     check_argnums,
     function_name,
@@ -24,9 +24,6 @@ from tiny_backprop.integration.jax.capture import (
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
-
-# Functions that look at the values of their arguments, which tracing does not have; `jax.grad` may still run them.
-_UNTRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +48,7 @@ class HeightCompressedExecutor:
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Compiled:
     planned: PlannedProgram
+    constants: Sequence[Any]
     executor: HeightCompressedExecutor
     run: Callable[..., Any]
 
@@ -78,31 +76,30 @@ class PlannedGradient(FunctionWrapper):
             raise PlanError(f"on_error must be 'fallback' or 'raise'; found {on_error!r}")
         super().__init__(fun)
         self.last_executor: HeightCompressedExecutor | None = None
-        self._fun, self._request, self._argnums = fun, request, argnums
+        self._fun, self._request = fun, request
+        is_integer = isinstance(argnums, SupportsIndex)  # a numpy integer, say
+        self._argnums = operator.index(argnums) if is_integer else argnums
         self._has_aux, self._with_value, self._on_error = has_aux, with_value, on_error
-        self._programs = ProgramCache(self._compile)
+        self._programs = ProgramCache[_Compiled]()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the gradient (or value and gradient) at the arguments."""
-        call = Call.of(self._fun, args, kwargs)
         try:
-            compiled = self._programs.get(call)
-        except _UNTRACEABLE as e:
+            call, compiled = self._programs.find(self._compile, self._fun, args, kwargs)
+        except UntraceableError as e:
             return self._fall_back(e, args, kwargs)
         self.last_executor = compiled.executor
-        outs, gradients = compiled.run(compiled.planned.program.constants, call.arrays)
+        outs, gradients = compiled.run(compiled.constants, call.arrays)
         return self._result(compiled.planned, outs, gradients, args)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
-        return self._programs.get(Call.of(self._fun, args, kwargs)).planned.plan
+        _, compiled = self._programs.find(self._compile, self._fun, args, kwargs)
+        return compiled.planned.plan
 
     def _compile(self, call: Call) -> _Compiled:
-        positional, _ = jax.tree.unflatten(call.tree, call.leaves)
-        positions = check_argnums(call, len(positional), self._argnums)
-        program = capture_program(call, positions, self._has_aux)
-        n_main = len(program.primal_outs) if not self._has_aux else aux_start(call, program.out_tree)
-        _check_scalar(call, program, n_main)
+        program, constants = capture_program(call, check_argnums(call, self._argnums), self._has_aux)
+        _check_scalar(call, program, self._has_aux)
         planned = PlannedProgram.make(program, self._request)
 
         def run(constants: Sequence[Any], arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -112,26 +109,21 @@ class PlannedGradient(FunctionWrapper):
             return outs[: planned.n_outs], planned.backward(inputs, outs[planned.n_outs :], cotangent)
 
         run.__name__ = f"planned_gradient_of_{call.name}".replace("<lambda>", "lambda")
-        return _Compiled(planned, HeightCompressedExecutor(planned.plan), jax.jit(run))
+        return _Compiled(planned, constants, HeightCompressedExecutor(planned.plan), jax.jit(run))
 
     def _result(self, planned: PlannedProgram, outs: list[Any], gradients: list[Any], args: Sequence[Any]) -> Any:
-        value = jax.tree.unflatten(planned.program.out_tree, outs)
+        value = planned.program.outputs.unflatten(outs)
         chosen = args[self._argnums] if isinstance(self._argnums, int) else tuple(args[i] for i in self._argnums)
         gradient = jax.tree.unflatten(jax.tree.structure(chosen), gradients)
         if self._with_value:
             return value, gradient
         return (gradient, value[1]) if self._has_aux else gradient
 
-    def _fall_back(self, error: Exception, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _fall_back(self, error: UntraceableError, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.last_executor = None
-        reason = (
-            f"the gradient of {function_name(self._fun)} cannot be planned, because the function looks at the values "
-            f"of its arguments ({type(error).__name__}: {str(error).splitlines()[0]}). Use lax.cond and jnp.where "
-            "instead of Python's if, and functools.partial to fix arguments that are no arrays."
-        )
         if self._on_error == "raise":
-            raise CaptureError(reason) from error
-        warnings.warn(f"{reason} jax.grad runs instead, unplanned.", FallbackWarning, stacklevel=3)
+            raise error
+        warnings.warn(f"{error} jax.grad runs instead, unplanned.", FallbackWarning, stacklevel=3)
         plain = jax.value_and_grad if self._with_value else jax.grad
         return plain(self._fun, argnums=self._argnums, has_aux=self._has_aux)(*args, **kwargs)
 
@@ -140,12 +132,15 @@ class PlannedGradient(FunctionWrapper):
         return f"<planned gradient of {function_name(self._fun)}: {state}>"
 
 
-def _check_scalar(call: Call, program: Program, n_main: int) -> None:
+def _check_scalar(call: Call, program: Program, has_aux: bool) -> None:
     """Refuse what `jax.grad` refuses: a function whose (first) output is not one real number."""
+    tree, n_main = program.outputs.main(call.name) if has_aux else (program.outputs.tree, len(program.primal_outs))
     avals = [v.aval for v in program.primal_outs[:n_main]]
-    if len(avals) == 1 and avals[0].shape == () and jnp.issubdtype(avals[0].dtype, jnp.floating):
+    is_leaf = jax.tree_util.treedef_is_leaf(tree)
+    if is_leaf and len(avals) == 1 and avals[0].shape == () and jnp.issubdtype(avals[0].dtype, jnp.floating):
         return
     found = ", ".join(f"{a.dtype}{list(a.shape)}" for a in avals) or "nothing"
+    found += "" if is_leaf else f" in {tree}"
     raise CaptureError(
         f"the gradient of {call.name} was asked for, which needs one real number as output; {call.name} returns "
         f"{found}. Reduce it (jnp.sum, jnp.mean), return a pair and say has_aux=True, or use tiny_backprop.checkpoint "
@@ -171,7 +166,8 @@ def height_compressed_grad(
 
     Args:
       fun: Function whose output is a real scalar, or, with `has_aux`, a pair of that and anything else. Its positional
-        and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are.
+        and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are, and so are
+        Python's bools and ints where `fun` cannot be traced otherwise.
       block_size: Forward nodes per block; see `plan_blocks`.
       levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size
         with the smallest predicted peak among some that are tried.

@@ -103,9 +103,17 @@ class Jitted(FunctionWrapper):
 
     def __init__(self, fun: Callable[..., Any], **jit_options: Any):
         super().__init__(fun)
-        options = {**compiler_options(), **(jit_options.pop("compiler_options", None) or {})}
-        self._jitted: Any = jax.jit(fun, compiler_options=options or None, **jit_options)
-        self._nested: Any = jax.jit(fun, **jit_options)  # only the outermost jit can carry compiler options
+        self._fun, self._options = fun, jit_options
+        self._compiler_options = jit_options.pop("compiler_options", None) or {}
+
+    @functools.cached_property
+    def _jitted(self) -> Any:  # made at the first call: which options are right is known once JAX has chosen a backend
+        options = {**compiler_options(), **self._compiler_options}
+        return jax.jit(self._fun, compiler_options=options or None, **self._options)
+
+    @functools.cached_property
+    def _nested(self) -> Any:  # only the outermost jit can carry compiler options
+        return jax.jit(self._fun, **self._options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function, compiled; inside a transformation, as `jax.jit` does."""

@@ -78,12 +78,12 @@ def flatten(closed: Any, *, keep_custom_rules: bool) -> FlatJaxpr:
     return flat
 
 
-def drop_dead(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
-    """Return the equations that the results or an effect need, in order; linear."""
+def drop_dead(eqns: Sequence[Any], outvars: Sequence[Any], *, keep_effects: bool = True) -> list[Any]:
+    """Return the equations that the results (and, unless told otherwise, the effects) need, in order; linear."""
     live = {v for v in outvars if not isinstance(v, Literal)}
     kept = []
     for eqn in reversed(eqns):
-        if any(map(compat.is_side_effect, eqn.effects)) or not live.isdisjoint(eqn.outvars):
+        if (keep_effects and any(map(compat.is_side_effect, eqn.effects))) or not live.isdisjoint(eqn.outvars):
             kept.append(eqn)
             live.update(v for v in eqn.invars if not isinstance(v, Literal))
     return kept[::-1]

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
+import types
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
-from tiny_backprop.errors import PlanError
+from tiny_backprop.errors import PlanError, TinyBackpropError, UntraceableError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture import Call, Program
+from tiny_backprop.integration.jax.inline import drop_dead
 from tiny_backprop.integration.jax.rewrite import PlannedJaxprs, rewrite
 from tiny_backprop.plan import Plan, plan_blocks, plan_height_compressed, plan_save_everything
 from tiny_backprop.plan.blocks import check_count
-from tiny_backprop.plan.plan import check_fits
+
+_MOST_CACHED = 256
+_CONSTANT_OBJECTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +55,7 @@ class Request:
           PlanError: The given plan belongs to another graph.
         """
         if self.plan is not None:
-            check_fits(self.plan.graph.fingerprint, graph)
-            return self.plan
+            return self.plan.on(graph)
         if not graph.n_backward:
             return plan_save_everything(graph)
         if self.levels is None:
@@ -92,6 +97,14 @@ class PlannedProgram:
         return compat.jaxpr_as_fun(self.program.primal)(*inputs)
 
     @functools.cached_property
+    def _without_effects(self) -> Callable[[Sequence[Any]], list[Any]]:
+        """Function as `plain`, for derivative rules: the effects belong to the planned functions, which run too."""
+        jaxpr = self.program.primal.jaxpr
+        eqns = drop_dead(jaxpr.eqns, jaxpr.outvars, keep_effects=False)
+        run = compat.jaxpr_as_fun(compat.close_jaxpr(jaxpr.invars, jaxpr.outvars, eqns))
+        return lambda inputs: run(*inputs)
+
+    @functools.cached_property
     def forward(self) -> Callable[[Sequence[Any]], list[Any]]:
         """Function from constants and arguments to the function's outputs and then the saved values."""
         run = compat.jaxpr_as_fun(self.jaxprs.forward)
@@ -103,7 +116,7 @@ class PlannedProgram:
         @forward.defjvp
         def _(primals: Any, tangents: Any) -> Any:
             outs = forward(*primals)
-            _, out_tangents = jax.jvp(self.plain, primals, tangents)
+            _, out_tangents = jax.jvp(self._without_effects, primals, tangents)
             return outs, [*out_tangents, *map(compat.zero_tangent, outs[self.n_outs :])]
 
         return forward
@@ -130,41 +143,90 @@ class PlannedProgram:
             full = list(inputs)
             for i, x in zip(self.program.differentiated, xs, strict=True):
                 full[i] = x
-            outs = self.plain(full)
+            outs = self._without_effects(full)
             return [outs[i] for i in self.program.cotangent_of]
 
         _, pullback = jax.vjp(by_differentiated, *(inputs[i] for i in self.program.differentiated))
         return list(pullback(list(cotangents)))
 
 
-class ProgramCache:
-    """Planned programs by what a plan depends on: tree, shapes, dtypes, shardings, and the settings of the trace."""
+class Made(Protocol):
+    """What a `ProgramCache` keeps for a call."""
 
-    def __init__(self, make: Callable[[Call], Any]):
-        self._make = make
-        self._cache: dict[Any, Any] = {}
+    @property
+    def constants(self) -> Sequence[Any]:
+        """Values of the constants that the function closed over."""
+        ...
 
-    def get(self, call: Call) -> Any:
-        """Return what `make(call)` returned for a call of this kind, or make it.
 
-        A program that closed over tracers belongs to their trace alone and is not kept, nor is one whose arguments that
-        are no arrays cannot be hashed.
+M = TypeVar("M", bound=Made)
+
+
+class ProgramCache(Generic[M]):
+    """What was made for a call, by what a plan depends on: tree, shapes, dtypes, shardings, settings of the trace.
+
+    Not kept is what closed over tracers, which belongs to their trace alone, and what was made for arguments that are
+    no arrays and cannot be hashed, or are hashed by identity and so may have changed since.
+    """
+
+    def __init__(self) -> None:
+        self._cache: OrderedDict[Any, M] = OrderedDict()
+        self._lock = threading.RLock()
+        self._fix_numbers = False
+
+    def find(
+        self, make: Callable[[Call], M], fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Call, M]:
+        """Return a call taken apart, and what `make` returned for it or for one of its kind before.
+
+        Python's bools and ints are arrays first. A function that cannot be traced so (it counts a loop with one, say)
+        has them passed on as they are, from then on.
         """
+        call = Call.of(fun, args, kwargs, self._fix_numbers)
         try:
-            key = self._key(call)
+            return call, self._get(make, call)
+        except TinyBackpropError as e:
+            if not isinstance(e, UntraceableError) or not _has_numbers(call):
+                raise
+        except Exception:
+            if not _has_numbers(call):
+                raise
+        call = Call.of(fun, args, kwargs, fix_numbers=True)
+        made = self._get(make, call)
+        self._fix_numbers = True
+        return call, made
+
+    def _get(self, make: Callable[[Call], M], call: Call) -> M:
+        key = _key(call)
+        if key is None:
+            return make(call)
+        if key in self._cache:
+            return self._cache[key]
+        with self._lock:
             if key in self._cache:
                 return self._cache[key]
-        except TypeError:  # a leaf that is no array cannot be hashed
-            return self._make(call)
-        made = self._make(call)
-        if not any(map(compat.is_tracer, made.planned.program.constants)):
-            self._cache[key] = made
-        return made
+            made = make(call)
+            if not any(map(compat.is_tracer, made.constants)):
+                self._cache[key] = made
+                if len(self._cache) > _MOST_CACHED:
+                    self._cache.popitem(last=False)
+            return made
 
-    @staticmethod
-    def _key(call: Call) -> Any:
-        fixed: tuple[Any, ...] = ()
-        if len(call.traced) < len(call.leaves):
-            traced = set(call.traced)
-            fixed = tuple((type(x), x) for i, x in enumerate(call.leaves) if i not in traced)
-        return (call.tree, tuple(map(compat.aval_of, call.arrays)), call.traced, fixed, compat.trace_context())
+
+def _has_numbers(call: Call) -> bool:
+    return any(type(call.leaves[i]) in (bool, int) for i in call.traced)
+
+
+def _key(call: Call) -> Any:
+    """Return what a plan for a call depends on, hashable, or None where nothing may be kept for it."""
+    fixed: tuple[Any, ...] = ()
+    if len(call.traced) < len(call.leaves):
+        traced = set(call.traced)
+        fixed = tuple((type(x), x) for i, x in enumerate(call.leaves) if i not in traced)
+        try:
+            hash(fixed)
+        except TypeError:
+            return None
+        if any(kind.__hash__ is object.__hash__ and not isinstance(x, _CONSTANT_OBJECTS) for kind, x in fixed):
+            return None
+    return (call.tree, tuple(map(compat.aval_of, call.arrays)), call.traced, fixed, compat.trace_context())

@@ -20,6 +20,8 @@ from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.hold import hold_p
 from tiny_backprop.plan.plan import Plan, check_fits
 
+_SMALL_BYTES = 64  # keys and scalars
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlannedJaxprs:
@@ -56,7 +58,10 @@ def rewrite(program: Program, plan: Plan) -> PlannedJaxprs:
     player.play_segment(steps[:n_forward_steps], [])
     outs = [player.current(v) for v in program.primal_outs]
     # A saved value may itself be recomputed before the border; what crosses is its latest making.
-    saved = list(dict.fromkeys(player.env[int(v)] for v in plan.saved))
+    # Without a cotangent there is no backward phase, and the gradients (zeros) are made beside the function itself.
+    made = {player.env[k] for k in player.env if k >= program.graph.n_inputs}
+    early = [v for v in program.gradients if not isinstance(v, Literal) and v in made]
+    saved = list(dict.fromkeys([*(player.env[int(v)] for v in plan.saved), *early]))
     player.at_border = [*range(program.n_primal_inputs), *plan.saved.tolist()]
     forward = compat.close_jaxpr(program.input_variables, [*outs, *saved], player.take_eqns())
     _play_backward(player, program, steps[n_forward_steps:], steps[:n_forward_steps])
@@ -71,9 +76,7 @@ def _depends_on_arguments(program: Program) -> list[bool]:
     """Return which values of the graph depend on an argument, not on constants and cotangents alone."""
     graph = program.graph
     varies = [False] * graph.n_values
-    varies[len(program.constants) : program.n_primal_inputs] = [True] * (
-        program.n_primal_inputs - len(program.constants)
-    )
+    varies[program.n_constants : program.n_primal_inputs] = [True] * (program.n_primal_inputs - program.n_constants)
     starts, operands = graph.operand_start.tolist(), graph.operands.tolist()
     for node, (i, j) in enumerate(itertools.pairwise(starts)):
         if any(varies[k] for k in operands[i:j] if k >= 0):
@@ -133,7 +136,8 @@ class _Player:
 
     def play_segment(self, steps: Sequence[int], tokens_from: Sequence[int]) -> None:
         """Emit nodes, with what they read from outside held until the backward nodes of `tokens_from` are done."""
-        held = self._hold(steps, tokens_from) if tokens_from else {}
+        tokens = self._tokens(steps, tokens_from) if tokens_from else []
+        held = self._hold(self._values_to_hold(steps), tokens) if tokens else {}
         env = self.env
         for node in steps:
             eqn = self.program.eqns[node]
@@ -147,20 +151,29 @@ class _Player:
                     k = self.number[v]
                     operands.append(held.get(k) or env[k])
             self.eqns.append(eqn.replace(invars=operands, outvars=fresh))
-            self.ran.add(node)
             for k, v in zip(outs, fresh, strict=True):
                 env[k] = v
                 held.pop(k, None)
+            if tokens and node in self.ran and self._is_small_root(node):
+                env.update(self._hold(outs, tokens))
+            self.ran.add(node)
 
-    def _hold(self, steps: Sequence[int], tokens_from: Sequence[int]) -> dict[int, Any]:
-        """Emit the `hold` of a segment and return the held variable of each value."""
-        values = self._values_to_hold(steps)
+    def _is_small_root(self, node: int) -> bool:
+        """Return whether a node makes a key or a scalar from literals alone.
+
+        Whatever grows from it would be merged with its first run, so that it is held. Larger constants are not: they
+        would have to be stored, where now XLA fuses them.
+        """
+        reads = any(not isinstance(v, Literal) for v in self.program.eqns[node].invars)
+        return not reads and self.graph.node_bytes[node] <= _SMALL_BYTES
+
+    def _hold(self, values: Sequence[int], tokens: Sequence[int]) -> dict[int, Any]:
+        """Emit the `hold` of some values and return the held variable of each."""
         if not values:
             return {}
-        tokens = self._tokens(steps, tokens_from)
         operands = [*(self.env[k] for k in tokens), *(self.env[k] for k in values)]
         fresh = [Var(self.env[k].aval) for k in values]
-        template = self.program.eqns[steps[0]]
+        template = self.program.eqns[0]
         self.eqns.append(
             template.replace(
                 primitive=hold_p,

@@ -12,7 +12,7 @@ class FunctionWrapper:
     """Base of callable objects that take the name and documentation of a function, and bind as its methods do."""
 
     def __init__(self, fun: Callable[..., Any]):
-        functools.update_wrapper(self, fun)  # type: ignore[arg-type]
+        functools.update_wrapper(self, fun, updated=())  # type: ignore[arg-type]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind to an instance, as a function in a class body does."""
