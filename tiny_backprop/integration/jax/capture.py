@@ -386,9 +386,9 @@ def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotange
         raise CaptureError(
             f"the gradient of {call.name} was asked for; JAX cannot differentiate it in reverse mode:\n  "
             f"{type(e).__name__}: {str(e).strip()}\n"
-            "jax.grad fails on it likewise. A while_loop on the differentiated path needs a static trip count "
-            "(lax.scan, or fori_loop with constant bounds); other operations without a derivative need jax.custom_vjp "
-            "or stop_gradient."
+            "jax.grad by the same arguments fails likewise. A while_loop on the differentiated path needs a static "
+            "trip count (lax.scan, or fori_loop with constant bounds); other operations without a derivative need "
+            "jax.custom_vjp or stop_gradient."
         ) from e
 
 
@@ -466,8 +466,8 @@ def _build_graph(
         flops=np.array([c[0] for c in costs], float),
         bytes_moved=np.array([c[1] for c in costs], float),
         has_effect=np.array([any(map(compat.is_side_effect, e.effects)) for e in eqns], bool),
-        sources=tuple(_source_lines(eqns)),
-        scopes=tuple(_scopes(eqns)),
+        sources=_texts(eqns, lambda info: info.traceback, compat.source_line),
+        scopes=_texts(eqns, lambda info: info.name_stack, lambda eqn: str(eqn.source_info.name_stack)),
         operand_start=np.cumsum([0, *(len(e.invars) for e in eqns)]),
         operands=np.array([_number(v, number) for e in eqns for v in e.invars], np.int64),
         output_start=len(inputs) + np.cumsum([0, *(len(e.outvars) for e in eqns)]),
@@ -489,23 +489,13 @@ def _describe_aval(aval: Any) -> tuple[tuple[int, ...], str, int]:
     return tuple(getattr(aval, "shape", ())), str(getattr(aval, "dtype", aval)), aval_bytes(aval)
 
 
-def _source_lines(eqns: Sequence[Any]) -> list[str]:
+def _texts(eqns: Sequence[Any], key: Callable[[Any], Any], text: Callable[[Any], str]) -> tuple[str, ...]:
+    """Return the text of each equation, made once for all equations of the same key."""
     known: dict[Any, str] = {}
-    lines = []
+    texts = []
     for eqn in eqns:
-        traceback = eqn.source_info.traceback
-        if traceback not in known:
-            known[traceback] = compat.source_line(eqn)
-        lines.append(known[traceback])
-    return lines
-
-
-def _scopes(eqns: Sequence[Any]) -> list[str]:
-    known: dict[Any, str] = {}
-    scopes = []
-    for eqn in eqns:
-        stack = eqn.source_info.name_stack
-        if stack not in known:
-            known[stack] = str(stack)
-        scopes.append(known[stack])
-    return scopes
+        k = key(eqn.source_info)
+        if k not in known:
+            known[k] = text(eqn)
+        texts.append(known[k])
+    return tuple(texts)

@@ -89,11 +89,11 @@ def checkpoint(
 ) -> Any:
     """Return a function with the same values as `fun` and a planned reverse pass.
 
-    Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. Everything of
-    floating-point or complex dtype can be differentiated by, traced values that `fun` closes over included; integers,
-    keys and leaves that are no arrays pass through. The function need not return a scalar. Reverse-mode
-    differentiation, `jit`, `vmap`, `shard_map`, `scan` and higher derivatives work; forward mode alone (`jax.jvp`) does
-    not, as with any `jax.custom_vjp`.
+    Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. It is the plan for
+    differentiating by everything of floating-point or complex dtype, traced values that `fun` closes over included; put
+    what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
+    through. The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
+    higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any `jax.custom_vjp`.
 
     Args:
       fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
