@@ -25,6 +25,22 @@ class IllegalPlanError(PlanError):
     """A plan breaks a rule of the referee: it reads, saves or frees a value that is not there."""
 
 
+class BudgetError(PlanError):
+    """No plan was found that fits the byte budget.
+
+    Attributes:
+      budget_bytes: What was asked for.
+      smallest_peak_bytes: The smallest peak that the planner can reach.
+      bound_bytes: What every plan needs at least, because one node's operands and outputs take it.
+    """
+
+    def __init__(self, message: str, budget_bytes: int, smallest_peak_bytes: int, bound_bytes: int):
+        super().__init__(message)
+        self.budget_bytes = budget_bytes
+        self.smallest_peak_bytes = smallest_peak_bytes
+        self.bound_bytes = bound_bytes
+
+
 class MeasureError(TinyBackpropError):
     """A program cannot be measured as asked."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _DECIMAL = ("", "k", "M", "G", "T", "P")
 
@@ -32,3 +34,24 @@ def format_flops(n_flops: float) -> str:
       '2.5 GFLOP'
     """
     return _scaled(n_flops, 1000.0, _DECIMAL) + "FLOP"
+
+
+_UNIT_BYTES = {unit.lower(): 1024**i for i, unit in enumerate(_BINARY)}
+_UNIT_BYTES |= {f"{prefix}B".lower(): 1000**i for i, prefix in enumerate(_DECIMAL)}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a text such as `"2GiB"`, `"1.5 MB"` or `"300"` names.
+
+    Raises:
+      ValueError: The text is no number with a unit.
+
+    Example:
+      >>> parse_bytes("1.5 KiB")
+      1536
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = (match[2] or "B").lower() if match else ""
+    if match is None or unit not in _UNIT_BYTES:
+        raise ValueError(f"expected bytes such as '2GiB', '500MB' or '300'; found {text!r}")
+    return int(float(match[1]) * _UNIT_BYTES[unit])
