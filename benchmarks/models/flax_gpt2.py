@@ -6,14 +6,18 @@ Flax models; the extra `test` has both.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
-_INSTALL = 'pip install "flax>=0.12" "transformers==4.50.3"'
+INSTALL = 'pip install "flax>=0.12" "transformers==4.50.3"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ def _model(config: FlaxGPT2Config) -> Any:
     try:
         from transformers import FlaxGPT2LMHeadModel, GPT2Config
     except (ImportError, RuntimeError) as error:
-        raise ModuleNotFoundError(f"the Flax GPT-2 needs Transformers with its Flax models: {_INSTALL}") from error
+        raise ModuleNotFoundError(f"the Flax GPT-2 needs Transformers with its Flax models: {INSTALL}") from error
     sizes = GPT2Config(
         n_layer=config.n_layers,
         n_head=config.n_heads,
@@ -59,19 +63,52 @@ def _model(config: FlaxGPT2Config) -> Any:
     return FlaxGPT2LMHeadModel(sizes, input_shape=(1, config.n_tokens), seed=0)
 
 
-def make_loss(model: Any):
-    """Return `loss(params, tokens, key=None)`: cross-entropy of int32 `tokens` of shape (batch, tokens + 1)."""
+@contextlib.contextmanager
+def layers_checkpointed(layers: str, policy: Callable[..., Any] | None) -> Iterator[None]:
+    """Within the context, a library's Flax models have `jax.checkpoint` around each layer, as if written by hand.
+
+    Args:
+      layers: Module and name of the class of the layers, `"module:class"`. Arguments by keyword are static.
+      policy: What `jax.checkpoint` may save; with None nothing is done.
+    """
+    if policy is None:
+        yield
+        return
+    from flax import linen as nn
+
+    module, name = layers.split(":")
+    layer = getattr(importlib.import_module(module), name)
+
+    class Checkpointed(layer):
+        def __call__(self, *args: Any, **static: Any) -> Any:
+            return nn.remat(lambda _, *args: layer.__call__(self, *args, **static), policy=policy)(self, *args)
+
+    with mock.patch(f"{module}.{name}", Checkpointed):
+        yield
+
+
+def make_loss(model: Any, layer_policy: Callable[..., Any] | None = None):
+    """Return `loss(params, tokens, key=None)`: cross-entropy of int32 `tokens` of shape (batch, tokens + 1).
+
+    With `layer_policy` there is a `jax.checkpoint` of that policy around each layer.
+    """
 
     def loss(params: Any, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        logits = model(inputs, params=params, dropout_rng=key, train=key is not None).logits
+        with layers_checkpointed("transformers.models.gpt2.modeling_flax_gpt2:FlaxGPT2Block", layer_policy):
+            logits = model(inputs, params=params, dropout_rng=key, train=key is not None).logits
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1).mean()
 
     return loss
 
 
-def example(config: FlaxGPT2Config | None = None, seed: int = 0):
+def example(config: FlaxGPT2Config | None = None, seed: int = 0, layer_policy: Callable[..., Any] | None = None):
     """Return `(loss, args)`: a loss with parameters, one random batch and, with dropout, a key to call it on.
+
+    Args:
+      config: Sizes.
+      seed: Of the batch.
+      layer_policy: Policy of a `jax.checkpoint` written by hand around each layer; None writes none.
 
     Raises:
       ModuleNotFoundError: Transformers or Flax is not installed; the message says what to install.
@@ -82,4 +119,4 @@ def example(config: FlaxGPT2Config | None = None, seed: int = 0):
     shape = (config.n_batch, config.n_tokens + 1)
     tokens = jax.random.randint(key_tokens, shape, 0, config.n_vocabulary, jnp.int32)
     args = (model.params, tokens)
-    return make_loss(model), (*args, key_dropout) if config.dropout_rate else args
+    return make_loss(model, layer_policy), (*args, key_dropout) if config.dropout_rate else args

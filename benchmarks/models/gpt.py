@@ -1,8 +1,9 @@
-"""A GPT in plain JAX: pre-norm blocks, causal attention, tied embedding, cross-entropy; no checkpointing anywhere."""
+"""A GPT in plain JAX: pre-norm blocks, causal attention, tied embedding, cross-entropy; no checkpointing unless asked."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -104,16 +105,23 @@ def block(p: Params, x: jax.Array, config: GPTConfig, key: jax.Array | None = No
     return x + _dropout(_mlp(p, _layer_norm(p["norm2"], x)), config.dropout_rate, keys[1])
 
 
-def make_loss(config: GPTConfig):
-    """Return `loss(params, tokens, key=None)`: the mean next-token cross-entropy of int32 `tokens` (batch, "
-    "tokens + 1)."""
+def make_loss(config: GPTConfig, layer_policy: Callable[..., Any] | None = None):
+    """Return `loss(params, tokens, key=None)`: the mean next-token cross-entropy of int32 `tokens` (batch, tokens + 1).
+
+    With `layer_policy` there is a `jax.checkpoint` of that policy around each block.
+    """
+
+    def apply(p: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        return block(p, x, config, key)
+
+    apply_block = jax.checkpoint(apply, policy=layer_policy) if layer_policy else apply
 
     def loss(params: Params, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         x = params["token_embedding"][inputs] + params["position_embedding"]
         for i, p in enumerate(params["blocks"]):
             with jax.named_scope(f"block{i}"):
-                x = block(p, x, config, None if key is None else jax.random.fold_in(key, i))
+                x = apply_block(p, x, None if key is None else jax.random.fold_in(key, i))
         with jax.named_scope("head"):
             logits = _layer_norm(params["norm"], x) @ params["token_embedding"].T
             log_probabilities = jax.nn.log_softmax(logits)
@@ -122,10 +130,16 @@ def make_loss(config: GPTConfig):
     return loss
 
 
-def example(config: GPTConfig | None = None, seed: int = 0):
-    """Return `(loss, (params, tokens))`: a loss with parameters and one random batch to call it on."""
+def example(config: GPTConfig | None = None, seed: int = 0, layer_policy: Callable[..., Any] | None = None):
+    """Return `(loss, (params, tokens))`: a loss with parameters and one random batch to call it on.
+
+    Args:
+      config: Sizes.
+      seed: Of parameters and batch.
+      layer_policy: Policy of a `jax.checkpoint` written by hand around each block; None writes none.
+    """
     config = config or GPTConfig()
     key_params, key_tokens = jax.random.split(jax.random.key(seed))
     shape = (config.n_batch, config.n_tokens + 1)
     tokens = jax.random.randint(key_tokens, shape, 0, config.n_vocabulary, jnp.int32)
-    return make_loss(config), (init_params(config, key_params), tokens)
+    return make_loss(config, layer_policy), (init_params(config, key_params), tokens)

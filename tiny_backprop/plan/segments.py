@@ -1,0 +1,202 @@
+"""The forward phase cut into blocks, and which part of the backward phase belongs to each.
+
+The backward phase goes through the blocks from the last to the first. The *window* of a block is the run of backward
+nodes from the first that reads one of its values (early reads apart) to where the window of the block before it begins.
+A value *crosses* a cut when it is made before the cut and needed after it: read by a forward node that may be
+recomputed, or by a backward node in the window of a later block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from tiny_backprop.graph import Graph
+from tiny_backprop.liveness import crossing_bytes, live_ranges
+
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segments:
+    """Blocks of a gradient graph.
+
+    Attributes:
+      graph: The gradient graph.
+      starts: First node of each block, int64 of shape (n_blocks,), increasing from 0.
+    """
+
+    graph: Graph
+    starts: np.ndarray
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.starts)
+
+    @functools.cached_property
+    def bounds(self) -> np.ndarray:
+        """First node of each block, and at the end the number of forward nodes."""
+        return np.append(self.starts, self.graph.n_forward)
+
+    @functools.cached_property
+    def value_block(self) -> np.ndarray:
+        """The block that makes each forward value, -1 for all others; int64 of shape (n_values,)."""
+        graph = self.graph
+        block = np.full(graph.n_values, -1, np.int64)
+        forward = slice(graph.n_inputs, int(graph.output_start[graph.n_forward]))
+        block[forward] = np.searchsorted(self.starts, graph.value_node[forward], side="right") - 1
+        return block
+
+    @functools.cached_property
+    def window_starts(self) -> np.ndarray:
+        """The backward node with which each block's window begins; not increasing with the block."""
+        graph, block = self.graph, self.value_block
+        first = first_backward_read(graph)
+        residuals = graph.residuals
+        # A block has its turn when half of its residuals have been read; what is read before the turn of the block
+        # after it is read early.
+        order = residuals[np.lexsort((first[residuals], block[residuals]))]
+        turn = np.full(self.n_blocks + 1, graph.n_forward, np.int64)
+        starts = turn.copy()
+        if len(order):
+            at = np.flatnonzero(np.r_[True, np.diff(block[order]) > 0])
+            middle = (at + np.r_[at[1:], len(order)]) // 2
+            turn[block[order[at]]] = first[order[middle]]
+            turn = np.maximum.accumulate(turn[::-1])[::-1]
+            in_turn = residuals[first[residuals] >= turn[block[residuals] + 1]]
+            starts[:] = NEVER
+            np.minimum.at(starts, block[in_turn], first[in_turn])
+            starts = np.where(starts == NEVER, turn, starts)
+        starts = np.maximum.accumulate(starts[:-1][::-1])[::-1]
+        starts[-1] = graph.n_forward
+        return starts
+
+    @functools.cached_property
+    def node_window(self) -> np.ndarray:
+        """The block in whose window each backward node lies; int64 of shape (n_backward,)."""
+        nodes = np.arange(self.graph.n_forward, self.graph.n_nodes)
+        # Of blocks whose windows begin with the same node, the first takes it.
+        later = np.searchsorted(self.window_starts[::-1], nodes, side="right")
+        return self.n_blocks - later
+
+    @functools.cached_property
+    def needed_until(self) -> np.ndarray:
+        """The last block that needs each forward value, at least its own; -1 for all others; int64 (n_values,)."""
+        graph = self.graph
+        node, value = graph.reads
+        last = self.value_block.copy()
+        forward = (node < graph.n_forward) & graph.feeds_backward[np.minimum(node, graph.n_nodes - 1)]
+        block_of_node = np.searchsorted(self.starts, np.arange(graph.n_forward), side="right") - 1
+        np.maximum.at(last, value[forward], block_of_node[node[forward]])
+        backward = (node >= graph.n_forward) & (self.value_block[value] >= 0)
+        np.maximum.at(last, value[backward], self.node_window[node[backward] - graph.n_forward])
+        return last
+
+    @functools.cached_property
+    def is_required(self) -> np.ndarray:
+        """Whether the window of a value's own block, or a later part of the backward phase, reads it; (n_values,)."""
+        graph = self.graph
+        node, value = graph.reads
+        block = self.value_block
+        read = (node >= graph.n_forward) & (block[value] >= 0)
+        node, value = node[read], value[read]
+        required = np.zeros(graph.n_values, bool)
+        required[value[self.node_window[node - graph.n_forward] <= block[value]]] = True
+        return required
+
+    @functools.cached_property
+    def is_kept(self) -> np.ndarray:
+        """Whether a forward value is alive to the end or cannot be made again, so that no plan chooses; (n_values,)."""
+        graph = self.graph
+        kept = np.zeros(graph.n_values, bool)
+        kept[graph.outputs[graph.outputs >= 0]] = True
+        made = self.value_block >= 0
+        kept[made] |= graph.has_effect[graph.value_node[made]]
+        return kept & made
+
+    @functools.cached_property
+    def crossing(self) -> np.ndarray:
+        """Bytes made in blocks s to c - 1 and needed in block c or later, int64 [s, c] of shape (n + 1, n + 1)."""
+        n = self.n_blocks
+        made = np.flatnonzero((self.value_block >= 0) & ~self.is_kept)
+        table = np.zeros((n + 1, n + 1), np.int64)
+        np.add.at(table, (self.value_block[made], self.needed_until[made]), self.graph.value_bytes[made])
+        later = np.cumsum(table[:, ::-1], axis=1)[:, ::-1]  # [b, c]: made in b, needed in c or later
+        upto = np.cumsum(later, axis=0)
+        crossing = np.zeros((n + 1, n + 1), np.int64)
+        for c in range(1, n):
+            before = np.r_[0, upto[: c - 1, c]] if c > 1 else np.zeros(1, np.int64)
+            crossing[:c, c] = upto[c - 1, c] - before
+        return crossing
+
+    @functools.cached_property
+    def backward_live(self) -> np.ndarray:
+        """Live bytes that no plan chooses, at each backward node: what it and others made, kept and late-read values.
+
+        A value is read late when the backward phase reads it after the window of its block. int64 (n_backward,).
+        """
+        graph = self.graph
+        first, last = live_ranges(graph)
+        delta = np.zeros(graph.n_nodes + 1, np.int64)
+        backward = np.arange(graph.output_start[graph.n_forward], graph.n_values)
+        np.add.at(delta, first[backward], graph.value_bytes[backward])
+        np.add.at(delta, last[backward] + 1, -graph.value_bytes[backward])
+        kept = np.flatnonzero(self.is_kept)
+        delta[0] += graph.value_bytes[kept].sum()
+        window_ends = np.append(graph.n_nodes, self.window_starts[:-1])
+        late = np.flatnonzero((self.value_block >= 0) & ~self.is_kept)
+        late = late[last[late] >= window_ends[self.value_block[late]]]
+        np.add.at(delta, window_ends[self.value_block[late]], graph.value_bytes[late])
+        np.add.at(delta, last[late] + 1, -graph.value_bytes[late])
+        return np.cumsum(delta)[graph.n_forward : graph.n_nodes]
+
+
+def first_backward_read(graph: Graph) -> np.ndarray:
+    """Return the first backward node that reads each value, `NEVER` where none does; int64 of shape (n_values,)."""
+    node, value = graph.reads
+    first = np.full(graph.n_values, NEVER)
+    backward = node >= graph.n_forward
+    np.minimum.at(first, value[backward], node[backward])
+    return first
+
+
+def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
+    """Return the first node of about `n_blocks` blocks, cut where few bytes cross.
+
+    Cuts are taken from the cheapest up; each keeps its distance from those before it, in bytes of what the forward
+    phase makes, so that blocks are of like size.
+
+    Args:
+      graph: A gradient graph.
+      n_blocks: Most blocks to make, 1 or more.
+
+    Returns:
+      Increasing int64 array whose first entry is 0.
+    """
+    n = graph.n_forward
+    crossing = crossing_bytes(graph, graph.feeds_backward)
+    made = np.where(graph.feeds_backward[:n], graph.node_bytes[:n], 0).astype(float)
+    position = np.r_[0.0, np.cumsum(made + made.mean() / 8)]
+    total = position[-1]
+    if n_blocks >= n:
+        return np.arange(n)
+    gap = total / n_blocks / 2
+    taken = [0.0, total]
+    starts = [0]
+    candidates = 1 + np.argsort(crossing[1:n], kind="stable")
+    is_open = np.ones(n + 1, bool)
+    is_open[np.searchsorted(position, total - gap, side="right") :] = False
+    is_open[: np.searchsorted(position, gap)] = False
+    for c in candidates.tolist():
+        if len(starts) == n_blocks:
+            break
+        if is_open[c]:
+            starts.append(c)
+            taken.append(position[c])
+            low = np.searchsorted(position, position[c] - gap, side="right")
+            high = np.searchsorted(position, position[c] + gap)
+            is_open[low:high] = False
+    return np.sort(np.array(starts, np.int64))
