@@ -244,6 +244,11 @@ class Graph:
                     needed[makers[v]] = 1
         return np.frombuffer(needed, np.uint8).astype(bool)
 
+    @functools.cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What planners derive from the graph and keep with it, such as menus; it is neither compared nor saved."""
+        return {}
+
     def value(self, i: int) -> Value:
         """Return value number `i`.
 

@@ -4,6 +4,7 @@ from tiny_backprop.plan.blocks import block_starts as block_starts
 from tiny_backprop.plan.blocks import plan_blocks as plan_blocks
 from tiny_backprop.plan.blocks import plan_height_compressed as plan_height_compressed
 from tiny_backprop.plan.blocks import plan_save_everything as plan_save_everything
+from tiny_backprop.plan.budget import plan_budget as plan_budget
 from tiny_backprop.plan.cost import CostModel as CostModel
 from tiny_backprop.plan.plan import Action as Action
 from tiny_backprop.plan.plan import Plan as Plan

@@ -58,7 +58,7 @@ def plan_blocks(graph: Graph, block_size: int | None = None) -> Plan:
     Raises:
       PlanError: `block_size` is not a whole number of at least 1, or the graph has no backward phase.
     """
-    _check_gradient(graph)
+    check_gradient(graph)
     if block_size is None:
         return best_plan(graph, 1)
     return _plan_tree(graph, check_count("block_size", block_size), 1, {"strategy": "blocks"})
@@ -81,7 +81,7 @@ def plan_height_compressed(graph: Graph, levels: int | None = None, block_size: 
       PlanError: Neither `levels` nor `block_size` is given, one of them is not a whole number of at least 1, or the
         graph has no backward phase.
     """
-    _check_gradient(graph)
+    check_gradient(graph)
     if levels is None and block_size is None:
         raise PlanError("plan_height_compressed needs levels or block_size; neither was given. Try levels=2.")
     if block_size is None:
@@ -120,7 +120,8 @@ def check_count(name: str, value: Any) -> int:
     return int(value)
 
 
-def _check_gradient(graph: Graph) -> None:
+def check_gradient(graph: Graph) -> None:
+    """Raise PlanError unless `graph` is a gradient graph."""
     if not isinstance(graph, Graph):
         raise PlanError(
             f"a plan needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(fun, *args)"

@@ -12,6 +12,7 @@ counts what a schedule really takes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -173,6 +174,12 @@ class Chain:
     def costs(self) -> np.ndarray:
         """Return the recompute cost that the programme predicts for each memory in units; inf where none fits."""
         return self._first[0, 1:]
+
+    @functools.cached_property
+    def useful_units(self) -> np.ndarray:
+        """The memories, in units, at which the best cost changes; increasing int64."""
+        costs = self.costs()
+        return np.flatnonzero(np.isfinite(costs) & (costs < np.r_[np.inf, costs[:-1]]))
 
     def steps(self, units: int) -> np.ndarray:
         """Return the order in which nodes run in the best schedule for a memory of `units`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -37,16 +37,16 @@ class CostModel:
         return np.maximum(graph.flops / self.flops_per_second, graph.bytes_moved / self.bytes_per_second)
 
 
-Cost = str | CostModel
-"""What a planner minimises: `"seconds"` (the default `CostModel`), `"flops"`, or a `CostModel`."""
+Cost = str | CostModel | Mapping[str, float]
+"""What a planner minimises: `"seconds"` (the default `CostModel`), `"flops"`, or a `CostModel` or its fields."""
 
 
 def node_costs(graph: Graph, cost: Cost) -> np.ndarray:
-    """Return what each node costs, in the unit that `cost` names.
+    """Return what each node costs, in the unit that `cost_unit` names.
 
     Args:
       graph: Any graph.
-      cost: `"seconds"`, `"flops"` or a `CostModel`, whose unit is seconds.
+      cost: `"seconds"`, `"flops"`, a `CostModel`, or the fields of one, as a plan's `meta` keeps them.
 
     Returns:
       float64 of shape (n_nodes,).
@@ -54,15 +54,17 @@ def node_costs(graph: Graph, cost: Cost) -> np.ndarray:
     Raises:
       PlanError: `cost` is none of these.
     """
-    if isinstance(cost, CostModel):
-        return cost.node_seconds(graph)
-    if cost == "seconds":
-        return CostModel().node_seconds(graph)
     if cost == "flops":
         return np.asarray(graph.flops, float)
+    if cost == "seconds":
+        cost = CostModel()
+    if isinstance(cost, Mapping) and set(cost) == {f.name for f in dataclasses.fields(CostModel)}:
+        cost = CostModel(**cost)
+    if isinstance(cost, CostModel):
+        return cost.node_seconds(graph)
     raise PlanError(f"cost must be 'seconds', 'flops' or a CostModel; found {cost!r}")
 
 
-def cost_unit(cost: Any) -> str:
+def cost_unit(cost: Cost) -> str:
     """Return the unit of a cost, `"flops"` or `"seconds"`."""
     return "flops" if cost == "flops" else "seconds"

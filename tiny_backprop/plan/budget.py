@@ -1,0 +1,268 @@
+"""Plans by byte budget: the cheapest schedule found whose peak, at every step of both phases, stays within it.
+
+A schedule comes from the dynamic programme over blocks (`chain`) for several ways to cut the forward phase; the referee
+counts its true peak, and the memory given to the programme is corrected until that fits. Room that is left is filled
+by leaving recomputations out (`search.fill`). On request a local search goes on from there.
+
+A known weakness: a block's node cannot be split, and the backward phase keeps the order of its windows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+import time
+from typing import Any
+
+import numpy as np
+
+from tiny_backprop.errors import BudgetError, PlanError
+from tiny_backprop.graph import Graph
+from tiny_backprop.liveness import frontier
+from tiny_backprop.plan.blocks import check_gradient
+from tiny_backprop.plan.bounds import working_set_bound
+from tiny_backprop.plan.chain import Chain, MemoryGrid
+from tiny_backprop.plan.cost import Cost, CostModel, node_costs
+from tiny_backprop.plan.menu import menus
+from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.schedule import schedule
+from tiny_backprop.plan.search import Tape, evict_until, fill, improve, reorder, squeeze
+from tiny_backprop.plan.segments import Segments, cheap_cuts
+from tiny_backprop.units import format_bytes, parse_bytes
+
+_UNITS = 256
+_MOST_WORK = 4e7  # elements that one dynamic programme may fill
+_MOST_BLOCKS = 256
+_MOST_TRIES = 6
+_SMALL = 400  # nodes up to which greedy eviction, quadratic in nodes, is worth its time
+
+
+def plan_budget(graph: Graph, budget: int | float | str, *, cost: Cost = "seconds", search_seconds: float = 0.0) -> Plan:
+    """Return the cheapest gradient found whose peak is within a byte budget.
+
+    The budget holds for what the referee counts: every value alive at any step of the forward and backward phase,
+    gradients and other outputs included, arguments not. Blocks, cuts and menus are kept with the graph, so that another
+    budget takes a fraction of the first one's time. The same call gives the same plan, unless `search_seconds` is given.
+
+    Args:
+      graph: A gradient graph, forward and backward phase.
+      budget: Bytes as an int or as text such as `"2GiB"`, or a float above 0 and at most 1, a fraction of the peak when
+        everything is saved.
+      cost: What is minimised: `"seconds"` by the default `CostModel` of FLOPs and bytes moved, `"flops"`, or a
+        `CostModel`.
+      search_seconds: How long to search on for a cheaper plan. With a few seconds, plans of graphs of up to a few
+        hundred nodes come near the optimum; `plan.certificate` says how near.
+
+    Returns:
+      The plan; `plan.peak_bytes` is at most the budget, and `plan.certificate` says how much cheaper another could be.
+
+    Raises:
+      BudgetError: No plan was found that fits; the error names the smallest peak that can be reached.
+      PlanError: The graph has no backward phase, or an argument is not as described.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, tiny_backprop as tb
+      >>> def net(x):
+      ...     for _ in range(16):
+      ...         x = jnp.tanh(x)
+      ...     return jnp.sum(x)
+      >>> plan = plan_budget(tb.capture_gradient(net, jax.ShapeDtypeStruct((1000,), "float32")), 0.5)
+      >>> plan.peak_bytes <= 0.5 * tb.plan_save_everything(plan.graph).peak_bytes
+      True
+    """
+    check_gradient(graph)
+    budget_bytes = parse_budget(graph, budget)
+    if isinstance(search_seconds, bool) or not isinstance(search_seconds, numbers.Real) or not search_seconds >= 0:
+        raise PlanError(f"search_seconds must be a number of at least 0; found {search_seconds!r}")
+    meta = {
+        "strategy": "byte budget",
+        "budget": budget if isinstance(budget, str) else float(budget) if isinstance(budget, float) else int(budget),
+        "budget_bytes": budget_bytes,
+        "cost": dataclasses.asdict(cost) if isinstance(cost, CostModel) else cost,
+    }
+    return Planner.of(graph, cost).plan(budget_bytes, float(search_seconds), meta)
+
+
+def parse_budget(graph: Graph, budget: Any) -> int:
+    """Return a budget in bytes; see `plan_budget`.
+
+    Raises:
+      PlanError: It is no number of bytes and no fraction.
+    """
+    wanted = "a budget is bytes (an int, or text such as '2GiB') or a fraction of the save-everything peak (a float)"
+    if isinstance(budget, str):
+        try:
+            return parse_bytes(budget)
+        except ValueError as e:
+            raise PlanError(f"{wanted}: {e}") from None
+    if isinstance(budget, numbers.Integral) and not isinstance(budget, bool) and budget >= 0:
+        return int(budget)
+    if isinstance(budget, numbers.Real) and not isinstance(budget, numbers.Integral | bool) and 0 < budget <= 1:
+        return int(budget * frontier(graph).max(initial=0))
+    hint = ". For bytes, pass an int" if isinstance(budget, float) and budget > 1 else ""
+    raise PlanError(f"{wanted}; found {budget!r}{hint}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """A schedule with its price.
+
+    Attributes:
+      steps: Nodes in the order in which they run.
+      peak_bytes: Peak by the referee's count.
+      cost: Cost of all steps.
+    """
+
+    steps: np.ndarray
+    peak_bytes: int
+    cost: float
+
+
+class Planner:
+    """Makes plans for one graph and one cost, and keeps what they have in common."""
+
+    def __init__(self, graph: Graph, cost: Cost):
+        self.graph = graph
+        self.costs = node_costs(graph, cost)
+        self.cost_list: list[float] = self.costs.tolist()
+        self.most_bytes = int(frontier(graph).max(initial=0))
+        self._chains: dict[tuple[int, int], Chain] = {}
+        self._seen: dict[tuple[int, int], Candidate] = {}
+
+    @classmethod
+    def of(cls, graph: Graph, cost: Cost) -> Planner:
+        """Return the planner that is kept with a graph."""
+        key = ("budget", repr(cost))
+        if key not in graph.memo:
+            graph.memo[key] = cls(graph, cost)
+        return graph.memo[key]
+
+    def plan(self, budget_bytes: int, search_seconds: float, meta: dict[str, Any]) -> Plan:
+        """Return a plan within the budget.
+
+        Raises:
+          BudgetError: None was found.
+        """
+        end = time.monotonic() + search_seconds
+        found = self.best(budget_bytes)
+        if found is None:
+            raise self._no_plan(budget_bytes)
+        steps = found.steps
+        if search_seconds:
+            left = max(0.0, end - time.monotonic())
+            steps = np.array(improve(self.graph, self.cost_list, steps.tolist(), budget_bytes, left), np.int64)
+        return schedule(self.graph, steps, meta)
+
+    def best(self, budget_bytes: int) -> Candidate | None:
+        """Return the cheapest schedule found within the budget, room that it leaves already filled."""
+        if self.most_bytes <= budget_bytes:
+            return self._candidate(np.arange(self.graph.n_nodes))
+        fitting = sorted(self._fitting(budget_bytes), key=lambda c: (c.cost, c.peak_bytes))
+        filled = [self._fill(c.steps, budget_bytes) for c in fitting[: 8 if self._is_small else 2]]
+        if self._is_small or not filled:
+            filled += self._evicted(budget_bytes, fitting)
+        return min(filled, key=lambda c: (c.cost, c.peak_bytes), default=None)
+
+    @functools.cached_property
+    def smallest(self) -> Candidate:
+        """The schedule with the smallest peak that the planner can reach."""
+        found = [self._candidate(np.arange(self.graph.n_nodes))]
+        for chain in self._chains_for(self.most_bytes):
+            found += [self._run(chain, units) for units in chain.useful_units[:4].tolist()]
+        least = min(found, key=lambda c: (c.peak_bytes, c.cost))
+        rounds = 4 * self.graph.n_nodes if self._is_small else 30
+        steps = squeeze(self.graph, self.cost_list, least.steps.tolist(), rounds)
+        return min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
+
+    @property
+    def _is_small(self) -> bool:
+        return self.graph.n_nodes <= _SMALL
+
+    def _no_plan(self, budget_bytes: int) -> BudgetError:
+        least, bound = self.smallest.peak_bytes, working_set_bound(self.graph)
+        asked = f"a gradient of {self.graph.name!r} within {format_bytes(budget_bytes)} ({budget_bytes} bytes)"
+        least_text = f"the smallest peak that the planner can reach is {format_bytes(least)} ({least} bytes)"
+        if budget_bytes < bound:
+            why = f"no plan can need less than {format_bytes(bound)} ({bound} bytes), which one step takes alone"
+            message = f"{asked} is impossible: {why}; {least_text}"
+        else:
+            message = f"found no plan for {asked}; {least_text}, and no plan can need less than {format_bytes(bound)}"
+        return BudgetError(message + ".", budget_bytes, least, bound)
+
+    # ---- candidates ----
+
+    def _candidate(self, steps: np.ndarray) -> Candidate:
+        return Candidate(steps, schedule(self.graph, steps, {}).peak_bytes, float(self.costs[steps].sum()))
+
+    def _run(self, chain: Chain, units: int) -> Candidate:
+        key = (id(chain), units)
+        if key not in self._seen:
+            self._seen[key] = self._candidate(chain.steps(units))
+        return self._seen[key]
+
+    def _chains_for(self, budget_bytes: int) -> list[Chain]:
+        """Return the programmes to ask; the finest one is limited to the memory asked for."""
+        n = self.graph.n_forward
+        counts = (8, 16, 32, 64) if self._is_small else (12, 24, 48) if n <= 2000 else (16, 48)
+        chains = {}
+        for count in (*counts, n):
+            starts = cheap_cuts(self.graph, count)
+            grid = MemoryGrid.of(self.graph.value_bytes, self.most_bytes, _UNITS)
+            if grid.is_exact:  # as few units as the budget needs, up to a power of two
+                asked = 2 ** math.ceil(math.log2(max(2.0, budget_bytes / grid.unit_bytes + 1)))
+                grid = dataclasses.replace(grid, n_units=min(grid.n_units, asked))
+            if len(starts) ** 3 / 6 * grid.n_units > _MOST_WORK or len(starts) > _MOST_BLOCKS:
+                continue
+            chains[len(starts), grid.n_units] = (starts, grid)
+        for key, (starts, grid) in chains.items():
+            if key not in self._chains:
+                segments = Segments(self.graph, starts)
+                self._chains[key] = Chain(segments, menus(segments, self.costs), grid)
+        return [self._chains[key] for key in chains]
+
+    def _fitting(self, budget_bytes: int) -> list[Candidate]:
+        """Return schedules within the budget: of each programme those with the largest true peak that fits."""
+        fitting = []
+        for chain in self._chains_for(budget_bytes):
+            units = chain.useful_units
+            low, high = -1, len(units)
+            guess = int(np.searchsorted(units, budget_bytes / chain.grid.unit_bytes))
+            for _ in range(_MOST_TRIES):
+                if high - low <= 1:
+                    break
+                guess = min(max(guess, low + 1), high - 1)
+                found = self._run(chain, int(units[guess]))
+                if found.peak_bytes <= budget_bytes:
+                    low = guess
+                    fitting.append(found)
+                else:
+                    high = guess
+                off = (budget_bytes - found.peak_bytes) / chain.grid.unit_bytes
+                guess = int(np.searchsorted(units, units[guess] + off, side="right")) - 1
+        return fitting
+
+    def _evicted(self, budget_bytes: int, fitting: list[Candidate]) -> list[Candidate]:
+        """Return schedules by greedy eviction, from the plain order and, where nothing fits yet, from the smallest."""
+        starts = [np.arange(self.graph.n_nodes)] if self._is_small else []
+        if not fitting:
+            starts.append(self.smallest.steps)
+        found = []
+        for steps in starts:
+            order = evict_until(self.graph, self.cost_list, steps.tolist(), budget_bytes)
+            if order is not None:
+                found.append(self._fill(np.array(order, np.int64), budget_bytes))
+        return found
+
+    def _fill(self, steps: np.ndarray, budget_bytes: int) -> Candidate:
+        """Return the schedule, reordered where that lowers its peak, without the recomputations it has room for."""
+        orders = [steps.tolist()]
+        orders.append(reorder(self.graph, orders[0]))
+        found = []
+        for order in orders:
+            tape = Tape(self.graph, self.cost_list, order)
+            if tape.peak() <= budget_bytes:
+                fill(tape, budget_bytes)
+                found.append(Candidate(np.array(tape.order(), np.int64), tape.peak(), tape.cost()))
+        return min(found, key=lambda c: (c.cost, c.peak_bytes))

@@ -1,0 +1,395 @@
+"""Local search over the order of steps: keep a value instead of recomputing it where there is room, and the reverse.
+
+A recomputation may be left out when the value's earlier making can live on until then within the budget (`fill`). A
+value may be dropped over a stretch of steps that do not read it, and made again at its end (`evict`). Large
+neighbourhood search alternates the two: drop some, fill what became free, keep the better schedule.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tiny_backprop.graph import Graph
+
+
+class Tape:
+    """A schedule as a list of steps with the life of every value that they make.
+
+    A *making* is one output of one step; it lives until the last step that reads it. Recomputations can be removed in
+    place; their steps then stay as gaps, so that positions do not move.
+    """
+
+    def __init__(self, graph: Graph, costs: Sequence[float], steps: Sequence[int]):
+        self.graph, self.costs, self.steps = graph, costs, list(steps)
+        self.sizes: list[int] = _cached(graph, "sizes", lambda: graph.value_bytes.tolist())
+        self.outputs: list[range] = _cached(graph, "outputs", lambda: _outputs(graph))
+        self.returned: set[int] = _cached(graph, "returned", lambda: set(graph.outputs.tolist()))
+        n = len(self.steps)
+        self.value: list[int] = []
+        self.made: list[int] = []
+        self.reads: list[list[int]] = []
+        self.previous: list[int] = []
+        self.first_making = [0] * n
+        latest: dict[int, int] = {}
+        read_lists = graph.read_lists
+        self.operands: list[list[int]] = []
+        for p, node in enumerate(self.steps):
+            operands = [latest[u] for u in read_lists[node]]
+            for k in operands:
+                self.reads[k].append(p)
+            self.operands.append(operands)
+            self.first_making[p] = len(self.value)
+            for v in self.outputs[node]:
+                self.previous.append(latest.get(v, -1))
+                latest[v] = len(self.value)
+                self.value.append(v)
+                self.made.append(p)
+                self.reads.append([])
+        for v in self.returned:
+            if v in latest:
+                self.reads[latest[v]].append(n)
+        self.live = self._live(n)
+
+    def _live(self, n: int) -> np.ndarray:
+        size = np.array([self.sizes[v] for v in self.value], np.int64)
+        last = np.array([r[-1] if r else m for r, m in zip(self.reads, self.made, strict=True)], np.int64)
+        delta = np.zeros(n + 2, np.int64)
+        np.add.at(delta, np.array(self.made, np.int64), size)
+        np.add.at(delta, last + 1, -size)
+        return np.cumsum(delta)[:n]
+
+    def makings(self, p: int) -> range:
+        """Return the makings of step p."""
+        first = self.first_making[p]
+        return range(first, first + len(self.outputs[self.steps[p]]))
+
+    def last(self, k: int) -> int:
+        """Return the last step at which making k is alive."""
+        return self.reads[k][-1] if self.reads[k] else self.made[k]
+
+    def is_again(self, p: int) -> bool:
+        """Return whether step p makes values that were made before."""
+        k = self.first_making[p]
+        return self.steps[p] >= 0 and self.steps[p] < self.graph.n_forward and k < len(self.previous) and (
+            bool(self.outputs[self.steps[p]]) and self.previous[k] >= 0
+        )
+
+    def cost(self) -> float:
+        """Return the cost of all steps."""
+        return sum(self.costs[i] for i in self.steps if i >= 0)
+
+    def order(self) -> list[int]:
+        """Return the steps without gaps."""
+        return [i for i in self.steps if i >= 0]
+
+    def peak(self) -> int:
+        """Return the largest number of live bytes."""
+        return int(self.live.max()) if len(self.live) else 0
+
+    # ---- leaving recomputations out ----
+
+    def fits_without(self, p: int, budget: int) -> bool:
+        """Return whether step p, a recomputation, may be left out within the budget."""
+        extended = 0
+        for k in self.makings(p):
+            if self.reads[k]:
+                start = self.last(self._before(k)) + 1
+                extended += self.sizes[self.value[k]]
+                if start < p and int(self.live[start:p].max()) + extended > budget:
+                    return False
+        return True
+
+    def _before(self, k: int) -> int:
+        """Return the making of the same value before making k that has not been removed."""
+        j = self.previous[k]
+        while self.steps[self.made[j]] < 0:
+            j = self.previous[j]
+        self.previous[k] = j
+        return j
+
+    def remove(self, p: int) -> float:
+        """Leave step p out, and what only served it; return the cost saved."""
+        node = self.steps[p]
+        saved = self.costs[node]
+        for k in self.makings(p):
+            size, reads = self.sizes[self.value[k]], self.reads[k]
+            if reads:
+                j = self._before(k)
+                self.live[self.last(j) + 1 : p] += size
+                for r in reads:
+                    if r < len(self.operands):
+                        self.operands[r] = [j if x == k else x for x in self.operands[r]]
+                self.reads[j] = self.reads[j] + reads
+                self.reads[k] = []
+            else:
+                self.live[p] -= size
+        operands = self.operands[p]
+        self.steps[p] = -1
+        self.operands[p] = []
+        for j in operands:
+            reads = self.reads[j]
+            was_last = reads[-1] == p
+            reads.remove(p)
+            if was_last:
+                self.live[self.last(j) + 1 : p + 1] -= self.sizes[self.value[j]]
+            if not reads:
+                q = self.made[j]
+                if self.steps[q] >= 0 and self.is_again(q) and not any(self.reads[k] for k in self.makings(q)):
+                    saved += self.remove(q)
+        return saved
+
+
+def _cached(graph: Graph, name: str, make: Callable[[], Any]) -> Any:
+    """Return what belongs to a graph and is made once."""
+    key = ("search", name)
+    if key not in graph.memo:
+        graph.memo[key] = make()
+    return graph.memo[key]
+
+
+def _outputs(graph: Graph) -> list[range]:
+    starts = graph.output_start.tolist()
+    return [range(i, j) for i, j in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def fill(tape: Tape, budget: int, noise: np.random.Generator | None = None) -> float:
+    """Leave recomputations out where the budget allows it, those first that save most for their bytes; in place.
+
+    Returns:
+      The cost saved.
+    """
+    gain: dict[int, float] = {}
+    for p, node in enumerate(tape.steps):
+        if node >= 0 and tape.is_again(p):
+            gain[p] = tape.costs[node] + sum(
+                gain.get(tape.made[j], 0.0) for j in tape.operands[p] if len(tape.reads[j]) == 1
+            )
+    score = []
+    for p, g in gain.items():
+        area = sum(
+            tape.sizes[tape.value[k]] * (p - tape.last(tape._before(k))) for k in tape.makings(p) if tape.reads[k]
+        )
+        score.append((g / (area + 1e-9), p))
+    if noise is not None:
+        factors = np.exp(noise.normal(0.0, 0.7, len(score))).tolist()
+        score = [(s * f, p) for (s, p), f in zip(score, factors, strict=True)]
+    score.sort(reverse=True)
+    saved = 0.0
+    for _, p in score:
+        if tape.steps[p] >= 0 and tape.fits_without(p, budget):
+            saved += tape.remove(p)
+    return saved
+
+
+def evict(tape: Tape, k: int, at: int) -> tuple[list[int], float] | None:
+    """Drop making k between its uses around step `at`, and make it again before the second.
+
+    Returns:
+      The new order and the cost added, or None where the value cannot be made again there.
+    """
+    graph = tape.graph
+    until = next((r for r in tape.reads[k] if r > at), None)
+    if until is None or until >= len(tape.steps):
+        return None
+    nodes = again(tape, k, until)
+    if nodes is None:
+        return None
+    return [*tape.steps[:until], *nodes, *tape.steps[until:]], sum(tape.costs[i] for i in nodes) if graph else 0.0
+
+
+def again(tape: Tape, k: int, until: int) -> list[int] | None:
+    """Return the nodes that make making k's value again just before step `until`, from what is alive there."""
+    graph = tape.graph
+    value_node = _cached(graph, "value_node", lambda: graph.value_node.tolist())
+    effects = _cached(graph, "effects", lambda: graph.has_effect.tolist())
+    alive = {
+        tape.value[j]: True
+        for j in range(tape.first_making[until] if until < len(tape.first_making) else len(tape.value))
+        if j != k and tape.steps[tape.made[j]] >= 0 and tape.last(j) >= until
+    }
+    found = {value_node[tape.value[k]]}
+    stack = list(found)
+    while stack:
+        node = stack.pop()
+        if node >= graph.n_forward or effects[node]:
+            return None
+        for u in graph.read_lists[node]:
+            if u not in alive and value_node[u] not in found:
+                found.add(value_node[u])
+                stack.append(value_node[u])
+    return sorted(found)
+
+
+def evict_until(
+    graph: Graph,
+    costs: Sequence[float],
+    steps: Sequence[int],
+    budget: int,
+    deadline: float = math.inf,
+    noise: np.random.Generator | None = None,
+) -> list[int] | None:
+    """Drop values at the highest step, cheapest for their bytes first, until the budget holds.
+
+    Returns:
+      The order of steps, or None where nothing more can be dropped or the deadline (of `time.monotonic`) has passed.
+    """
+    tape = Tape(graph, costs, steps)
+    for _ in range(4 * graph.n_nodes):
+        over = tape.live - budget
+        if over.max() <= 0:
+            return tape.order()
+        order = _evict_best(tape, over, noise) if time.monotonic() < deadline else None
+        if order is None:
+            return None
+        tape = Tape(graph, costs, order)
+    return None
+
+
+def squeeze(graph: Graph, costs: Sequence[float], steps: Sequence[int], rounds: int) -> list[int]:
+    """Return the order with the smallest peak that dropping values at the highest step comes by, in some rounds."""
+    tape = Tape(graph, costs, reorder(graph, steps))
+    best, least, since = tape.order(), tape.peak(), 0
+    for _ in range(rounds):
+        order = _evict_best(tape, tape.live - (least - 1), None)
+        since += 1
+        if order is None or since > 50:
+            break
+        tape = Tape(graph, costs, order)
+        if tape.peak() < least:
+            best, least, since = order, tape.peak(), 0
+    return best
+
+
+def reorder(graph: Graph, steps: Sequence[int]) -> list[int]:
+    """Return the steps with each as late as its first reader where it makes more than it frees, or as early as it may.
+
+    Steps move only within runs of one phase, so that what is recomputed together stays together. The old order is
+    returned where the new one's peak is not lower. O(n) in steps and reads, but for the sorting.
+    """
+    costs = [0.0] * graph.n_nodes
+    tape = Tape(graph, costs, steps)
+    n = len(tape.steps)
+    backward = [node >= graph.n_forward for node in tape.steps]
+    run = np.cumsum([0, *(a != b for a, b in zip(backward[:-1], backward[1:], strict=True))]).tolist() if n else []
+    freed = [0] * n
+    for k, reads in enumerate(tape.reads):
+        if reads and reads[-1] < n:
+            freed[reads[-1]] += tape.sizes[tape.value[k]]
+    key: list[tuple[float, int]] = [(float(p), p) for p in range(n)]
+    for p in range(n - 1, -1, -1):
+        made = sum(tape.sizes[tape.value[k]] for k in tape.makings(p))
+        readers = [tape.reads[k][0] for k in tape.makings(p) if tape.reads[k]]
+        if made > freed[p] and readers and min(readers) < n:
+            first = min(readers, key=lambda r: key[r])
+            # A step that repeats an earlier one must not come before it, nor pass its own repetition.
+            if run[first] == run[p]:
+                key[p] = (key[first][0], p) if key[first][1] > p else key[p]
+    order = sorted(range(n), key=lambda p: key[p])
+    moved = [tape.steps[p] for p in order]
+    if moved == tape.steps:
+        return moved
+    try:
+        new = Tape(graph, costs, moved)
+    except KeyError:  # the move took a step before one that it needs
+        return tape.order()
+    return new.order() if new.peak() < tape.peak() else tape.order()
+
+
+def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None) -> list[int] | None:
+    at = int(over.argmax())
+    excess = np.maximum(over, 0)
+    best: tuple[float, int] | None = None
+    busy = set(tape.operands[at]) | set(tape.makings(at))
+    for k in range(tape.first_making[at]):
+        reads = tape.reads[k]
+        if k in busy or not reads or reads[-1] <= at or tape.steps[tape.made[k]] < 0:
+            continue
+        until = next(r for r in reads if r > at)
+        if until >= len(tape.steps):
+            continue
+        before = max((r for r in reads if r < at), default=tape.made[k])
+        nodes = again(tape, k, until)
+        if nodes is None:
+            continue
+        size = tape.sizes[tape.value[k]]
+        relief = float(np.minimum(excess[before + 1 : until], size).sum())
+        cost = sum(tape.costs[i] for i in nodes) + 1e-12
+        score = cost / (relief + 1e-9)
+        if noise is not None:
+            score *= float(np.exp(noise.normal(0.0, 0.5)))
+        if relief > 0 and (best is None or score < best[0]):
+            best = (score, k)
+    if best is None:
+        return None
+    made = evict(tape, best[1], at)
+    return made[0] if made else None
+
+
+def improve(
+    graph: Graph, costs: Sequence[float], steps: Sequence[int], budget: int, seconds: float, seed: int = 0
+) -> list[int]:
+    """Search around a schedule that fits the budget for a cheaper one, for so many seconds.
+
+    Large neighbourhood search (Shaw 1998, doi:10.1007/3-540-49481-2_30): drop some values for some time or keep some
+    too long, mend what is over the budget, fill what is free; a worse schedule is accepted now and then.
+    """
+    noise = np.random.default_rng(seed)
+    end = time.monotonic() + seconds
+    tape = Tape(graph, costs, steps)
+    fill(tape, budget)
+    current, current_cost = tape.order(), tape.cost()
+    best, best_cost = current, current_cost
+    least = sum(costs)
+    start = time.monotonic()
+    while time.monotonic() < end and best_cost > least * (1 + 1e-12):
+        tape = Tape(graph, costs, current)
+        if noise.random() < 0.5:
+            order = _drop_some(tape, noise)
+        else:
+            order = _keep_some(tape, noise)
+        order = evict_until(graph, costs, order, budget, end, noise)
+        if order is None:
+            continue
+        tape = Tape(graph, costs, order)
+        fill(tape, budget, noise)
+        cost = tape.cost()
+        left = max(0.0, 1 - (time.monotonic() - start) / seconds)
+        temperature = 0.003 * left * (current_cost - least)
+        if cost < current_cost + noise.exponential() * temperature:
+            current, current_cost = tape.order(), cost
+        if cost < best_cost * (1 - 1e-12):
+            best, best_cost = tape.order(), cost
+    return best
+
+
+def _drop_some(tape: Tape, noise: np.random.Generator) -> list[int]:
+    """Drop some values that are idle around one random step, and make them again later."""
+    graph, costs = tape.graph, tape.costs
+    for _ in range(int(noise.integers(1, 5))):
+        at = int(noise.integers(len(tape.steps)))
+        idle = [
+            k
+            for k in range(tape.first_making[at])
+            if tape.reads[k] and at < tape.reads[k][-1] < len(tape.steps) and at not in tape.reads[k]
+        ]
+        if idle:
+            made = evict(tape, idle[int(noise.integers(len(idle)))], at)
+            if made is not None:
+                tape = Tape(graph, costs, made[0])
+    return tape.order()
+
+
+def _keep_some(tape: Tape, noise: np.random.Generator) -> list[int]:
+    """Leave some recomputations out, whether that fits the budget or not."""
+    again_at = [p for p, node in enumerate(tape.steps) if node >= 0 and tape.is_again(p)]
+    if again_at:
+        for _ in range(int(noise.integers(1, 5))):
+            p = again_at[int(noise.integers(len(again_at)))]
+            if tape.steps[p] >= 0:
+                tape.remove(p)
+    return tape.order()
