@@ -10,6 +10,7 @@ from typing import Any
 from tiny_backprop.analysis import GraphReport as GraphReport
 from tiny_backprop.analysis import analyze_graph as analyze_graph
 from tiny_backprop.analysis import summarize_frontier as summarize_frontier
+from tiny_backprop.errors import BudgetError as BudgetError
 from tiny_backprop.errors import CaptureError as CaptureError
 from tiny_backprop.errors import FallbackWarning as FallbackWarning
 from tiny_backprop.errors import GraphError as GraphError
@@ -30,9 +31,11 @@ from tiny_backprop.integration.jax import height_compressed_grad as height_compr
 from tiny_backprop.integration.jax import height_compressed_value_and_grad as height_compressed_value_and_grad
 from tiny_backprop.integration.jax import jit as jit
 from tiny_backprop.integration.jax import measure as measure
+from tiny_backprop.plan import CostModel as CostModel
 from tiny_backprop.plan import Op as Op
 from tiny_backprop.plan import Plan as Plan
 from tiny_backprop.plan import plan_blocks as plan_blocks
+from tiny_backprop.plan import plan_budget as plan_budget
 from tiny_backprop.plan import plan_height_compressed as plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as plan_save_everything
 from tiny_backprop.plan import simulate as simulate

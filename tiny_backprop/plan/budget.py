@@ -26,9 +26,10 @@ from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.plan.chain import Chain, MemoryGrid
 from tiny_backprop.plan.cost import Cost, CostModel, node_costs
 from tiny_backprop.plan.menu import menus
+from tiny_backprop.plan.order import better_order, permuted
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.schedule import schedule
-from tiny_backprop.plan.search import Tape, evict_until, fill, improve, reorder, squeeze
+from tiny_backprop.plan.schedule import peak_bytes, schedule
+from tiny_backprop.plan.search import Tape, evict_until, fill, improve, squeeze
 from tiny_backprop.plan.segments import Segments, cheap_cuts
 from tiny_backprop.units import format_bytes, parse_bytes
 
@@ -82,7 +83,7 @@ def plan_budget(graph: Graph, budget: int | float | str, *, cost: Cost = "second
         "budget_bytes": budget_bytes,
         "cost": dataclasses.asdict(cost) if isinstance(cost, CostModel) else cost,
     }
-    return Planner.of(graph, cost).plan(budget_bytes, float(search_seconds), meta)
+    return schedule(graph, Planner.of(graph, cost).steps(budget_bytes, float(search_seconds)), meta)
 
 
 def parse_budget(graph: Graph, budget: Any) -> int:
@@ -121,13 +122,21 @@ class Candidate:
 
 
 class Planner:
-    """Makes plans for one graph and one cost, and keeps what they have in common."""
+    """Makes plans for one graph and one cost, and keeps what they have in common.
 
-    def __init__(self, graph: Graph, cost: Cost):
-        self.graph = graph
-        self.costs = node_costs(graph, cost)
+    Attributes:
+      graph: The graph, its nodes in a better order where one was found.
+      order: The node of the original graph that each node of `graph` is.
+    """
+
+    def __init__(self, original: Graph, cost: Cost):
+        order = better_order(original)
+        self.order = np.arange(original.n_nodes) if order is None else order
+        self.graph = original if order is None else permuted(original, order)
+        self.costs = node_costs(self.graph, cost)
         self.cost_list: list[float] = self.costs.tolist()
-        self.most_bytes = int(frontier(graph).max(initial=0))
+        self.least_cost = float(self.costs.sum())
+        self.most_bytes = int(frontier(self.graph).max(initial=0))
         self._chains: dict[tuple[int, int], Chain] = {}
         self._seen: dict[tuple[int, int], Candidate] = {}
 
@@ -139,28 +148,28 @@ class Planner:
             graph.memo[key] = cls(graph, cost)
         return graph.memo[key]
 
-    def plan(self, budget_bytes: int, search_seconds: float, meta: dict[str, Any]) -> Plan:
-        """Return a plan within the budget.
+    def steps(self, budget_bytes: int, search_seconds: float) -> np.ndarray:
+        """Return the order in which nodes of the original graph run, within the budget.
 
         Raises:
-          BudgetError: None was found.
+          BudgetError: No such order was found.
         """
         end = time.monotonic() + search_seconds
         found = self.best(budget_bytes)
         if found is None:
             raise self._no_plan(budget_bytes)
         steps = found.steps
-        if search_seconds:
-            left = max(0.0, end - time.monotonic())
+        left = end - time.monotonic()
+        if search_seconds and left > 0:
             steps = np.array(improve(self.graph, self.cost_list, steps.tolist(), budget_bytes, left), np.int64)
-        return schedule(self.graph, steps, meta)
+        return self.order[steps]
 
     def best(self, budget_bytes: int) -> Candidate | None:
         """Return the cheapest schedule found within the budget, room that it leaves already filled."""
         if self.most_bytes <= budget_bytes:
             return self._candidate(np.arange(self.graph.n_nodes))
         fitting = sorted(self._fitting(budget_bytes), key=lambda c: (c.cost, c.peak_bytes))
-        filled = [self._fill(c.steps, budget_bytes) for c in fitting[: 8 if self._is_small else 2]]
+        filled = [self._fill(c.steps, budget_bytes) for c in fitting[: 8 if self._is_small else 1]]
         if self._is_small or not filled:
             filled += self._evicted(budget_bytes, fitting)
         return min(filled, key=lambda c: (c.cost, c.peak_bytes), default=None)
@@ -194,7 +203,7 @@ class Planner:
     # ---- candidates ----
 
     def _candidate(self, steps: np.ndarray) -> Candidate:
-        return Candidate(steps, schedule(self.graph, steps, {}).peak_bytes, float(self.costs[steps].sum()))
+        return Candidate(steps, peak_bytes(self.graph, steps), float(self.costs[steps].sum()))
 
     def _run(self, chain: Chain, units: int) -> Candidate:
         key = (id(chain), units)
@@ -203,34 +212,36 @@ class Planner:
         return self._seen[key]
 
     def _chains_for(self, budget_bytes: int) -> list[Chain]:
-        """Return the programmes to ask; the finest one is limited to the memory asked for."""
+        """Return the programmes to ask; where bytes are counted exactly, only up to the memory asked for."""
         n = self.graph.n_forward
         counts = (8, 16, 32, 64) if self._is_small else (12, 24, 48) if n <= 2000 else (16, 48)
-        chains = {}
+        wanted = {}
         for count in (*counts, n):
             starts = cheap_cuts(self.graph, count)
             grid = MemoryGrid.of(self.graph.value_bytes, self.most_bytes, _UNITS)
-            if grid.is_exact:  # as few units as the budget needs, up to a power of two
+            if grid.is_exact:
                 asked = 2 ** math.ceil(math.log2(max(2.0, budget_bytes / grid.unit_bytes + 1)))
                 grid = dataclasses.replace(grid, n_units=min(grid.n_units, asked))
-            if len(starts) ** 3 / 6 * grid.n_units > _MOST_WORK or len(starts) > _MOST_BLOCKS:
-                continue
-            chains[len(starts), grid.n_units] = (starts, grid)
-        for key, (starts, grid) in chains.items():
+            if len(starts) <= _MOST_BLOCKS and len(starts) ** 3 / 6 * grid.n_units <= _MOST_WORK:
+                wanted[len(starts), grid.n_units] = (starts, grid)
+        for key, (starts, grid) in wanted.items():
             if key not in self._chains:
                 segments = Segments(self.graph, starts)
                 self._chains[key] = Chain(segments, menus(segments, self.costs), grid)
-        return [self._chains[key] for key in chains]
+        return [self._chains[key] for key in wanted]
 
     def _fitting(self, budget_bytes: int) -> list[Candidate]:
-        """Return schedules within the budget: of each programme those with the largest true peak that fits."""
-        fitting = []
+        """Return schedules within the budget: of each programme the one with the most memory whose true peak fits.
+
+        A programme that cannot beat what was found already is not asked further.
+        """
+        fitting: list[Candidate] = []
         for chain in self._chains_for(budget_bytes):
-            units = chain.useful_units
+            units, costs = chain.useful_units, chain.costs()
             low, high = -1, len(units)
             guess = int(np.searchsorted(units, budget_bytes / chain.grid.unit_bytes))
             for _ in range(_MOST_TRIES):
-                if high - low <= 1:
+                if high - low <= 1 or self._is_beaten(float(costs[units[high - 1]]), fitting):
                     break
                 guess = min(max(guess, low + 1), high - 1)
                 found = self._run(chain, int(units[guess]))
@@ -242,6 +253,11 @@ class Planner:
                 off = (budget_bytes - found.peak_bytes) / chain.grid.unit_bytes
                 guess = int(np.searchsorted(units, units[guess] + off, side="right")) - 1
         return fitting
+
+    def _is_beaten(self, predicted_cost: float, fitting: list[Candidate]) -> bool:
+        """Return whether a schedule of so much recomputation is no better than what fits; small graphs try all."""
+        least = min((c.cost for c in fitting), default=math.inf)
+        return not self._is_small and self.least_cost + predicted_cost >= least
 
     def _evicted(self, budget_bytes: int, fitting: list[Candidate]) -> list[Candidate]:
         """Return schedules by greedy eviction, from the plain order and, where nothing fits yet, from the smallest."""
@@ -256,13 +272,7 @@ class Planner:
         return found
 
     def _fill(self, steps: np.ndarray, budget_bytes: int) -> Candidate:
-        """Return the schedule, reordered where that lowers its peak, without the recomputations it has room for."""
-        orders = [steps.tolist()]
-        orders.append(reorder(self.graph, orders[0]))
-        found = []
-        for order in orders:
-            tape = Tape(self.graph, self.cost_list, order)
-            if tape.peak() <= budget_bytes:
-                fill(tape, budget_bytes)
-                found.append(Candidate(np.array(tape.order(), np.int64), tape.peak(), tape.cost()))
-        return min(found, key=lambda c: (c.cost, c.peak_bytes))
+        """Return the schedule without the recomputations that it has room to leave out."""
+        tape = Tape(self.graph, self.cost_list, steps.tolist())
+        fill(tape, budget_bytes)
+        return Candidate(np.array(tape.order(), np.int64), tape.peak(), tape.cost())

@@ -35,23 +35,8 @@ def schedule(graph: Graph, steps: np.ndarray, meta: dict[str, Any]) -> Plan:
     kinds = np.where(backward, Op.BACKWARD, Op.RECOMPUTE)
     first = np.unique(steps, return_index=True)[1]
     kinds[first[~backward[first]]] = Op.RUN
-
-    # A production is one making of one value; sorted by (value, step), so that a read belongs to the one before it.
-    n_made = np.diff(graph.output_start)[steps]
-    keys = np.sort(ranges(graph.output_start[steps], n_made) * (n + 1) + np.repeat(np.arange(n), n_made))
-    made, made_at = keys // (n + 1), keys % (n + 1)
-    last = made_at.copy()
-    node, value = graph.reads
-    bounds = np.searchsorted(node, np.arange(graph.n_nodes + 1))
-    n_read = np.diff(bounds)[steps]
-    read = value[ranges(bounds[steps], n_read)]
-    read_at = np.repeat(np.arange(n), n_read)
-    owner = np.searchsorted(keys, read * (n + 1) + read_at) - 1
-    np.maximum.at(last, owner[owner >= 0], read_at[owner >= 0])
-    is_latest = np.append(made[1:] != made[:-1], True) if len(made) else np.zeros(0, bool)
-    kept = is_latest & np.isin(made, graph.outputs)
-    last[kept] = n
-
+    made, made_at, last = lives(graph, steps)
+    kept = last == n
     border = int(np.flatnonzero(backward)[0]) if backward.any() else n
     saved = (made_at < border) & (last >= border) & (last < n)
     saved |= kept & (made_at < border) & np.isin(made, graph.residuals)
@@ -65,3 +50,41 @@ def schedule(graph: Graph, steps: np.ndarray, meta: dict[str, Any]) -> Plan:
     rank = np.r_[np.zeros(n, int), np.ones(saved.sum(), int), np.full(freed.sum(), 2)]
     order = np.argsort(slots * 3 + rank, kind="stable")
     return Plan.from_actions(graph, ops[order].astype(np.uint8), targets[order], meta)
+
+
+def lives(graph: Graph, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return when what the steps make is alive; see `schedule`.
+
+    Args:
+      graph: Any graph.
+      steps: Nodes in the order in which they run, int64 of shape (n_steps,).
+
+    Returns:
+      Three int64 arrays with an entry for each time that a value is made, sorted by value and time: the value, the step
+      that makes it, and the last step at which it is alive, n_steps where the program returns it.
+    """
+    n = len(steps)
+    # A production is one making of one value; sorted by (value, step), so that a read belongs to the one before it.
+    n_made = np.diff(graph.output_start)[steps]
+    keys = np.sort(ranges(graph.output_start[steps], n_made) * (n + 1) + np.repeat(np.arange(n), n_made))
+    made, made_at = keys // (n + 1), keys % (n + 1)
+    last = made_at.copy()
+    node, value = graph.reads
+    bounds = np.searchsorted(node, np.arange(graph.n_nodes + 1))
+    n_read = np.diff(bounds)[steps]
+    read = value[ranges(bounds[steps], n_read)]
+    read_at = np.repeat(np.arange(n), n_read)
+    owner = np.searchsorted(keys, read * (n + 1) + read_at) - 1
+    np.maximum.at(last, owner[owner >= 0], read_at[owner >= 0])
+    is_latest = np.append(made[1:] != made[:-1], True) if len(made) else np.zeros(0, bool)
+    last[is_latest & np.isin(made, graph.outputs)] = n
+    return made, made_at, last
+
+
+def peak_bytes(graph: Graph, steps: np.ndarray) -> int:
+    """Return the peak of a schedule without making a plan of it."""
+    made, made_at, last = lives(graph, steps)
+    n = len(steps)
+    size = graph.value_bytes[made].astype(float)  # exact below 2 ** 53 bytes
+    live = np.bincount(made_at, size, n + 2) - np.bincount(last + 1, size, n + 2)
+    return int(np.cumsum(live)[:n].max(initial=0.0))

@@ -252,7 +252,7 @@ def evict_until(
 
 def squeeze(graph: Graph, costs: Sequence[float], steps: Sequence[int], rounds: int) -> list[int]:
     """Return the order with the smallest peak that dropping values at the highest step comes by, in some rounds."""
-    tape = Tape(graph, costs, reorder(graph, steps))
+    tape = Tape(graph, costs, steps)
     best, least, since = tape.order(), tape.peak(), 0
     for _ in range(rounds):
         order = _evict_best(tape, tape.live - (least - 1), None)
@@ -263,41 +263,6 @@ def squeeze(graph: Graph, costs: Sequence[float], steps: Sequence[int], rounds: 
         if tape.peak() < least:
             best, least, since = order, tape.peak(), 0
     return best
-
-
-def reorder(graph: Graph, steps: Sequence[int]) -> list[int]:
-    """Return the steps with each as late as its first reader where it makes more than it frees, or as early as it may.
-
-    Steps move only within runs of one phase, so that what is recomputed together stays together. The old order is
-    returned where the new one's peak is not lower. O(n) in steps and reads, but for the sorting.
-    """
-    costs = [0.0] * graph.n_nodes
-    tape = Tape(graph, costs, steps)
-    n = len(tape.steps)
-    backward = [node >= graph.n_forward for node in tape.steps]
-    run = np.cumsum([0, *(a != b for a, b in zip(backward[:-1], backward[1:], strict=True))]).tolist() if n else []
-    freed = [0] * n
-    for k, reads in enumerate(tape.reads):
-        if reads and reads[-1] < n:
-            freed[reads[-1]] += tape.sizes[tape.value[k]]
-    key: list[tuple[float, int]] = [(float(p), p) for p in range(n)]
-    for p in range(n - 1, -1, -1):
-        made = sum(tape.sizes[tape.value[k]] for k in tape.makings(p))
-        readers = [tape.reads[k][0] for k in tape.makings(p) if tape.reads[k]]
-        if made > freed[p] and readers and min(readers) < n:
-            first = min(readers, key=lambda r: key[r])
-            # A step that repeats an earlier one must not come before it, nor pass its own repetition.
-            if run[first] == run[p]:
-                key[p] = (key[first][0], p) if key[first][1] > p else key[p]
-    order = sorted(range(n), key=lambda p: key[p])
-    moved = [tape.steps[p] for p in order]
-    if moved == tape.steps:
-        return moved
-    try:
-        new = Tape(graph, costs, moved)
-    except KeyError:  # the move took a step before one that it needs
-        return tape.order()
-    return new.order() if new.peak() < tape.peak() else tape.order()
 
 
 def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None) -> list[int] | None:
