@@ -5,6 +5,9 @@ What a segment reads of the forward phase, saved or recomputed earlier, goes thr
 cotangents that the segment before has just made, so that XLA neither merges the recomputation with what it repeats nor
 starts it early. The backward nodes of the segment read the held values too: otherwise XLA would share, say, the
 broadcast of a saved row sum between forward and backward and keep the broadcast alive.
+
+What the backward phase makes for a contraction and for something else too is held when it is made: otherwise XLA fuses
+its making into each reader anew and keeps everything that it is made from alive for all of them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture import Program
 from tiny_backprop.integration.jax.compat import Literal, Var
@@ -21,6 +27,8 @@ from tiny_backprop.integration.jax.hold import hold_p
 from tiny_backprop.plan.plan import Plan, check_fits
 
 _SMALL_BYTES = 64  # keys and scalars
+_LEAST_SHARED_BYTES = 4096  # below that a hold costs more than it spares
+_CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +93,17 @@ def _depends_on_arguments(program: Program) -> list[bool]:
     return varies
 
 
+def _shared_with_contractions(graph: Graph) -> np.ndarray:
+    """Return which values the backward phase makes for a contraction and for another node too; bool (n_values,)."""
+    node, value = graph.reads
+    is_contraction = np.isin(graph.primitives, _CONTRACTIONS)
+    n_readers = np.bincount(value, minlength=graph.n_values)
+    n_contractions = np.bincount(value[is_contraction[node]], minlength=graph.n_values)
+    is_backward = graph.value_node >= graph.n_forward
+    is_large = graph.value_bytes >= _LEAST_SHARED_BYTES
+    return is_backward & is_large & (n_readers >= 2) & (n_contractions >= 1)
+
+
 def _free_variables(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
     read = {v for e in eqns for v in e.invars if not isinstance(v, Literal)}
     read.update(v for v in outvars if not isinstance(v, Literal))
@@ -123,6 +142,7 @@ class _Player:
         self.eqns: list[Any] = []
         self.output_start = program.graph.output_start.tolist()
         self.varies = _depends_on_arguments(program)
+        self.is_shared = _shared_with_contractions(program.graph).tolist()
         self.at_border: list[int] = []
 
     def take_eqns(self) -> list[Any]:
@@ -156,6 +176,8 @@ class _Player:
                 held.pop(k, None)
             if tokens and node in self.ran and self._is_small_root(node):
                 env.update(self._hold(outs, tokens))
+            shared = [k for k in outs if self.is_shared[k] and self.varies[k]]  # constants would fold the hold
+            env.update(self._hold(shared, shared))
             self.ran.add(node)
 
     def _is_small_root(self, node: int) -> bool:
