@@ -33,16 +33,19 @@ from tiny_backprop.integration.jax import jit as jit
 from tiny_backprop.integration.jax import measure as measure
 from tiny_backprop.plan import CostModel as CostModel
 from tiny_backprop.plan import Op as Op
+from tiny_backprop.plan import Pareto as Pareto
 from tiny_backprop.plan import Plan as Plan
+from tiny_backprop.plan import pareto as pareto
 from tiny_backprop.plan import plan_blocks as plan_blocks
 from tiny_backprop.plan import plan_budget as plan_budget
 from tiny_backprop.plan import plan_height_compressed as plan_height_compressed
+from tiny_backprop.plan import plan_policy as plan_policy
 from tiny_backprop.plan import plan_save_everything as plan_save_everything
 from tiny_backprop.plan import simulate as simulate
 
 __version__ = "0.1.0"
 
-_IN_WIDGETS = ("PlanExplorer", "export_frontier", "jaxpr_dag", "plot_frontier", "write_report")
+_IN_WIDGETS = ("PlanExplorer", "export_frontier", "jaxpr_dag", "plot_frontier", "plot_pareto", "write_report")
 
 
 def __getattr__(name: str) -> Any:

@@ -72,6 +72,41 @@ def frontier_svg(
     )
 
 
+def curve_svg(
+    x_bytes: np.ndarray,
+    y: np.ndarray,
+    knee: int,
+    references: Sequence[tuple[float, float, str]],
+    width: int = 480,
+    height: int = 150,
+) -> str:
+    """Return a small picture of a trade-off: bytes to the right, cost upwards, the knee marked, others as crosses."""
+    margin = 8
+    right = max(float(x_bytes.max()), *(r[0] for r in references), 1.0)
+    top = max(float(y.max()), *(r[1] for r in references), 1e-30)
+
+    def at(x: float, cost: float) -> tuple[float, float]:
+        return margin + (width - 2 * margin) * x / right, height - margin - (height - 2 * margin) * cost / top
+
+    points = [at(a, b) for a, b in zip(x_bytes.tolist(), y.tolist(), strict=True)]
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+    shapes = [f'<polyline points="{line}" fill="none" stroke="{FORWARD}" stroke-width="1.5"/>']
+    shapes += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2" fill="{FORWARD}"/>' for a, b in points]
+    a, b = points[knee]
+    shapes.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="5" fill="{BACKWARD}"><title>knee</title></circle>')
+    for x, cost, name in references:
+        a, b = at(x, cost)
+        cross = f"M{a - 4:.1f},{b - 4:.1f}l8,8m0,-8l-8,8"
+        shapes.append(
+            f'<path d="{cross}" stroke="{BASELINE}" stroke-width="2"><title>{html.escape(name)}</title></path>'
+        )
+    label = f"recompute cost over peak bytes of {len(points)} plans (predicted)"
+    return (
+        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" style="max-width:100%"><title>{label}</title>{"".join(shapes)}</svg>'
+    )
+
+
 def graph_html(graph: Graph) -> str:
     """Return a summary of a graph: sizes, its most frequent primitives, its largest nodes."""
     common = ", ".join(f"{n} {p}" for p, n in Counter(graph.primitives).most_common(8))

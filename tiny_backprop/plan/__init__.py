@@ -6,8 +6,11 @@ from tiny_backprop.plan.blocks import plan_height_compressed as plan_height_comp
 from tiny_backprop.plan.blocks import plan_save_everything as plan_save_everything
 from tiny_backprop.plan.budget import plan_budget as plan_budget
 from tiny_backprop.plan.cost import CostModel as CostModel
+from tiny_backprop.plan.pareto import Pareto as Pareto
+from tiny_backprop.plan.pareto import pareto as pareto
 from tiny_backprop.plan.plan import Action as Action
 from tiny_backprop.plan.plan import Plan as Plan
+from tiny_backprop.plan.policies import plan_policy as plan_policy
 from tiny_backprop.plan.schedule import schedule as schedule
 from tiny_backprop.plan.simulate import Op as Op
 from tiny_backprop.plan.simulate import Timeline as Timeline

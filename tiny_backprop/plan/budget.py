@@ -40,7 +40,9 @@ _MOST_TRIES = 6
 _SMALL = 400  # nodes up to which greedy eviction, quadratic in nodes, is worth its time
 
 
-def plan_budget(graph: Graph, budget: int | float | str, *, cost: Cost = "seconds", search_seconds: float = 0.0) -> Plan:
+def plan_budget(
+    graph: Graph, budget: int | float | str, *, cost: Cost = "seconds", search_seconds: float = 0.0
+) -> Plan:
     """Return the cheapest gradient found whose peak is within a byte budget.
 
     The budget holds for what the referee counts: every value alive at any step of the forward and backward phase,

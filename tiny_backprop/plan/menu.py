@@ -204,9 +204,7 @@ def _options(block: _Block, free: set[int], crossing: list[int]) -> list[Option]
     return out
 
 
-def _play(
-    block: _Block, there: set[int], missing: list[int], pieces: Pieces
-) -> tuple[float, int, np.ndarray]:
+def _play(block: _Block, there: set[int], missing: list[int], pieces: Pieces) -> tuple[float, int, np.ndarray]:
     """Return what a window costs: cost of its recomputation, live bytes before it, live bytes at each of its nodes."""
     there = set(there)
     steps: list[tuple[int, int]] = []  # (backward node of the window, forward node or -1)

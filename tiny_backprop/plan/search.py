@@ -75,8 +75,11 @@ class Tape:
     def is_again(self, p: int) -> bool:
         """Return whether step p makes values that were made before."""
         k = self.first_making[p]
-        return self.steps[p] >= 0 and self.steps[p] < self.graph.n_forward and k < len(self.previous) and (
-            bool(self.outputs[self.steps[p]]) and self.previous[k] >= 0
+        return (
+            self.steps[p] >= 0
+            and self.steps[p] < self.graph.n_forward
+            and k < len(self.previous)
+            and (bool(self.outputs[self.steps[p]]) and self.previous[k] >= 0)
         )
 
     def cost(self) -> float:

@@ -1,0 +1,176 @@
+"""The whole trade-off of a gradient between peak bytes and recompute cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tiny_backprop import display
+from tiny_backprop.errors import BudgetError
+from tiny_backprop.graph import Graph
+from tiny_backprop.plan.blocks import check_count, check_gradient, plan_save_everything
+from tiny_backprop.plan.budget import Planner, plan_budget
+from tiny_backprop.plan.cost import Cost, cost_unit, node_costs
+from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.policies import POLICIES, plan_policy
+from tiny_backprop.units import format_bytes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pareto:
+    """Plans of one gradient, none of which has both a smaller peak and a lower cost than another; all predicted.
+
+    Attributes:
+      graph: The gradient graph.
+      plans: From save-everything to the smallest peak that the planner can reach: peaks fall, costs rise.
+      references: What `jax.checkpoint` around the whole function would do, by the name of the policy.
+      unit: Unit of the cost, `"seconds"` or `"flops"`.
+      node_costs: Cost of each node, float64 of shape (n_nodes,).
+    """
+
+    graph: Graph
+    plans: tuple[Plan, ...]
+    references: Mapping[str, Plan]
+    unit: str
+    node_costs: np.ndarray
+
+    @functools.cached_property
+    def peak_bytes(self) -> np.ndarray:
+        """Peak of each plan, falling; int64 of shape (n_plans,)."""
+        return np.array([p.peak_bytes for p in self.plans], np.int64)
+
+    @functools.cached_property
+    def recompute_costs(self) -> np.ndarray:
+        """Recompute cost of each plan, rising; float64 of shape (n_plans,)."""
+        return np.array([self.recompute_cost(p) for p in self.plans])
+
+    def recompute_cost(self, plan: Plan) -> float:
+        """Return what the steps of a plan cost beyond every node once."""
+        return float(self.node_costs[plan.timeline.steps].sum() - self.node_costs.sum())
+
+    @functools.cached_property
+    def knee(self) -> Plan:
+        """The plan after which less memory becomes dear: farthest below the line from the first plan to the last.
+
+        Both axes are scaled to what the curve spans (Satopää et al. 2011, "Finding a kneedle in a haystack",
+        doi:10.1109/ICDCSW.2011.20).
+        """
+        x, y = self.peak_bytes.astype(float), self.recompute_costs
+        x = (x - x.min()) / (np.ptp(x) or 1.0)
+        y = (y - y.min()) / (np.ptp(y) or 1.0)
+        return self.plans[int((x + y).argmin())]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per plan and reference: predicted peak, cost, their ratios to saving everything, the knee."""
+        top, least = self.plans[0].peak_bytes, float(self.node_costs.sum())
+        rows = []
+        named = [("plan", p) for p in self.plans] + [(f"jax.checkpoint, {k}", p) for k, p in self.references.items()]
+        for name, p in named:
+            cost = self.recompute_cost(p)
+            rows.append(
+                {
+                    "kind": name,
+                    "predicted_peak_bytes": p.peak_bytes,
+                    "peak_ratio": p.peak_bytes / top if top else 1.0,
+                    f"predicted_recompute_{self.unit}": cost,
+                    "recompute_ratio": cost / least if least else 0.0,
+                    "predicted_saved_bytes": p.saved_bytes,
+                    "is_knee": p is self.knee,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the curve with its knee and the reference points; see `tiny_backprop_widgets.plot_pareto`.
+
+        Args:
+          ax: The matplotlib axes to draw into; by default those of a new figure.
+
+        Returns:
+          The axes.
+        """
+        return importlib.import_module("tiny_backprop_widgets").plot_pareto(self, ax=ax)
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __repr__(self) -> str:
+        low, high = self.plans[-1], self.plans[0]
+        return (
+            f"Pareto({len(self)} plans, predicted peaks from {format_bytes(high.peak_bytes)} to "
+            f"{format_bytes(low.peak_bytes)} at +{self._percent(low)}; knee {format_bytes(self.knee.peak_bytes)} at "
+            f"+{self._percent(self.knee)} {self.unit})"
+        )
+
+    def _percent(self, plan: Plan) -> str:
+        least = float(self.node_costs.sum())
+        return f"{self.recompute_cost(plan) / least if least else 0.0:.1%}"
+
+    def _repr_html_(self) -> str:
+        return display.guarded(self._html, self)
+
+    def _html(self) -> str:
+        chosen = np.unique(np.linspace(0, len(self) - 1, 8).round().astype(int)).tolist()
+        shown = [p for i, p in enumerate(self.plans) if i in chosen or p is self.knee]
+        rows = [self._row("knee" if p is self.knee else "", p) for p in shown]
+        rows += [self._row(f"jax.checkpoint, {name}", p) for name, p in self.references.items()]
+        picture = display.curve_svg(
+            self.peak_bytes,
+            self.recompute_costs,
+            self.plans.index(self.knee),
+            [(p.peak_bytes, self.recompute_cost(p), name) for name, p in self.references.items()],
+        )
+        header = ("", "peak (predicted)", "of save everything", f"recompute {self.unit} (predicted)")
+        title = f"<b>{len(self)} plans</b> by peak bytes and recompute {self.unit}"
+        return f"<div>{title}<br>{picture}{display.table(rows, header)}</div>"
+
+    def _row(self, name: str, p: Plan) -> tuple[str, ...]:
+        return (
+            name,
+            format_bytes(p.peak_bytes),
+            f"{p.peak_bytes / max(self.plans[0].peak_bytes, 1):.0%}",
+            f"+{self._percent(p)}",
+        )
+
+
+def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Pareto:
+    """Return the trade-off between peak bytes and recompute cost, from save-everything to the smallest peak.
+
+    Args:
+      graph: A gradient graph.
+      cost: What is minimised; see `plan_budget`.
+      n_points: How many budgets to plan for, 2 or more, in equal ratios between the two ends. Budgets with the same plan
+        make one point; a graph with little to choose has fewer.
+
+    Returns:
+      The plans that no other one beats, with the policies of `jax.checkpoint` as reference points.
+
+    Raises:
+      PlanError: The graph has no backward phase, or an argument is not as described.
+    """
+    check_gradient(graph)
+    planner = Planner.of(graph, cost)
+    most, least = planner.most_bytes, planner.smallest.peak_bytes
+    n_points = max(2, check_count("n_points", n_points))
+    everything = plan_save_everything(graph)
+    costs = node_costs(graph, cost)
+    found = [everything]
+    for budget in np.geomspace(max(most, 1), max(least, 1), n_points).round().astype(np.int64).tolist():
+        try:
+            found.append(plan_budget(graph, max(budget, least), cost=cost))
+        except BudgetError:  # the smallest peak was reached by another way than this budget's
+            continue
+    found.append(plan_budget(graph, least, cost=cost))
+    priced = sorted(((float(costs[p.timeline.steps].sum()), p.peak_bytes, i, p) for i, p in enumerate(found)))
+    plans: list[Plan] = []
+    for _, peak, _, p in priced:
+        if not plans or peak < plans[-1].peak_bytes:
+            plans.append(p)
+    references = {policy: plan_policy(graph, policy) for policy in POLICIES}
+    return Pareto(graph, tuple(plans), references, cost_unit(cost), costs)
