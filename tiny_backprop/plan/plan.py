@@ -7,7 +7,7 @@ import functools
 import html
 import json
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from tiny_backprop.graph import Graph, read_json
 from tiny_backprop.liveness import frontier
 from tiny_backprop.plan.simulate import Op, Timeline, simulate
 from tiny_backprop.units import format_bytes, format_flops
+
+if TYPE_CHECKING:
+    from tiny_backprop.plan.certificate import Certificate
 
 _FORMAT = "tiny_backprop.plan"
 _VERSION = 1
@@ -139,6 +142,13 @@ class Plan:
     def saved(self) -> np.ndarray:
         """Numbers of the saved values, in order."""
         return np.sort(self.targets[self.ops == Op.SAVE]).astype(np.int64)
+
+    @functools.cached_property
+    def certificate(self) -> Certificate:
+        """How far this plan is from the best possible one within its budget; see `tiny_backprop.plan.certify`."""
+        from tiny_backprop.plan.certificate import certify
+
+        return certify(self)
 
     def __eq__(self, other: object) -> bool:
         return (
