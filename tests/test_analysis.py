@@ -1,12 +1,9 @@
 """`analyze_graph` and `summarize_frontier`: by hand, and sound against brute force."""
 
-import itertools
-
 from graphs import chain, training_graphs
-from hypothesis import given, settings
+from hypothesis import given
 
-from tiny_backprop import Graph, analyze_graph, plan_blocks, summarize_frontier
-from tiny_backprop.analysis import lower_bound_bytes
+from tiny_backprop import Graph, analyze_graph, summarize_frontier
 
 
 def test_chain_report_by_hand():
@@ -56,48 +53,3 @@ def test_empty_graph():
 def test_values_alive_at_the_peak_make_the_peak(graph):
     report = analyze_graph(graph)
     assert sum(v.bytes for v in report.live_at_peak) == report.peak_bytes == summarize_frontier(graph).peak_bytes
-
-
-@settings(max_examples=60)
-@given(training_graphs(max_forward=5))
-def test_no_schedule_needs_less_than_the_lower_bound(graph):
-    """Try every set of values to keep, for every block plan and every order that recomputes on demand."""
-    bound = lower_bound_bytes(graph)
-    assert all(plan_blocks(graph, k).peak_bytes >= bound for k in range(1, graph.n_forward + 1))
-    assert least_peak(graph) >= bound
-
-
-def least_peak(graph: Graph) -> int:
-    """Return the least peak of all schedules: a shortest bottleneck path over sets of live values (nodes may "
-    "repeat)."""
-    import heapq
-
-    made = [frozenset(v.index for v in n.outputs) for n in graph.nodes]
-    reads = [frozenset(v.index for v in n.operands if v is not None and v.node is not None) for n in graph.nodes]
-    size = {v: int(graph.value_bytes[v]) for v in range(graph.n_values)}
-    wanted = frozenset(v for v in graph.outputs.tolist() if v >= graph.n_inputs)
-    start = (frozenset(), 0)
-    best = {start: 0}
-    heap = [(0, 0, start)]
-    tie = itertools.count(1)
-    n_forward = graph.n_forward
-    while heap:
-        peak, _, state = heapq.heappop(heap)
-        live, n_backward_done = state
-        if wanted <= live and n_backward_done == graph.n_backward:
-            return peak
-        if best[state] < peak:
-            continue
-        nexts = [(live - {v}, n_backward_done, peak) for v in live]
-        candidates = [*range(n_forward), n_forward + n_backward_done]
-        for i in candidates:
-            if i < graph.n_nodes and reads[i] <= live and not made[i] <= live:
-                after = live | made[i]
-                used = max(peak, sum(size[v] for v in after))
-                nexts.append((after, n_backward_done + (i >= n_forward), used))
-        for after, done, used in nexts:
-            state = (after, done)
-            if used < best.get(state, 1 << 60):
-                best[state] = used
-                heapq.heappush(heap, (used, next(tie), state))
-    raise AssertionError("no schedule")

@@ -11,9 +11,10 @@ import pandas as pd
 from tiny_backprop import display
 from tiny_backprop.errors import GraphError
 from tiny_backprop.graph import Graph
-from tiny_backprop.liveness import frontier, live_ranges, working_set
+from tiny_backprop.liveness import frontier, live_ranges
 from tiny_backprop.plan import Plan
 from tiny_backprop.plan.blocks import best_plan
+from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.units import format_bytes, format_flops
 
 _OCTAVES_BY_LEVELS = {1: (0.0, 1.0, 2.0), 2: (0.5, 2.0), 3: (0.5, 2.0)}
@@ -84,7 +85,7 @@ class Compressibility:
     Attributes:
       plans: The best plan found with one level (blocks), and with two and three.
       save_everything_bytes: Peak when nothing is recomputed.
-      lower_bound_bytes: No schedule of these nodes needs less.
+      lower_bound_bytes: No plan needs less, with this order of the backward phase.
       fraction: How much of what lies between those two the best plan takes away, 0 to 1.
     """
 
@@ -111,7 +112,7 @@ class Compressibility:
         return (
             f"{word}: predicted peak {format_bytes(plain)} → {format_bytes(best)} ({best / max(plain, 1):.2f} ×) with "
             f"{self.best.meta['levels']} level(s) of blocks of {self.best.meta['block_size']} nodes and "
-            f"+{self.best.recompute_fraction:.0%} FLOPs; no schedule needs less than "
+            f"+{self.best.recompute_fraction:.0%} FLOPs; no plan needs less than "
             f"{format_bytes(self.lower_bound_bytes)}"
         )
 
@@ -142,7 +143,7 @@ class GraphReport:
       summary: The frontier in a few numbers.
       live_at_peak: The values alive at the peak, largest first.
       activation_bytes: Bytes of everything that the forward phase makes.
-      lower_bound_bytes: No schedule of these nodes needs less; see `lower_bound_bytes`.
+      lower_bound_bytes: No plan needs less, with this order of the backward phase; see `plan.bounds`.
       compressibility: How far recomputation takes the peak down; None for a graph without backward phase.
     """
 
@@ -224,29 +225,6 @@ def _summary(live: np.ndarray, n_forward: int) -> FrontierSummary:
     return FrontierSummary(len(live), int(live[peak]), peak, float(live.mean()), int(live[-1]), end)
 
 
-def lower_bound_bytes(graph: Graph) -> int:
-    """Return bytes that every schedule of a graph needs at some step, recomputation or not.
-
-    The larger of the largest working set (what a node reads and makes must be there together) and of all that the
-    program returns (it must be there together at the end). Only nodes that must run count: those that the outputs or an
-    effect need.
-
-    Args:
-      graph: Any graph; nodes that nothing needs do not count.
-
-    Returns:
-      The bound in bytes; inputs of the graph are not counted.
-    """
-    needed = graph.has_effect.copy()
-    makers = graph.value_node
-    outputs = graph.outputs[graph.outputs >= graph.n_inputs]
-    needed[makers[outputs]] = True
-    for i in range(graph.n_nodes - 1, -1, -1):
-        if needed[i]:
-            needed[makers[graph.read_lists[i]]] = True
-    return max(int(working_set(graph)[needed].max(initial=0)), graph.output_bytes)
-
-
 def analyze_graph(graph: Graph) -> GraphReport:
     """Tell where the memory of a program goes and how far plans can take it down.
 
@@ -271,7 +249,7 @@ def analyze_graph(graph: Graph) -> GraphReport:
         raise GraphError(f"analyze_graph needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(…)")
     live = frontier(graph)
     summary = _summary(live, graph.n_forward)
-    bound = lower_bound_bytes(graph)
+    bound = working_set_bound(graph)
     return GraphReport(
         graph=graph,
         frontier_bytes=live,
