@@ -62,17 +62,25 @@ class Difference:
         )
 
 
-def difference(a: Any, b: Any) -> Difference:
-    """Return how far two pytrees of arrays of the same structure are apart."""
+def difference(a: Any, b: Any, least_share: float = 0.0) -> Difference:
+    """Return how far two pytrees of arrays of the same structure are apart.
+
+    With `least_share`, no array's largest entry counts as less than this share of the largest of all: the gradient of a
+    bias that has no effect, such as that of attention's keys, is 0 but for rounding.
+    """
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     n_equal = sum(bool(jnp.array_equal(x, y)) for x, y in pairs)
-    return Difference(len(pairs), n_equal, float(np.max([_epsilons(x, y) for x, y in pairs])))
+    least = least_share * max(_largest(y) for _, y in pairs)
+    return Difference(len(pairs), n_equal, float(np.max([_epsilons(x, y, least) for x, y in pairs])))
 
 
-def _epsilons(x: jax.Array, y: jax.Array) -> float:
-    largest, apart = float(jnp.abs(y).max(initial=0.0)), float(jnp.abs(x - y).max(initial=0.0))
+def _largest(x: jax.Array) -> float:
+    return float(jnp.abs(x).max(initial=0.0))
+
+
+def _epsilons(x: jax.Array, y: jax.Array, least: float) -> float:
     info = jnp.finfo(y.dtype)
-    return apart / (max(largest, float(info.tiny)) * float(info.eps))
+    return _largest(x - y) / (max(_largest(y), least, float(info.tiny)) * float(info.eps))
 
 
 def best_row(table: pd.DataFrame, plans: Sequence[str], most_flops_ratio: float = MOST_FLOPS_RATIO) -> str:

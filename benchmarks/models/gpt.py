@@ -1,4 +1,4 @@
-"""A GPT in plain JAX: pre-norm blocks, causal attention, tied embedding, cross-entropy; no checkpointing unless asked."""
+"""A GPT in plain JAX: pre-norm blocks, causal attention, tied embedding, cross-entropy; checkpointing only if asked."""
 
 from __future__ import annotations
 

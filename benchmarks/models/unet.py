@@ -33,10 +33,10 @@ class UNetConfig:
       n_batch: Images per batch.
     """
 
-    widths: tuple[int, ...] = (32, 64, 128, 128)
+    widths: tuple[int, ...] = (64, 128, 256)
     n_blocks: int = 2
     n_pixels: int = 64
-    n_batch: int = 4
+    n_batch: int = 2
 
 
 def _model(config: UNetConfig) -> Any:
