@@ -25,7 +25,7 @@ from tiny_backprop.plan.blocks import check_gradient
 from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.plan.chain import Chain, MemoryGrid
 from tiny_backprop.plan.cost import Cost, CostModel, node_costs
-from tiny_backprop.plan.menu import menus
+from tiny_backprop.plan.menu import Menu, menus
 from tiny_backprop.plan.order import better_order, permuted
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.schedule import peak_bytes, schedule
@@ -47,7 +47,7 @@ def plan_budget(
 
     The budget holds for what the referee counts: every value alive at any step of the forward and backward phase,
     gradients and other outputs included, arguments not. Blocks, cuts and menus are kept with the graph, so that another
-    budget takes a fraction of the first one's time. The same call gives the same plan, unless `search_seconds` is given.
+    budget takes a fraction of the first one's time. Without `search_seconds` the same call gives the same plan.
 
     Args:
       graph: A gradient graph, forward and backward phase.
@@ -79,13 +79,18 @@ def plan_budget(
     budget_bytes = parse_budget(graph, budget)
     if isinstance(search_seconds, bool) or not isinstance(search_seconds, numbers.Real) or not search_seconds >= 0:
         raise PlanError(f"search_seconds must be a number of at least 0; found {search_seconds!r}")
-    meta = {
+    steps = Planner.of(graph, cost).steps(budget_bytes, float(search_seconds))
+    return schedule(graph, steps, budget_meta(budget, budget_bytes, cost))
+
+
+def budget_meta(budget: int | float | str, budget_bytes: int, cost: Cost) -> dict[str, Any]:
+    """Return what a plan's `meta` says of the budget: as it was asked for, in bytes, and what was minimised."""
+    return {
         "strategy": "byte budget",
         "budget": budget if isinstance(budget, str) else float(budget) if isinstance(budget, float) else int(budget),
         "budget_bytes": budget_bytes,
         "cost": dataclasses.asdict(cost) if isinstance(cost, CostModel) else cost,
     }
-    return schedule(graph, Planner.of(graph, cost).steps(budget_bytes, float(search_seconds)), meta)
 
 
 def parse_budget(graph: Graph, budget: Any) -> int:
@@ -139,7 +144,8 @@ class Planner:
         self.cost_list: list[float] = self.costs.tolist()
         self.least_cost = float(self.costs.sum())
         self.most_bytes = int(frontier(self.graph).max(initial=0))
-        self._chains: dict[tuple[int, int], Chain] = {}
+        self._menus: dict[int, tuple[Segments, list[Menu]]] = {}
+        self._chains: dict[tuple[int, int, float], Chain] = {}
         self._seen: dict[tuple[int, int], Candidate] = {}
 
     @classmethod
@@ -187,6 +193,25 @@ class Planner:
         steps = squeeze(self.graph, self.cost_list, least.steps.tolist(), rounds)
         return min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
 
+    def tightest(self, memory_bytes: int) -> np.ndarray | None:
+        """Return the order of nodes for a memory that no peak by the referee's count need fit.
+
+        XLA fuses, so that it needs less than the referee counts. Below the smallest peak, the programmes are asked with
+        windows taken to need only a share of their bytes. None where even that finds nothing.
+        """
+        smallest = self.smallest.peak_bytes
+        if memory_bytes >= smallest:
+            found = self.best(memory_bytes)
+            return None if found is None else self.order[found.steps]
+        share = (memory_bytes / smallest) ** 2
+        best: tuple[float, Chain, int] | None = None
+        for chain in self._chains_for(self.most_bytes, share):
+            units = min(int(memory_bytes / chain.grid.unit_bytes), chain.grid.n_units)
+            cost = float(chain.costs()[units])
+            if math.isfinite(cost) and (best is None or cost < best[0]):
+                best = cost, chain, units
+        return None if best is None else self.order[best[1].steps(best[2])]
+
     @property
     def _is_small(self) -> bool:
         return self.graph.n_nodes <= _SMALL
@@ -213,7 +238,7 @@ class Planner:
             self._seen[key] = self._candidate(chain.steps(units))
         return self._seen[key]
 
-    def _chains_for(self, budget_bytes: int) -> list[Chain]:
+    def _chains_for(self, budget_bytes: int, window_share: float = 1.0) -> list[Chain]:
         """Return the programmes to ask; where bytes are counted exactly, only up to the memory asked for."""
         n = self.graph.n_forward
         counts = (8, 16, 32, 64) if self._is_small else (12, 24, 48) if n <= 2000 else (16, 48)
@@ -225,11 +250,13 @@ class Planner:
                 asked = 2 ** math.ceil(math.log2(max(2.0, budget_bytes / grid.unit_bytes + 1)))
                 grid = dataclasses.replace(grid, n_units=min(grid.n_units, asked))
             if len(starts) <= _MOST_BLOCKS and len(starts) ** 3 / 6 * grid.n_units <= _MOST_WORK:
-                wanted[len(starts), grid.n_units] = (starts, grid)
+                wanted[len(starts), grid.n_units, window_share] = (starts, grid)
         for key, (starts, grid) in wanted.items():
             if key not in self._chains:
-                segments = Segments(self.graph, starts)
-                self._chains[key] = Chain(segments, menus(segments, self.costs), grid)
+                if len(starts) not in self._menus:
+                    segments = Segments(self.graph, starts)
+                    self._menus[len(starts)] = segments, menus(segments, self.costs)
+                self._chains[key] = Chain(*self._menus[len(starts)], grid, window_share)
         return [self._chains[key] for key in wanted]
 
     def _fitting(self, budget_bytes: int) -> list[Candidate]:

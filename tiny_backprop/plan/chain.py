@@ -59,11 +59,12 @@ class MemoryGrid:
 class Chain:
     """Solves the programme for every amount of memory at once and turns its answers into schedules.
 
-    Takes O(n_blocks² · (n_blocks + options) · units).
+    Takes O(n_blocks² · (n_blocks + options) · units). With a `window_share` below 1, a window is taken to need only that
+    share of its bytes: an allowance for what XLA fuses, whose schedules exceed the memory by the referee's count.
     """
 
-    def __init__(self, segments: Segments, menus: Sequence[Menu], grid: MemoryGrid):
-        self.segments, self.menus, self.grid = segments, menus, grid
+    def __init__(self, segments: Segments, menus: Sequence[Menu], grid: MemoryGrid, window_share: float = 1.0):
+        self.segments, self.menus, self.grid, self._share = segments, menus, grid, window_share
         n = segments.n_blocks
         self._inc = grid.units(segments.crossing, np.arange(n + 1)[None, :])
         self._pass = np.r_[0.0, np.cumsum([m.pass_cost for m in menus])]
@@ -79,7 +80,7 @@ class Chain:
     def _need(self, b: int, option: Option) -> int:
         live = option.window_bytes + self._live[b] if len(option.window_bytes) else np.zeros(1, np.int64)
         entry = self._entry[b] if self._entry[b] != NO_BYTES else 0
-        return max(option.start_bytes + entry, int(live.max(initial=0)))
+        return round(self._share * max(option.start_bytes + entry, int(live.max(initial=0))))
 
     def _prune(self, b: int, options: Iterable[Option], retained: bool) -> list[tuple[Option, int, int]]:
         """Return the options, each with its bytes to keep and its bytes needed in units, without dominated ones."""
@@ -136,7 +137,6 @@ class Chain:
         starts = np.arange(n - length)
         best = np.full((len(starts), len(memory)), np.inf)
         choice = np.zeros(best.shape, np.int16)
-        rows = starts[:, None]
         for d in range(1, length + 1):
             c = starts + d
             index = np.maximum(memory[None, :] - self._inc[starts, c][:, None], -1) + 1
@@ -167,7 +167,6 @@ class Chain:
             choice[some] = chosen
         self._again[starts, starts + length, 1:] = best
         self._choice[starts, starts + length] = choice
-        del rows
 
     # ---- answers ----
 
@@ -246,7 +245,7 @@ class _Player:
         self, s: int, t: int, units: int, is_first: bool, wanted: Iterable[int] = (), nodes: Iterable[int] = ()
     ) -> None:
         """Run blocks s to t forward, then their windows."""
-        chain, low = self.chain, int(self.graph.output_start[self.segments.bounds[s]])
+        chain = self.chain
         wanted = list(wanted)
         passed: list[tuple[int, int, int, list[int]]] = []
         b, left = s, units
@@ -271,7 +270,6 @@ class _Player:
                 break
             left -= keep + chain.crossing_units(b, b + 1)
             b += 1
-        del low
         self.out += self._make(wanted, nodes)
         for b, end, left, crossing in reversed(passed):
             if end < 0:

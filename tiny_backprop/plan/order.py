@@ -94,7 +94,7 @@ class _Order:
     def __init__(self, graph: Graph):
         n = graph.n_nodes
         self.graph = graph
-        self.after, self.before = list(range(1, n + 1)) + [0], [n, *range(n)]  # entry n is the list's head and end
+        self.after, self.before = [*range(1, n + 1), 0], [n, *range(n)]  # entry n is the list's head and end
         self.label = [float(i) for i in range(n)] + [float(n)]
         self.phase = graph.is_backward.tolist()
         self.is_fixed = graph.has_effect.tolist()

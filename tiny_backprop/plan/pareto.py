@@ -145,8 +145,8 @@ def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Paret
     Args:
       graph: A gradient graph.
       cost: What is minimised; see `plan_budget`.
-      n_points: How many budgets to plan for, 2 or more, in equal ratios between the two ends. Budgets with the same plan
-        make one point; a graph with little to choose has fewer.
+      n_points: How many budgets to plan for, 2 or more, in equal ratios between the two ends. Budgets with the same
+        plan make one point; a graph with little to choose has fewer.
 
     Returns:
       The plans that no other one beats, with the policies of `jax.checkpoint` as reference points.

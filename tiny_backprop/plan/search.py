@@ -7,6 +7,7 @@ neighbourhood search alternates the two: drop some, fill what became free, keep 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -157,7 +158,7 @@ def _cached(graph: Graph, name: str, make: Callable[[], Any]) -> Any:
 
 def _outputs(graph: Graph) -> list[range]:
     starts = graph.output_start.tolist()
-    return [range(i, j) for i, j in zip(starts[:-1], starts[1:], strict=True)]
+    return [range(i, j) for i, j in itertools.pairwise(starts)]
 
 
 def fill(tape: Tape, budget: int, noise: np.random.Generator | None = None) -> float:
@@ -316,10 +317,7 @@ def improve(
     start = time.monotonic()
     while time.monotonic() < end and best_cost > least * (1 + 1e-12):
         tape = Tape(graph, costs, current)
-        if noise.random() < 0.5:
-            order = _drop_some(tape, noise)
-        else:
-            order = _keep_some(tape, noise)
+        order = _drop_some(tape, noise) if noise.random() < 0.5 else _keep_some(tape, noise)
         order = evict_until(graph, costs, order, budget, end, noise)
         if order is None:
             continue

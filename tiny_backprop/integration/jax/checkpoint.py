@@ -86,6 +86,7 @@ def checkpoint(
     block_size: int | None = None,
     levels: int | None = None,
     plan: Plan | None = None,
+    budget: int | float | str | None = None,
 ) -> Any:
     """Return a function with the same values as `fun` and a planned reverse pass.
 
@@ -99,15 +100,18 @@ def checkpoint(
       fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
         decorator with options.
       block_size: Forward nodes per block; see `plan_blocks`.
-      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size
-        with the smallest predicted peak among some that are tried.
+      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size`, `levels`, `plan` and
+        `budget`, the block size with the smallest predicted peak among some that are tried.
       plan: A plan made before for this function and these shapes, as `checkpoint(fun).plan(*args)` returns it.
+      budget: The bytes that the function's activations and gradients may take together; see `plan_budget`.
 
     Returns:
       The function; `.plan(*args)` returns its plan for arguments or `jax.ShapeDtypeStruct` objects.
 
     Raises:
-      PlanError: `block_size` or `levels` is not a whole number of at least 1, or, when called, `plan` does not fit.
+      PlanError: `block_size` or `levels` is not a whole number of at least 1, more than one way to plan is given, or,
+        when called, `plan` does not fit.
+      BudgetError: When called: no plan was found within the budget.
       CaptureError: When called: the function cannot be differentiated in reverse mode.
 
     Example:
@@ -117,5 +121,5 @@ def checkpoint(
       1.0
     """
     if fun is None:
-        return functools.partial(checkpoint, block_size=block_size, levels=levels, plan=plan)
-    return Checkpointed(fun, Request(block_size, levels, plan))
+        return functools.partial(checkpoint, block_size=block_size, levels=levels, plan=plan, budget=budget)
+    return Checkpointed(fun, Request(block_size, levels, plan, budget))

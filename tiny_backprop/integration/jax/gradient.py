@@ -21,6 +21,7 @@ from tiny_backprop.integration.jax.capture import (
     check_argnums,
     function_name,
 )
+from tiny_backprop.integration.jax.measure import compiled_bytes
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
@@ -100,16 +101,12 @@ class PlannedGradient(FunctionWrapper):
     def _compile(self, call: Call) -> _Compiled:
         program, constants = capture_program(call, check_argnums(call, self._argnums), self._has_aux)
         _check_scalar(call, program, self._has_aux)
-        planned = PlannedProgram.make(program, self._request)
+        def measured_bytes(planned: PlannedProgram) -> int:
+            return compiled_bytes(_runner(planned, call.name), constants, call.arrays)
 
-        def run(constants: Sequence[Any], arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-            inputs = [*constants, *arrays]
-            outs = planned.forward(inputs)
-            cotangent = [lax.full_like(outs[i], 1) for i in program.cotangent_of]
-            return outs[: planned.n_outs], planned.backward(inputs, outs[planned.n_outs :], cotangent)
-
-        run.__name__ = f"planned_gradient_of_{call.name}".replace("<lambda>", "lambda")
-        return _Compiled(planned, constants, HeightCompressedExecutor(planned.plan), jax.jit(run))
+        planned = PlannedProgram.make(program, self._request, measured_bytes)
+        run = jax.jit(_runner(planned, call.name))
+        return _Compiled(planned, constants, HeightCompressedExecutor(planned.plan), run)
 
     def _result(self, planned: PlannedProgram, outs: list[Any], gradients: list[Any], args: Sequence[Any]) -> Any:
         value = planned.program.outputs.unflatten(outs)
@@ -130,6 +127,20 @@ class PlannedGradient(FunctionWrapper):
     def __repr__(self) -> str:
         state = repr(self.last_executor) if self.last_executor else "not planned yet"
         return f"<planned gradient of {function_name(self._fun)}: {state}>"
+
+
+def _runner(planned: PlannedProgram, name: str) -> Callable[..., Any]:
+    """Return the function from constants and arguments to outputs and gradients."""
+    program = planned.program
+
+    def run(constants: Sequence[Any], arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        inputs = [*constants, *arrays]
+        outs = planned.forward(inputs)
+        cotangent = [lax.full_like(outs[i], 1) for i in program.cotangent_of]
+        return outs[: planned.n_outs], planned.backward(inputs, outs[planned.n_outs :], cotangent)
+
+    run.__name__ = f"planned_gradient_of_{name}".replace("<lambda>", "lambda")
+    return run
 
 
 def _check_scalar(call: Call, program: Program, has_aux: bool) -> None:
@@ -154,6 +165,8 @@ def height_compressed_grad(
     levels: int | None = None,
     plan: Plan | None = None,
     *,
+    budget: int | float | str | None = None,
+    verify: bool = False,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     on_error: str = "fallback",
@@ -169,9 +182,12 @@ def height_compressed_grad(
         and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are, and so are
         Python's bools and ints where `fun` cannot be traced otherwise.
       block_size: Forward nodes per block; see `plan_blocks`.
-      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size` and `levels`, the block size
-        with the smallest predicted peak among some that are tried.
+      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size`, `levels`, `plan` and
+        `budget`, the block size with the smallest predicted peak among some that are tried.
       plan: A plan made before, by any planner, for this function and these shapes.
+      budget: The bytes that activations, gradients and other outputs may take together; see `plan_budget`.
+      verify: Whether the budget is for what XLA allocates instead of what is predicted: the first call for a set of
+        shapes then compiles up to six plans and keeps the cheapest whose temporaries and outputs fit, by XLA's count.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"`
@@ -181,7 +197,9 @@ def height_compressed_grad(
       The gradient function. Its `last_executor.checkpoint_plan` is the plan of the last call.
 
     Raises:
-      PlanError: `block_size` or `levels` is not a whole number of at least 1, or, when called, `plan` does not fit.
+      PlanError: `block_size` or `levels` is not a whole number of at least 1, more than one way to plan is given, or,
+        when called, `plan` does not fit.
+      BudgetError: When called: no plan was found within the budget.
       CaptureError: When called: the function does not return a real scalar, or cannot be differentiated.
 
     Example:
@@ -192,7 +210,7 @@ def height_compressed_grad(
       >>> gradient.last_executor.checkpoint_plan.meta["block_size"]
       2
     """
-    return PlannedGradient(fun, Request(block_size, levels, plan), argnums, has_aux, False, on_error)
+    return PlannedGradient(fun, Request(block_size, levels, plan, budget, verify), argnums, has_aux, False, on_error)
 
 
 def height_compressed_value_and_grad(
@@ -201,6 +219,8 @@ def height_compressed_value_and_grad(
     levels: int | None = None,
     plan: Plan | None = None,
     *,
+    budget: int | float | str | None = None,
+    verify: bool = False,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     on_error: str = "fallback",
@@ -212,6 +232,8 @@ def height_compressed_value_and_grad(
       block_size: Forward nodes per block.
       levels: Levels of checkpointing.
       plan: A plan made before.
+      budget: Bytes for activations, gradients and other outputs.
+      verify: Whether the budget is for what XLA allocates.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       on_error: `"fallback"` or `"raise"`.
@@ -229,4 +251,4 @@ def height_compressed_value_and_grad(
       >>> float(value), gradient.tolist()
       (2.0, [2.0, 2.0])
     """
-    return PlannedGradient(fun, Request(block_size, levels, plan), argnums, has_aux, True, on_error)
+    return PlannedGradient(fun, Request(block_size, levels, plan, budget, verify), argnums, has_aux, True, on_error)

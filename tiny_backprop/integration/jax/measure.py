@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError
@@ -196,6 +197,35 @@ def measure(
         num_devices=len(device),
         jax_version=jax.__version__,
     )
+
+
+def compiled_bytes(fun: Callable[..., Any], *args: Any) -> int:
+    """Compile a function by itself, as `jax.jit` does, and return the bytes XLA allocates for temporaries and outputs.
+
+    Args:
+      fun: A function of pytrees of arrays.
+      *args: Its arguments; of arrays and traced values only shape, dtype and sharding are used.
+
+    Raises:
+      MeasureError: The function cannot be compiled by itself (inside `shard_map` it may need the mesh's axes, say), or
+        the backend keeps no record of memory.
+    """
+    try:
+        compiled = jax.jit(fun).lower(*jax.tree.map(_abstract, args)).compile()
+    except Exception as error:
+        raise MeasureError(
+            f"to verify a byte budget, the planned gradient is compiled by itself, which failed: {error}. Inside "
+            "shard_map and the like, plan without verify=True."
+        ) from error
+    memory = _memory_of(compiled)
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    is_array = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    x = x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
+    sharding = x.sharding if is_array and len(x.sharding.device_set) > 1 else None
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _compile(fun: Any, args: tuple, kwargs: dict) -> tuple[Any, jax.stages.Compiled, float | None, float | None]:

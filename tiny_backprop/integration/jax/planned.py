@@ -18,7 +18,8 @@ from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture import Call, Program
 from tiny_backprop.integration.jax.inline import drop_dead
 from tiny_backprop.integration.jax.rewrite import PlannedJaxprs, rewrite
-from tiny_backprop.plan import Plan, plan_blocks, plan_height_compressed, plan_save_everything
+from tiny_backprop.integration.jax.verify import plan_verified
+from tiny_backprop.plan import Plan, plan_blocks, plan_budget, plan_height_compressed, plan_save_everything
 from tiny_backprop.plan.blocks import check_count
 
 _MOST_CACHED = 256
@@ -33,31 +34,48 @@ class Request:
       block_size: Forward nodes per block, or None.
       levels: Levels of checkpointing, or None.
       plan: A plan that was made before, or None.
+      budget: A byte budget, or None; see `plan_budget`.
+      verify: Whether the budget is for what XLA allocates.
     """
 
     block_size: int | None = None
     levels: int | None = None
     plan: Plan | None = None
+    budget: int | float | str | None = None
+    verify: bool = False
 
     def __post_init__(self):
         if self.plan is not None and (self.block_size is not None or self.levels is not None):
             raise PlanError("give either plan or block_size and levels, not both: a plan has its block size already")
+        if self.budget is not None and not (self.plan is self.block_size is self.levels is None):
+            raise PlanError("give either budget or plan, block_size and levels: by budget, the planner chooses them")
+        if self.verify and self.budget is None:
+            raise PlanError("verify=True holds XLA's bytes against a budget; give one: budget='2GiB', say")
         if self.plan is not None and not isinstance(self.plan, Plan):
             raise PlanError(f"plan must be a tiny_backprop.Plan; found {type(self.plan).__name__}")
         for name in ("block_size", "levels"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
 
-    def plan_for(self, graph: Graph) -> Plan:
+    def plan_for(self, graph: Graph, measured_bytes: Callable[[Plan], int] | None = None) -> Plan:
         """Return the plan for a gradient graph.
+
+        Args:
+          graph: The gradient graph.
+          measured_bytes: Compiles a plan and returns XLA's bytes; needed where `verify` is asked for.
 
         Raises:
           PlanError: The given plan belongs to another graph.
+          BudgetError: No plan was found within the budget.
         """
         if self.plan is not None:
             return self.plan.on(graph)
         if not graph.n_backward:
             return plan_save_everything(graph)
+        if self.budget is not None:
+            if self.verify and measured_bytes is not None:
+                return plan_verified(graph, self.budget, measured_bytes)
+            return plan_budget(graph, self.budget)
         if self.levels is None:
             return plan_blocks(graph, self.block_size)
         return plan_height_compressed(graph, self.levels, self.block_size)
@@ -78,9 +96,16 @@ class PlannedProgram:
     jaxprs: PlannedJaxprs
 
     @classmethod
-    def make(cls, program: Program, request: Request) -> PlannedProgram:
-        """Plan a program and rewrite it."""
-        plan = request.plan_for(program.graph)
+    def make(
+        cls, program: Program, request: Request, measured_bytes: Callable[[PlannedProgram], int] | None = None
+    ) -> PlannedProgram:
+        """Plan a program and rewrite it; `measured_bytes` compiles it, where the request wants that verified."""
+
+        def of_plan(plan: Plan) -> int:
+            assert measured_bytes is not None
+            return measured_bytes(cls(program, plan, rewrite(program, plan)))
+
+        plan = request.plan_for(program.graph, of_plan if measured_bytes else None)
         return cls(program, plan, rewrite(program, plan))
 
     @property
