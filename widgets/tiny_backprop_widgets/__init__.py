@@ -1,4 +1,4 @@
-"""The interactive part of tiny_backprop: the plan explorer, the frontier plot, the JAXPR as a DAG, the report.
+"""The interactive part of tiny_backprop: the plan explorer, plots of frontiers and trade-offs, the DAG, the report.
 
 It builds on `tiny_backprop`, which does not depend on it: whatever the widgets do can be done without them.
 """
@@ -9,4 +9,5 @@ from tiny_backprop_widgets.explorer import PlanExplorer as PlanExplorer
 from tiny_backprop_widgets.frontier import DisplayError as DisplayError
 from tiny_backprop_widgets.frontier import export_frontier as export_frontier
 from tiny_backprop_widgets.frontier import plot_frontier as plot_frontier
+from tiny_backprop_widgets.pareto import plot_pareto as plot_pareto
 from tiny_backprop_widgets.report import write_report as write_report

@@ -111,6 +111,11 @@ def render(figure: Figure, suffix: str, dots_per_inch: int = 110) -> bytes:
     return buffer.getvalue()
 
 
+def scale_of(top_bytes: int) -> int:
+    """Return the bytes of the IEC unit in which an axis up to `top_bytes`, 1 or more, counts."""
+    return 1024 ** min((top_bytes.bit_length() - 1) // 10, 5)
+
+
 def _baseline(plan: Plan, baseline: bool | Plan) -> Plan | None:
     if not isinstance(baseline, Plan):
         return plan_save_everything(plan.graph) if baseline else None
@@ -122,8 +127,7 @@ def _baseline(plan: Plan, baseline: bool | Plan) -> Plan | None:
 def _draw(plan: Plan, behind: Plan | None, ax: Axes) -> None:
     live, border, n_steps = plan.timeline.live_bytes, plan.timeline.n_forward_steps, max(len(plan.timeline.steps), 1)
     top_bytes = max(plan.peak_bytes, behind.peak_bytes if behind else 0, 1)
-    power = min((top_bytes.bit_length() - 1) // 10, 5)
-    scale = 1024**power
+    scale = scale_of(top_bytes)
     ax.set_xlim(0, n_steps)
     ax.set_ylim(0, 1.25 * top_bytes / scale)
     if behind:
