@@ -176,9 +176,10 @@ class _Refinement:
             self.reserved[t] += worst[over[0]] - self._budget
 
     def _add_moments(self, positions: list[int]) -> None:
-        chosen: list[int] = []
+        # Spread over where the plan fails: neighbours tell much the same.
+        apart, chosen = max(2, len(positions) // 6), []
         for t in positions:
-            if len(chosen) < _MOMENTS_PER_ROUND and all(abs(t - u) > 2 for u in chosen):
+            if len(chosen) < _MOMENTS_PER_ROUND and all(abs(t - u) > apart for u in chosen):
                 chosen.append(t)
         self.moments.update(chosen)
 
