@@ -34,7 +34,7 @@ from tiny_backprop.plan.segments import Segments, cheap_cuts
 from tiny_backprop.units import format_bytes, parse_bytes
 
 _UNITS = 256
-_MOST_WORK = 4e7  # elements that one dynamic programme may fill
+_MOST_WORK = 6e7  # elements that one dynamic programme may fill
 _MOST_BLOCKS = 256
 _MOST_TRIES = 6
 _SMALL = 400  # nodes up to which greedy eviction, quadratic in nodes, is worth its time

@@ -271,12 +271,13 @@ class _Player:
             left -= keep + chain.crossing_units(b, b + 1)
             b += 1
         self.out += self._make(wanted, nodes)
+        block, required = self.segments.value_block, self.segments.is_required
         for b, end, left, crossing in reversed(passed):
             if end < 0:
                 self._window(b, Pieces(-1 - end))
             else:
-                for v in crossing:
-                    self.there[v] = self.kept[v]
+                for v in crossing:  # what the next window reads is still there then
+                    self.there[v] = self.kept[v] or int(block[v] == end and required[v])
                 self._sweep(b, end, left, False)
 
     def _window(self, b: int, pieces: Pieces) -> None:

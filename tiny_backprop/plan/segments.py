@@ -1,7 +1,8 @@
 """The forward phase cut into blocks, and which part of the backward phase belongs to each.
 
 The backward phase goes through the blocks from the last to the first. The *window* of a block is the run of backward
-nodes from the first that reads one of its values (early reads apart) to where the window of the block before it begins.
+nodes from the first that reads what it makes or is given by the block before it (early reads apart) to where the window
+of the block before it begins.
 A value *crosses* a cut when it is made before the cut and needed after it: read by a forward node that may be
 recomputed, or by a backward node in the window of a later block.
 """
@@ -25,7 +26,8 @@ class Segments:
 
     Attributes:
       graph: The gradient graph.
-      starts: First node of each block, int64 of shape (n_blocks,), increasing from 0.
+      starts: First node of each block, int64 of shape (n_blocks,), increasing from 0. The last block may be empty: then
+        its window reads what the last node makes.
     """
 
     graph: Graph
@@ -53,9 +55,12 @@ class Segments:
     @functools.cached_property
     def window_starts(self) -> np.ndarray:
         """The backward node with which each block's window begins; not increasing with the block."""
-        graph, block = self.graph, self.value_block
+        graph = self.graph
         first = first_backward_read(graph)
         residuals = graph.residuals
+        # What the next block reads belongs there: it is that block's input, and there when its window runs.
+        is_given = (self._read_until > self.value_block) | np.isin(graph.value_node, self.bounds[1:] - 1)
+        block = np.minimum(self.value_block + is_given, self.n_blocks - 1)
         # A block has its turn when half of its residuals have been read; what is read before the turn of the block
         # after it is read early.
         order = residuals[np.lexsort((first[residuals], block[residuals]))]
@@ -69,7 +74,9 @@ class Segments:
             in_turn = residuals[first[residuals] >= turn[block[residuals] + 1]]
             starts[:] = NEVER
             np.minimum.at(starts, block[in_turn], first[in_turn])
-            starts = np.where(starts == NEVER, turn, starts)
+            # A block of which nothing is read has an empty window, just before that of the block before it.
+            empty = starts == NEVER
+            starts = np.minimum.accumulate(np.where(empty, graph.n_nodes, starts))
         starts = np.maximum.accumulate(starts[:-1][::-1])[::-1]
         starts[-1] = graph.n_forward
         return starts
@@ -83,14 +90,21 @@ class Segments:
         return self.n_blocks - later
 
     @functools.cached_property
+    def _read_until(self) -> np.ndarray:
+        """The last block whose recomputation reads each forward value, at least its own; -1 for all others."""
+        node, value = self.graph.reads
+        forward = (node < self.graph.n_forward) & self.graph.feeds_backward[node]
+        block_of_node = np.searchsorted(self.starts, np.arange(self.graph.n_forward), side="right") - 1
+        last = self.value_block.copy()
+        np.maximum.at(last, value[forward], block_of_node[node[forward]])
+        return last
+
+    @functools.cached_property
     def needed_until(self) -> np.ndarray:
         """The last block that needs each forward value, at least its own; -1 for all others; int64 (n_values,)."""
         graph = self.graph
         node, value = graph.reads
-        last = self.value_block.copy()
-        forward = (node < graph.n_forward) & graph.feeds_backward[np.minimum(node, graph.n_nodes - 1)]
-        block_of_node = np.searchsorted(self.starts, np.arange(graph.n_forward), side="right") - 1
-        np.maximum.at(last, value[forward], block_of_node[node[forward]])
+        last = self._read_until.copy()
         backward = (node >= graph.n_forward) & (self.value_block[value] >= 0)
         np.maximum.at(last, value[backward], self.node_window[node[backward] - graph.n_forward])
         return last
@@ -174,15 +188,18 @@ def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
       n_blocks: Most blocks to make, 1 or more.
 
     Returns:
-      Increasing int64 array whose first entry is 0.
+      Increasing int64 array whose first entry is 0. It ends with the number of forward nodes, an empty block, where the
+      backward phase reads what the last of them makes.
     """
     n = graph.n_forward
     crossing = crossing_bytes(graph, graph.feeds_backward)
     made = np.where(graph.feeds_backward[:n], graph.node_bytes[:n], 0).astype(float)
     position = np.r_[0.0, np.cumsum(made + made.mean() / 8)]
     total = position[-1]
+    last = graph.value_node[graph.residuals].max(initial=-1) == n - 1
+    end = [n] if last else []
     if n_blocks >= n:
-        return np.arange(n)
+        return np.array([*range(n), *end], np.int64)
     gap = total / n_blocks / 2
     taken = [0.0, total]
     starts = [0]
@@ -199,4 +216,4 @@ def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
             low = np.searchsorted(position, position[c] - gap, side="right")
             high = np.searchsorted(position, position[c] + gap)
             is_open[low:high] = False
-    return np.sort(np.array(starts, np.int64))
+    return np.sort(np.array([*starts, *end], np.int64))
