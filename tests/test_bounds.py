@@ -25,12 +25,8 @@ def tiny_graphs(draw: st.DrawFn) -> Graph:
 
 
 def merged(graph: Graph, second: int) -> Graph:
-    """Give each forward node whose bit is set a second output, which the backward phase reads instead.
-
-    Not nodes whose value is returned: `schedule` drops what the function returns where its node runs again.
-    """
-    returned = set(graph.value_node[graph.outputs].tolist())
-    n_outputs = np.array([2 if second >> i & 1 and i not in returned else 1 for i in range(graph.n_nodes)])
+    """Give each forward node whose bit is set a second output, which the backward phase reads instead."""
+    n_outputs = np.array([2 if second >> i & 1 else 1 for i in range(graph.n_nodes)])
     starts = graph.n_inputs + np.r_[0, np.cumsum(n_outputs)]
     number = np.r_[np.arange(graph.n_inputs), starts[:-1]]
     operands = number[graph.operands]

@@ -31,13 +31,16 @@ from tiny_backprop.integration.jax import height_compressed_grad as height_compr
 from tiny_backprop.integration.jax import height_compressed_value_and_grad as height_compressed_value_and_grad
 from tiny_backprop.integration.jax import jit as jit
 from tiny_backprop.integration.jax import measure as measure
+from tiny_backprop.plan import Certificate as Certificate
 from tiny_backprop.plan import CostModel as CostModel
 from tiny_backprop.plan import Op as Op
 from tiny_backprop.plan import Pareto as Pareto
 from tiny_backprop.plan import Plan as Plan
+from tiny_backprop.plan import certify as certify
 from tiny_backprop.plan import pareto as pareto
 from tiny_backprop.plan import plan_blocks as plan_blocks
 from tiny_backprop.plan import plan_budget as plan_budget
+from tiny_backprop.plan import plan_exact as plan_exact
 from tiny_backprop.plan import plan_height_compressed as plan_height_compressed
 from tiny_backprop.plan import plan_policy as plan_policy
 from tiny_backprop.plan import plan_save_everything as plan_save_everything

@@ -4,8 +4,12 @@ from tiny_backprop.plan.blocks import block_starts as block_starts
 from tiny_backprop.plan.blocks import plan_blocks as plan_blocks
 from tiny_backprop.plan.blocks import plan_height_compressed as plan_height_compressed
 from tiny_backprop.plan.blocks import plan_save_everything as plan_save_everything
+from tiny_backprop.plan.bounds import working_set_bound as working_set_bound
 from tiny_backprop.plan.budget import plan_budget as plan_budget
+from tiny_backprop.plan.certificate import Certificate as Certificate
+from tiny_backprop.plan.certificate import certify as certify
 from tiny_backprop.plan.cost import CostModel as CostModel
+from tiny_backprop.plan.exact import plan_exact as plan_exact
 from tiny_backprop.plan.pareto import Pareto as Pareto
 from tiny_backprop.plan.pareto import pareto as pareto
 from tiny_backprop.plan.plan import Action as Action

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from tiny_backprop.errors import BudgetError, IllegalPlanError, PlanError
+from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import best_plan
 from tiny_backprop.plan.bounds import working_set_bound
@@ -124,10 +124,7 @@ def tighten(
             found.bound, found.is_integral = max(found.bound, solution.bound), True
         if solution.keep is None:
             break
-        try:
-            plan = realise(phases, programme.moments, solution.keep)
-        except IllegalPlanError:  # a node that makes, among other values, what the function returns runs again
-            break
+        plan = realise(phases, programme.moments, solution.keep)
         fits = plan.peak_bytes <= budget_bytes
         if fits and (found.plan is None or recompute_cost(plan, costs) < recompute_cost(found.plan, costs)):
             found.plan = plan
@@ -187,8 +184,6 @@ class _Refinement:
 def realise(phases: Phases, moments: list[int], keep: list[np.ndarray]) -> Plan:
     """Return the plan that has the given values alive at each moment and makes others when they are read."""
     maker = _Maker(phases.graph)
-    # Must be alive at the border, and what is made before the border without being read after it would not be.
-    held = set(phases.primal.tolist())
     for i in np.flatnonzero(phases.due == 0).tolist():
         maker.run(i)
     stages = iter(zip(moments, keep, strict=True))
@@ -198,7 +193,7 @@ def realise(phases: Phases, moments: list[int], keep: list[np.ndarray]) -> Plan:
             values = np.flatnonzero(kept).tolist()
             maker.make(values)
             maker.make(phases.graph.read_lists[i])
-            maker.alive.intersection_update(held.union(values))
+            maker.alive.intersection_update(values)
             moment, kept = next(stages, (-1, None))
         else:
             maker.make(phases.graph.read_lists[i])

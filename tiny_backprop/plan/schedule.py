@@ -38,7 +38,7 @@ def schedule(graph: Graph, steps: np.ndarray, meta: dict[str, Any]) -> Plan:
     made, made_at, last = lives(graph, steps)
     kept = last == n
     border = int(np.flatnonzero(backward)[0]) if backward.any() else n
-    saved = (made_at < border) & (last >= border) & (last < n)
+    saved = (made_at < border) & (last >= border) & (last < n)  # the function's own outputs too, where made again
     saved |= kept & (made_at < border) & np.isin(made, graph.residuals)
     saved &= border < n
 
@@ -78,6 +78,13 @@ def lives(graph: Graph, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     np.maximum.at(last, owner[owner >= 0], read_at[owner >= 0])
     is_latest = np.append(made[1:] != made[:-1], True) if len(made) else np.zeros(0, bool)
     last[is_latest & np.isin(made, graph.outputs)] = n
+    # What the function itself returns is there when the backward phase begins, even if it is made again later.
+    backward = np.flatnonzero(graph.is_backward[steps])
+    border = int(backward[0]) if len(backward) else n
+    is_early = made_at < border
+    is_last_early = is_early & np.append((made[1:] != made[:-1]) | ~is_early[1:], True) if len(made) else is_early
+    handed_over = is_last_early & np.isin(made, graph.outputs[: graph.n_primal_outputs])
+    last[handed_over] = np.maximum(last[handed_over], border)
     return made, made_at, last
 
 

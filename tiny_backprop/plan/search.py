@@ -39,10 +39,18 @@ class Tape:
         latest: dict[int, int] = {}
         read_lists = graph.read_lists
         self.operands: list[list[int]] = []
+        primal = _cached(graph, "primal", lambda: sorted(set(graph.outputs[: graph.n_primal_outputs].tolist())))
+        is_border = True
         for p, node in enumerate(self.steps):
+            if is_border and node >= graph.n_forward:  # what the function returns is there when this phase begins
+                is_border = False
+                for v in primal:
+                    if v in latest:
+                        self.reads[latest[v]].append(p)
             operands = [latest[u] for u in read_lists[node]]
             for k in operands:
-                self.reads[k].append(p)
+                if not self.reads[k] or self.reads[k][-1] != p:
+                    self.reads[k].append(p)
             self.operands.append(operands)
             self.first_making[p] = len(self.value)
             for v in self.outputs[node]:
