@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -18,8 +18,8 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from tiny_backprop.plan.segments import Segments
 
-_CAPACITY = 1 << 28  # all finite capacities together stay below; `maximum_flow` counts in int32
-_UNBOUNDED = 1 << 29
+_CAPACITY = 1 << 29  # all finite capacities together; `maximum_flow` counts in int32
+_UNBOUNDED = 1 << 30
 _PRICES = 9
 
 
@@ -84,15 +84,16 @@ def menus(segments: Segments, costs: np.ndarray) -> list[Menu]:
     Returns:
       One menu per block; blocks with equal structure share one object.
     """
-    made: dict[bytes, Menu] = {}
-    out = []
-    for b in range(segments.n_blocks):
-        block = _Block.cut_out(segments, costs, b)
-        key = block.key()
-        if key not in made:
-            made[key] = _menu(block)
-        out.append(made[key])
-    return out
+    blocks = [_Block.cut_out(segments, costs, b) for b in range(segments.n_blocks)]
+    keys = [block.key() for block in blocks]
+    unique = dict(zip(keys, blocks, strict=True))
+    asked = [_Question.of(block, is_leaf) for block in unique.values() for is_leaf in (False, True)]
+    options = [tuple(_options(q, keeps)) for q, keeps in zip(asked, _cut_all(asked), strict=True)]
+    made = {
+        key: Menu(retained, leaf, q.block.cost(q.block.closure(q.crossing, q.kept)))
+        for key, q, retained, leaf in zip(unique, asked[::2], options[::2], options[1::2], strict=True)
+    }
+    return [made[key] for key in keys]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,35 +173,55 @@ class _Block:
         return float(self.costs[nodes].sum())
 
 
-def _menu(block: _Block) -> Menu:
-    crossing = np.flatnonzero(block.crossing).tolist()
-    kept = set(np.flatnonzero(block.kept).tolist())
-    retained = _options(block, kept | set(crossing), crossing)
-    leaf = _options(block, kept, [])
-    return Menu(tuple(retained), tuple(leaf), block.cost(block.closure(crossing, kept)))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Question:
+    """What a block may keep for its window, later blocks running before it or not.
+
+    Attributes:
+      block: The block.
+      kept: Values that are there anyway.
+      crossing: Values that cross into later blocks, where those run first; they are there too, then.
+      required: What else the window reads.
+      nodes: Nodes that make it.
+    """
+
+    block: _Block
+    kept: set[int]
+    crossing: list[int]
+    required: list[int]
+    nodes: list[int]
+
+    @classmethod
+    def of(cls, block: _Block, is_leaf: bool) -> _Question:
+        kept = set(np.flatnonzero(block.kept).tolist())
+        crossing = [] if is_leaf else np.flatnonzero(block.crossing).tolist()
+        free = kept.union(crossing)
+        required = [v for v in np.flatnonzero(block.required).tolist() if v not in free]
+        return cls(block, kept, crossing, required, block.closure(required, free))
+
+    @property
+    def free(self) -> set[int]:
+        return self.kept.union(self.crossing)
+
+    @property
+    def has_choice(self) -> bool:
+        return len(self.nodes) > 1 and self.block.sizes[self.required].sum() > 0 and self.block.cost(self.nodes) > 0
 
 
-def _options(block: _Block, free: set[int], crossing: list[int]) -> list[Option]:
-    """Return the undominated options where the values `free` need not be paid for."""
-    required = [v for v in np.flatnonzero(block.required).tolist() if v not in free]
-    kept = set(np.flatnonzero(block.kept).tolist())
+def _options(question: _Question, keeps: Iterable[tuple[int, ...]]) -> list[Option]:
+    """Return the options for some sets of values to keep."""
+    block, free = question.block, question.free
     out = []
-    for keep in _cuts(block, required, free):
-        sweep_cost = block.cost(block.closure([*keep, *crossing], kept))
-        there = free | set(keep)
-        missing = [v for v in required if v not in there]
+    for keep in keeps:
+        held = [*keep, *question.crossing]
+        sweep_cost = block.cost(block.closure(held, question.kept))
+        there = free.union(keep)
+        missing = [v for v in question.required if v not in there]
         for pieces in Pieces if missing else (Pieces.ONE,):
             again, start_bytes, window_bytes = _play(block, there, missing, pieces)
-            option = Option(
-                tuple(keep),
-                pieces,
-                int(block.sizes[list(keep)].sum()),
-                sweep_cost,
-                again,
-                max(start_bytes, int(block.sizes[[*keep, *crossing]].sum())),
-                window_bytes,
-            )
-            out.append(option)
+            start_bytes = max(start_bytes, int(block.sizes[held].sum()))
+            keep_bytes = int(block.sizes[list(keep)].sum())
+            out.append(Option(keep, pieces, keep_bytes, sweep_cost, again, start_bytes, window_bytes))
     return out
 
 
@@ -251,53 +272,62 @@ def _live(block: _Block, steps: list[tuple[int, int]]) -> tuple[float, int, np.n
     return cost, int(live[index < 0].max(initial=0)), window
 
 
-def _cuts(block: _Block, required: list[int], free: set[int]) -> list[tuple[int, ...]]:
-    """Return sets of values to keep, from all that the window reads to none."""
-    everything = tuple(required)
-    nodes = block.closure(required, free)
-    sizes, costs = block.sizes, block.costs[nodes] if nodes else np.zeros(0)
-    found = {everything: None, (): None}
-    if len(nodes) > 1 and sizes[required].sum() and costs.sum():
-        network = _Network(block, nodes, required, free)
-        ratio = costs.sum() / sizes[required].sum()
-        for price in ratio * np.logspace(-2.5, 2.0, _PRICES):
-            found[network.cut(price)] = None
-    return list(found)
+def _cut_all(questions: Sequence[_Question]) -> list[list[tuple[int, ...]]]:
+    """Return for each question sets of values to keep, from all that the window reads to none."""
+    found = [{tuple(q.required): None, (): None} for q in questions]
+    open_questions = [i for i, q in enumerate(questions) if q.has_choice]
+    if open_questions:
+        network = _Network([questions[i] for i in open_questions])
+        for price in np.logspace(-2.5, 2.0, _PRICES):
+            for i, keep in zip(open_questions, network.cut(price), strict=True):
+                found[i][keep] = None
+    return [list(keeps) for keeps in found]
 
 
 class _Network:
-    """The network whose minimum cuts are the best choices between saving and running again.
+    """The network whose minimum cuts are the best choices between saving and running again, for many questions at once.
 
-    Vertices: source, sink, each local value ("it is needed"), each local node ("it runs again"). A cut through
-    value -> node saves the value; one through node -> sink runs the node again.
+    Vertices: source, sink, each value of a question ("it is needed"), each of its nodes ("it runs again"). A cut
+    through value -> node saves the value; one through node -> sink runs the node again.
     """
 
-    def __init__(self, block: _Block, nodes: list[int], required: list[int], free: set[int]):
-        self.block = block
-        inside = set(nodes)
-        values = [v for v, n in enumerate(block.makers_list) if n in inside and v not in free]
-        vertex = {v: 2 + i for i, v in enumerate(values)}
-        node_vertex = {n: 2 + len(values) + i for i, n in enumerate(nodes)}
-        bound = [(0, vertex[v]) for v in required]
-        bound += [(node_vertex[n], vertex[v]) for n in nodes for v in block.reads[n] if v in vertex]
-        save = [(vertex[v], node_vertex[block.makers_list[v]]) for v in values]
-        run = [(node_vertex[n], 1) for n in nodes]
+    def __init__(self, questions: Sequence[_Question]):
+        bound: list[tuple[int, int]] = []
+        save: list[tuple[int, int]] = []
+        run: list[tuple[int, int]] = []
+        sizes: list[np.ndarray] = []
+        costs: list[np.ndarray] = []
+        self.values: list[list[int]] = []
+        self.vertices: list[tuple[list[int], list[int]]] = []  # of each question's values, and of the nodes making them
+        n = 2
+        for q in questions:
+            block, inside, free = q.block, set(q.nodes), q.free
+            values = [v for v, node in enumerate(block.makers_list) if node in inside and v not in free]
+            vertex = {v: n + i for i, v in enumerate(values)}
+            node_vertex = {node: n + len(values) + i for i, node in enumerate(q.nodes)}
+            n += len(values) + len(q.nodes)
+            bound += [(0, vertex[v]) for v in q.required]
+            bound += [(node_vertex[node], vertex[v]) for node in q.nodes for v in block.reads[node] if v in vertex]
+            makers = [node_vertex[block.makers_list[v]] for v in values]
+            save += zip(vertex.values(), makers, strict=True)
+            run += [(v, 1) for v in node_vertex.values()]
+            # In proportion: what all required values cost to save, and all nodes to run.
+            sizes.append(block.sizes[values] / block.sizes[q.required].sum())
+            costs.append(block.costs[q.nodes] / block.cost(q.nodes))
+            self.values.append(values)
+            self.vertices.append((list(vertex.values()), makers))
         edges = np.array([*bound, *save, *run], np.int64)
-        self.n_vertices = 2 + len(values) + len(nodes)
         self.order = np.lexsort((edges[:, 1], edges[:, 0]))
         edges = edges[self.order]
         self.indices = edges[:, 1].astype(np.int32)
-        self.indptr = np.searchsorted(edges[:, 0], np.arange(self.n_vertices + 1)).astype(np.int32)
-        self.n_bound = len(bound)
-        self.sizes = block.sizes[values].astype(float)
-        self.costs = block.costs[nodes]
-        self.values = values
+        self.indptr = np.searchsorted(edges[:, 0], np.arange(n + 1)).astype(np.int32)
+        self.n_vertices, self.n_bound = n, len(bound)
+        self.sizes, self.costs = np.concatenate(sizes), np.concatenate(costs)
 
-    def cut(self, price: float) -> tuple[int, ...]:
-        """Return the values to keep where a byte costs `price`."""
-        save, run = price * self.sizes, self.costs
-        scale = _CAPACITY / (save.sum() + run.sum())
-        finite = np.maximum(np.r_[save, run] * scale, 1.0)
+    def cut(self, price: float) -> list[tuple[int, ...]]:
+        """Return, for each question, the values to keep where saving all that is required costs `price` of running."""
+        finite = np.r_[price * self.sizes, self.costs]
+        finite = np.maximum(finite * (_CAPACITY / finite.sum()), 1.0)
         capacities = np.r_[np.full(self.n_bound, _UNBOUNDED), finite].astype(np.int32)[self.order]
         shape = (self.n_vertices, self.n_vertices)
         graph = sparse.csr_array((capacities, self.indices, self.indptr), shape=shape)
@@ -306,8 +336,8 @@ class _Network:
         residual.eliminate_zeros()
         reached = np.zeros(self.n_vertices, bool)
         reached[breadth_first_order(residual, 0, return_predecessors=False)] = True
-        makers = self.block.makers_list
-        first_node = 2 + len(self.values)
-        nodes = sorted({makers[v] for v in self.values})
-        at = {n: first_node + i for i, n in enumerate(nodes)}
-        return tuple(v for i, v in enumerate(self.values) if reached[2 + i] and not reached[at[makers[v]]])
+        out = []
+        for values, (at, makers) in zip(self.values, self.vertices, strict=True):
+            is_kept = reached[at] & ~reached[makers]
+            out.append(tuple(v for v, kept in zip(values, is_kept.tolist(), strict=True) if kept))
+        return out

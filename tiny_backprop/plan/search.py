@@ -198,32 +198,28 @@ def fill(tape: Tape, budget: int, noise: np.random.Generator | None = None) -> f
     return saved
 
 
-def evict(tape: Tape, k: int, at: int) -> tuple[list[int], float] | None:
+def evict(tape: Tape, k: int, at: int) -> list[int] | None:
     """Drop making k between its uses around step `at`, and make it again before the second.
 
     Returns:
-      The new order and the cost added, or None where the value cannot be made again there.
+      The new order, or None where the value cannot be made again there.
     """
-    graph = tape.graph
-    until = next((r for r in tape.reads[k] if r > at), None)
-    if until is None or until >= len(tape.steps):
-        return None
-    nodes = again(tape, k, until)
-    if nodes is None:
-        return None
-    return [*tape.steps[:until], *nodes, *tape.steps[until:]], sum(tape.costs[i] for i in nodes) if graph else 0.0
+    until = next((r for r in tape.reads[k] if r > at), len(tape.steps))
+    nodes = again(tape, k, alive_at(tape, until)) if until < len(tape.steps) else None
+    return None if nodes is None else [*tape.steps[:until], *nodes, *tape.steps[until:]]
 
 
-def again(tape: Tape, k: int, until: int) -> list[int] | None:
-    """Return the nodes that make making k's value again just before step `until`, from what is alive there."""
+def alive_at(tape: Tape, until: int) -> set[int]:
+    """Return the values that are alive just before step `until` and still when it runs."""
+    made = tape.first_making[until]
+    return {tape.value[j] for j in range(made) if tape.steps[tape.made[j]] >= 0 and tape.last(j) >= until}
+
+
+def again(tape: Tape, k: int, alive: set[int]) -> list[int] | None:
+    """Return the nodes that make making k's value again where the values `alive` are, but not that one."""
     graph = tape.graph
     value_node = _cached(graph, "value_node", lambda: graph.value_node.tolist())
     effects = _cached(graph, "effects", lambda: graph.has_effect.tolist())
-    alive = {
-        tape.value[j]: True
-        for j in range(tape.first_making[until] if until < len(tape.first_making) else len(tape.value))
-        if j != k and tape.steps[tape.made[j]] >= 0 and tape.last(j) >= until
-    }
     found = {value_node[tape.value[k]]}
     stack = list(found)
     while stack:
@@ -281,6 +277,7 @@ def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None)
     at = int(over.argmax())
     excess = np.maximum(over, 0)
     best: tuple[float, int] | None = None
+    alive: dict[int, set[int]] = {}
     busy = set(tape.operands[at]) | set(tape.makings(at))
     for k in range(tape.first_making[at]):
         reads = tape.reads[k]
@@ -290,7 +287,9 @@ def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None)
         if until >= len(tape.steps):
             continue
         before = max((r for r in reads if r < at), default=tape.made[k])
-        nodes = again(tape, k, until)
+        if until not in alive:
+            alive[until] = alive_at(tape, until)
+        nodes = again(tape, k, alive[until])
         if nodes is None:
             continue
         size = tape.sizes[tape.value[k]]
@@ -301,10 +300,7 @@ def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None)
             score *= float(np.exp(noise.normal(0.0, 0.5)))
         if relief > 0 and (best is None or score < best[0]):
             best = (score, k)
-    if best is None:
-        return None
-    made = evict(tape, best[1], at)
-    return made[0] if made else None
+    return None if best is None else evict(tape, best[1], at)
 
 
 def improve(
@@ -352,9 +348,9 @@ def _drop_some(tape: Tape, noise: np.random.Generator) -> list[int]:
             if tape.reads[k] and at < tape.reads[k][-1] < len(tape.steps) and at not in tape.reads[k]
         ]
         if idle:
-            made = evict(tape, idle[int(noise.integers(len(idle)))], at)
-            if made is not None:
-                tape = Tape(graph, costs, made[0])
+            order = evict(tape, idle[int(noise.integers(len(idle)))], at)
+            if order is not None:
+                tape = Tape(graph, costs, order)
     return tape.order()
 
 
