@@ -13,12 +13,14 @@ from graphs import chain
 
 import tiny_backprop
 from tiny_backprop import (
+    BudgetError,
     Graph,
     Plan,
     PlanError,
     TinyBackpropError,
     capture_graph_jaxpr,
     plan_blocks,
+    plan_budget,
     plan_height_compressed,
     plan_save_everything,
 )
@@ -138,6 +140,205 @@ def test_the_picture_follows_the_plan():
     assert f"peak {format_bytes(ui.plan.peak_bytes)}".encode() in bytes(ui._image.value)
 
 
+# ---- byte budgets ----
+
+
+CHAIN = chain(40, n_bytes=2**20)
+
+
+@pytest.mark.parametrize("budget", ["20 MiB", 0.3, 16 * 2**20, np.int64(12 * 2**20)])
+def test_assigning_a_budget_replans_before_it_returns(budget):
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = budget
+    assert ui.plan_by.value == "byte budget"
+    assert ui.plan == plan_budget(CHAIN, budget)
+    assert ui.plan.meta["budget"] == budget
+    assert ui.plan.peak_bytes <= ui.budget.bytes == ui.plan.meta["budget_bytes"]
+    assert ui.errors == []
+    assert ui.budget_error is None
+
+
+def test_assigning_to_a_slider_chooses_what_plans():
+    ui = PlanExplorer(CHAIN)
+    ui.plan_by.value = "byte budget"
+    assert ui.plan == plan_save_everything(CHAIN)  # the budget is at its right end
+    assert [w.layout.display for w in (ui.block_size, ui.levels, ui.budget)] == ["none", "none", None]
+    ui.block_size.value = 7
+    assert ui.plan_by.value == "block size"
+    assert ui.plan == plan_blocks(CHAIN, 7)
+    assert [w.layout.display for w in (ui.block_size, ui.levels, ui.budget)] == [None, None, "none"]
+    ui.budget.value = 0.5
+    ui.levels.value = 2
+    assert ui.plan == plan_height_compressed(CHAIN, levels=2, block_size=7)
+
+
+def test_explorers_do_not_hide_each_others_sliders():
+    first, second = PlanExplorer(CHAIN), PlanExplorer(CHAIN)
+    first.budget.value = 0.5
+    assert second.levels.layout.display is None
+
+
+def test_the_slider_goes_from_the_smallest_peak_to_save_everything():
+    ui = PlanExplorer(CHAIN)
+    ui.plan_by.value = "byte budget"
+    slider = ui.budget
+    smallest, most = int(slider._stops[0]), int(slider._stops[-1])
+    assert most == plan_save_everything(CHAIN).peak_bytes
+    slider._slider.index = 0  # what a drag to the left end sends
+    assert slider.value == smallest == ui.plan.peak_bytes
+    with pytest.raises(BudgetError):
+        plan_budget(CHAIN, smallest - 1)
+    for i in range(0, len(slider._stops), 25):
+        slider._slider.index = i
+        assert slider.value == ui.plan.meta["budget_bytes"] == slider._stops[i]
+        assert slider._field.value == format_bytes(slider._stops[i])
+    assert ui.errors == []
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("20 MiB", "20 MiB"), ("50%", 0.5), (" 12.5 % ", 0.125), ("0.5", 0.5), ("2e7", "2e7")],
+)
+def test_what_is_typed_is_the_budget(text, budget):
+    ui = PlanExplorer(CHAIN)
+    ui.plan_by.value = "byte budget"
+    ui.budget._field.value = text
+    assert ui.budget.value == budget
+    assert ui.plan == plan_budget(CHAIN, budget)
+
+
+@pytest.mark.parametrize("text", ["a lot", "12 MiBB", "-5%", "0%", "nan%", ""])
+def test_what_is_no_budget_is_refused_in_place(text):
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = 0.5
+    before = ui.plan
+    ui.budget._field.value = text
+    assert "a budget is bytes" in ui._message.value
+    assert "What is shown is the last plan that could be made" in ui._message.value
+    assert (ui.plan, ui.budget.value, ui.errors) == (before, 0.5, [])
+    ui.budget.value = 0.6
+    assert (ui._message.value, ui.budget._field.value) == ("", format_bytes(ui.budget.bytes))
+
+
+@pytest.mark.parametrize("value", [1.5, -1, 0.0, None, True, "much", []])
+def test_bad_budgets_raise_and_change_nothing(value):
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = 0.5
+    before = ui.plan
+    with pytest.raises(PlanError, match="a budget is bytes"):
+        ui.budget.value = value
+    assert (ui.plan, ui.budget.value) == (before, 0.5)
+
+
+def test_an_impossible_budget_is_explained_and_nothing_is_lost():
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = 0.5
+    before, picture, price = ui.plan, ui._image.value, ui._price.value
+    ui.budget.value = "1 KiB"
+    smallest = int(ui.budget._stops[0])
+    assert f"the smallest peak that the planner can reach is {format_bytes(smallest)}" in ui._message.value
+    assert "Traceback" not in ui._message.value
+    assert isinstance(ui.budget_error, BudgetError)
+    assert ui.budget_error.smallest_peak_bytes == smallest
+    assert (ui.plan, ui._image.value, ui._price.value) == (before, picture, price)
+    assert ui.errors == []
+    ui.budget.value = smallest
+    assert (ui._message.value, ui.budget_error) == ("", None)
+    assert ui.plan.peak_bytes == smallest
+
+
+def test_the_budget_stands_beside_its_price():
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = "13 MiB"
+    text = re.sub("<[^>]*>", "", ui._budget_line.value)
+    share = ui.budget.bytes / plan_save_everything(CHAIN).peak_bytes
+    assert text.startswith(f"budget 13 MiB ({share:.0%} of save everything): predicted peak ")
+    assert f"peak {format_bytes(ui.plan.peak_bytes)}, recompute +" in text
+    assert "predicted seconds" in text
+    assert f"(+{ui.plan.recompute_fraction:.1%} FLOPs)" in text
+
+
+def test_a_budgets_plan_is_exported_and_drawn_under_its_name(tmp_path):
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = "13 MiB"
+    files = {p.name: p for p in ui.export(tmp_path)}
+    assert Plan.from_json(files["plan.json"].read_text(), CHAIN) == ui.plan
+    assert "<h2>byte budget, 13 MiB</h2>" in files["report.html"].read_text()
+    ui._dag_button.click()
+    ui.budget.value = "16 MiB"
+    assert "The DAG below is that of byte budget, 13 MiB" in ui._stale.value
+    assert ui.errors == []
+
+
+# ---- verify ----
+
+
+def test_verify_shows_what_xla_allocates_for_this_plan():
+    ui = PlanExplorer(loss, *ARGS, argnums=(0, 1), scale=2.0)
+    ui.budget.value = 0.7
+    ui._verify_button.click()
+    assert ui.errors == []
+    planned = tiny_backprop.height_compressed_value_and_grad(loss, plan=ui.plan, argnums=(0, 1))
+    expected = tiny_backprop.measure(planned, *ARGS, scale=2.0)
+    measured = ui.verify()
+    assert (measured.temp_bytes, measured.output_bytes) == (expected.temp_bytes, expected.output_bytes)
+    text = re.sub("<[^>]*>", "", ui._measured_line.value)
+    assert f"measured by XLA on {expected.platform}: {format_bytes(expected.peak_bytes)} (temp " in text
+    assert f"predicted {format_bytes(ui.plan.peak_bytes)}" in text
+    away = measured.peak_bytes - ui.budget.bytes
+    assert (f"{format_bytes(away)} above the budget" if away > 0 else "within the budget of") in text
+    assert not ui._verify_button.disabled
+
+
+def test_what_was_measured_stays_with_its_plan(monkeypatch):
+    calls = []
+    real = explorer.measure
+    monkeypatch.setattr(explorer, "measure", lambda lowered: calls.append(lowered) or real(lowered))
+    ui = PlanExplorer(loss, *ARGS)
+    ui.block_size.value = 4
+    ui._verify_button.click()
+    text = ui._measured_line.value
+    assert "measured by XLA" in text
+    assert "budget" not in text
+    ui.block_size.value = 5
+    assert ui._measured_line.value == ""
+    ui.block_size.value = 4
+    assert ui._measured_line.value == text
+    ui._verify_button.click()
+    assert len(calls) == 1
+
+
+def test_arguments_named_as_those_of_measure_are_the_functions():
+    def fun(x, run=False, repeats=1):
+        return jnp.sum(jnp.sin(x) * repeats)
+
+    ui = PlanExplorer(fun, jnp.ones(4), run=True, repeats=3)
+    assert ui.verify().step_seconds is None
+
+
+def test_arguments_that_are_no_arrays_are_passed_on():
+    def fun(x, activation, offset):
+        return jnp.sum(activation(x) + offset)
+
+    ui = PlanExplorer(fun, jnp.ones(4), jnp.sin, offset=1.5)
+    assert ui.verify().output_bytes >= 4 + 16
+
+
+def test_a_graph_alone_cannot_be_verified():
+    ui = PlanExplorer(CHAIN)
+    assert not any(ui._verify_button in getattr(w, "children", ()) for w in ui.children)
+    with pytest.raises(PlanError, match=r"make the explorer by PlanExplorer\(fun, \*args\)"):
+        ui.verify()
+
+
+def test_a_gradient_that_cannot_be_compiled_says_so_in_place():
+    ui = PlanExplorer(lambda x: jnp.sin(jnp.sin(x)), jnp.ones(4))
+    ui._verify_button.click()
+    assert "needs one real number as output" in ui._message.value
+    assert ui._measured_line.value == ""
+    assert not ui._verify_button.disabled
+
+
 @pytest.mark.parametrize("levels", [1, 2])
 def test_code_makes_the_plan(levels):
     ui = PlanExplorer(loss, *ARGS, argnums=(0, 1), scale=2.0)
@@ -150,6 +351,14 @@ def test_code_makes_the_plan(levels):
     names = {"graph": GRAPH}
     exec(ui.code(), names)
     assert names["plan"] == ui.plan
+
+
+def test_code_makes_the_plan_of_a_budget():
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = "20 MiB"
+    names = {"graph": CHAIN}
+    exec(ui.code(), names)
+    assert names["plan"] == ui.plan == plan_budget(CHAIN, "20 MiB")
 
 
 def test_a_callback_that_raises_is_shown_and_recorded(monkeypatch):

@@ -39,6 +39,16 @@ def expect(book, size, levels=1):
     return peak
 
 
+def expect_budget(book, budget):
+    """Wait until the page shows a plan for a budget that the kernel makes afresh."""
+    peak = book.run(f"import tiny_backprop as t; print(format_bytes(t.plan_budget(ui.graph, {budget}).peak_bytes))")
+    wanted = book.run(f"print(format_bytes(t.plan_budget(ui.graph, {budget}).meta['budget_bytes']))")
+    shows = """([peak, cell, budget]) => document.querySelector(cell).innerText === peak
+      && document.body.innerText.includes(`budget ${budget} (`)"""
+    book.page.wait_for_function(shows, arg=[peak, PEAK, wanted], timeout=30_000)
+    return peak
+
+
 def position(handle):
     """Return which of its stops a slider stands at, as the browser has it."""
     return round(float(handle.get_attribute("aria-valuenow")))
@@ -77,6 +87,50 @@ def test_mouse_keys_and_typing_replan_live(notebook):
     page.keyboard.press("ArrowRight")
     assert expect(book, 2, levels=2) != typed
     assert book.run("print(ui.plan.meta['levels'], ui.errors)") == "2 []"
+    assert book.problems == []
+
+
+def test_budgets_are_dragged_typed_refused_and_verified(notebook):
+    book = notebook(MODEL, "ui")
+    page = book.page
+    page.get_by_role("button", name="byte budget").click()
+    page.get_by_text("100% of save everything").wait_for()
+    bar = page.locator(".widget-slider .noUi-target:visible")
+    assert bar.count() == 1  # those of block size and levels are hidden
+
+    track = bar.bounding_box()
+    page.mouse.click(track["x"] + 0.4 * track["width"], track["y"] + track["height"] / 2)
+    handle = page.locator(HANDLE + ":visible")
+    page.wait_for_function("handle => handle.ariaValueNow < 60", arg=handle.element_handle())
+    wanted = int(book.run(f"print(ui.budget._stops[{position(handle)}])"))
+    clicked = expect_budget(book, wanted)
+
+    handle.focus()
+    for _ in range(12):
+        page.keyboard.press("ArrowLeft")
+    keyed = expect_budget(book, int(book.run(f"print(ui.budget._stops[{position(handle)}])")))
+    assert keyed != clicked
+
+    field = page.locator(".tiny-backprop-explorer input[type=text]:visible").first
+    field.fill("50%")
+    field.press("Enter")
+    half = expect_budget(book, 0.5)
+
+    field.fill("1 KiB")
+    field.press("Enter")
+    page.get_by_role("alert").wait_for()
+    assert "the smallest peak that the planner can reach is" in page.get_by_role("alert").inner_text()
+    assert page.locator(PEAK).inner_text() == half
+    assert book.run("print(ui.errors, ui.plan == t.plan_budget(ui.graph, 0.5))") == "[] True"
+
+    field.fill("50%")
+    field.press("Enter")
+    page.get_by_role("alert").wait_for(state="detached")
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_text("measured by XLA on").wait_for()
+    measured = book.run("print(format_bytes(ui.verify().peak_bytes))")
+    assert f"cpu: {measured} (temp" in page.get_by_text("measured by XLA on").inner_text()
+    assert book.run("print(ui.errors)") == "[]"
     assert book.problems == []
 
 

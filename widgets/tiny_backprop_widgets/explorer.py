@@ -1,11 +1,13 @@
-"""`PlanExplorer`: drag the block size, see the price.
+"""`PlanExplorer`: drag the block size or the byte budget, see the price.
 
-A known weakness: the DAG is drawn on request, not while a slider moves, since its layout may take a second.
+A known weakness: the DAG is drawn, and XLA asked, on request, not while a slider moves: a layout may take a second, a
+compilation more.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import os
 import threading
@@ -15,95 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
-import traitlets
+import jax
 
-from tiny_backprop import capture_gradient, display
-from tiny_backprop.errors import PlanError
+from tiny_backprop import capture_gradient, display, height_compressed_value_and_grad, jit, measure
+from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan import Plan, plan_blocks, plan_height_compressed, plan_save_everything
-from tiny_backprop.plan.blocks import check_count
+from tiny_backprop.integration.jax import Measurement
+from tiny_backprop.plan import Plan, plan_blocks, plan_budget, plan_height_compressed, plan_save_everything
+from tiny_backprop.plan.cost import node_costs
+from tiny_backprop.plan.exact import recompute_cost
+from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.dag import has_dot, jaxpr_dag
 from tiny_backprop_widgets.frontier import export_frontier, plot_frontier, render
 from tiny_backprop_widgets.report import PRICE_HEADER, plan_name, price_rows, write_report
+from tiny_backprop_widgets.sliders import MAX_LEVELS, STYLE, BlockSizeSlider, BudgetSlider, LevelsSlider
 
-_MAX_LEVELS = 8
 _MAX_BOXES = 120
-_WIDE = widgets.Layout(width="30em")
-_STYLE = {"description_width": "6em"}
+_BY_BLOCKS, _BY_BUDGET = "block size", "byte budget"
+_LABEL = {"width": STYLE["description_width"], "display": "flex", "justify_content": "flex-end"}
+_WIDE = {"width": "30em"}
 _CSS = "<style>.tiny-backprop-explorer :is(th, td) { padding: 0 1.2em 0 0; text-align: left; line-height: 1.6 }</style>"
 
 
-class _Count(traitlets.TraitType[int, int]):
-    """A whole number of at least 1; whatever else is assigned, None and 2.5 included, raises PlanError."""
-
-    def __init__(self, argument: str, most: int | None = None):
-        super().__init__(1)
-        self._argument, self._most = argument, most
-
-    def validate(self, obj: Any, value: Any) -> int:
-        count = check_count(self._argument, value)
-        if self._most is not None and count > self._most:
-            raise PlanError(f"{self._argument} goes from 1 to {self._most} in the explorer; found {count}")
-        return count
-
-
-class BlockSizeSlider(widgets.HBox):
-    """A logarithmic slider over block sizes, and a field for an exact one.
-
-    `value` is the block size: any whole number of at least 1, not only those that the slider stops at. Assigning it
-    moves the slider to the nearest stop, and calls observers before the assignment returns. Anything else raises
-    PlanError.
-    """
-
-    value = _Count("block_size")
-
-    def __init__(self, n_forward: int, value: int):
-        largest = max(n_forward, 1)
-        self._stops = np.unique(np.r_[(2 ** np.arange(0, np.log2(largest), 0.25)).round(), largest]).astype(int)
-        self._slider = widgets.SelectionSlider(
-            options=[(str(n), n) for n in self._stops.tolist()],
-            description="block size",
-            tooltip="forward nodes per block; logarithmic",
-            readout=False,
-            continuous_update=True,
-            layout=widgets.Layout(width="26.5em"),
-            style=_STYLE,
-        )
-        self._field = widgets.BoundedIntText(
-            value=1, min=1, max=2**31 - 1, tooltip="exact block size", layout=widgets.Layout(width="6em")
-        )
-        super().__init__([self._slider, self._field])
-        self.value = value
-        self._slider.observe(self._from_slider, "value")
-        self._field.observe(self._from_field, "value")
-
-    def _nearest(self) -> int:
-        """Return the number of the stop that is nearest to `value`."""
-        return int(np.abs(np.log(self._stops / self.value)).argmin())
-
-    @traitlets.observe("value")
-    def _follow(self, _: Any) -> None:
-        self._slider.index = self._nearest()
-        self._field.value = min(self.value, self._field.max)
-
-    def _from_slider(self, change: Any) -> None:
-        if self._slider.index != self._nearest():  # else the slider only follows
-            self.value = change["new"]
-
-    def _from_field(self, change: Any) -> None:
-        if change["new"] != min(self.value, self._field.max):
-            self.value = change["new"]
-
-
-class LevelsSlider(widgets.IntSlider):
-    """A slider over 1 to 8 levels; a value out of range raises PlanError where IntSlider would silently clip it."""
-
-    value = _Count("levels", _MAX_LEVELS).tag(sync=True)
-
-
 class PlanExplorer(widgets.VBox):
-    """Choose the block size and the levels of a plan, and see its predicted price and frontier at once.
+    """Choose the block size and the levels of a plan, or its byte budget, and see its predicted price at once.
 
     Whatever it does can be done without it; `code()` tells how.
 
@@ -120,6 +57,9 @@ class PlanExplorer(widgets.VBox):
         there when the assignment returns.
       levels: The slider of levels, 1 to 8; assign to `levels.value` likewise. One level is `plan_blocks`, more are
         `plan_height_compressed`.
+      budget: The slider of byte budgets; assign to `budget.value` whatever `plan_budget` takes.
+      plan_by: What plans: `"block size"` (and levels) or `"byte budget"`. Assigning to a slider chooses it.
+      budget_error: Why there is no plan for the budget that was asked for last, or None. The plan stays what it was.
       errors: Every exception that a callback of the interface raised; each is also shown in place. End a notebook with
         `assert not ui.errors`.
 
@@ -144,7 +84,12 @@ class PlanExplorer(widgets.VBox):
         **kwargs: Any,
     ):
         self.graph, self._capture_lines = _graph_and_code(graph_or_fun, args, argnums, has_aux, kwargs)
+        self._lower: Callable[[Plan], Any] | None = None
+        if not isinstance(graph_or_fun, Graph):
+            self._lower = functools.partial(_lower, graph_or_fun, args, kwargs, argnums, has_aux)
+        self._measured: dict[Plan, Measurement] = {}
         self.errors: list[Exception] = []
+        self.budget_error: BudgetError | None = None
         # JupyterLab may have callbacks run in a thread of their own, beside a cell that assigns to the sliders.
         self._lock = threading.RLock()
         self._plan = plan_blocks(self.graph)
@@ -152,14 +97,23 @@ class PlanExplorer(widgets.VBox):
         self._dag_plan: Plan | None = None  # the plan whose DAG is drawn
         self.block_size = BlockSizeSlider(self.graph.n_forward, self._plan.meta["block_size"])
         self.levels = LevelsSlider(
-            value=1, min=1, max=_MAX_LEVELS, description="levels", continuous_update=True, layout=_WIDE, style=_STYLE
+            value=1, min=1, max=MAX_LEVELS, description="levels", continuous_update=True, layout=_WIDE, style=STYLE
+        )
+        self.budget = BudgetSlider(self.graph, self._refuse)
+        self.plan_by = widgets.ToggleButtons(
+            options=[_BY_BLOCKS, _BY_BUDGET],
+            style={"button_width": "9em"},
+            tooltips=["blocks of so many nodes, and levels", "the cheapest plan within so many bytes"],
         )
         super().__init__(self._build())
         self.add_class("tiny-backprop-explorer")
-        self.block_size.observe(lambda _: self._guarded(self._replan), "value")
-        self.levels.observe(lambda _: self._guarded(self._replan), "value")
+        self.plan_by.observe(lambda _: self._guarded(self._replan), "value")
+        for slider, way in ((self.block_size, _BY_BLOCKS), (self.levels, _BY_BLOCKS), (self.budget, _BY_BUDGET)):
+            slider.observe(functools.partial(self._chosen, way), "value")
+        self._verify_button.on_click(lambda _: self._guarded(self._verify_clicked))
         self._export_button.on_click(lambda _: self._guarded(self._export_clicked))
         self._dag_button.on_click(lambda _: self._guarded(self._draw_dag))
+        self._show_sliders()
         self._guarded(lambda: self._show(self._plan))
 
     def _build(self) -> list[widgets.Widget]:
@@ -167,17 +121,26 @@ class PlanExplorer(widgets.VBox):
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted"
         self._message, self._price, self._code = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._exported, self._stale, self._dag = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._budget_line, self._measured_line = widgets.HTML(), widgets.HTML()
         self._image = widgets.Image(format="svg+xml", layout=widgets.Layout(width="100%", max_width="760px"))
         self._dag_button = widgets.Button(description="Draw the DAG", icon="project-diagram")
         self._export_button = widgets.Button(description="Export", icon="download")
-        self._directory = widgets.Text(value="plan-export", description="to folder", style=_STYLE)
+        self._verify_button = widgets.Button(
+            description="Verify", icon="check", tooltip="compile this gradient and ask XLA what it allocates"
+        )
+        verify = [self._verify_button, self._measured_line] if self._lower else []
+        self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
         return [
             widgets.HTML(title),
+            widgets.HBox([widgets.Label("plan by", layout=_LABEL), self.plan_by]),
             self.block_size,
             self.levels,
+            self.budget,
+            self._budget_line,
             self._message,
             self._price,
             self._image,
+            widgets.HBox(verify),
             self._code,
             widgets.HBox([self._export_button, self._directory]),
             self._exported,
@@ -193,8 +156,11 @@ class PlanExplorer(widgets.VBox):
 
     def code(self) -> str:
         """Return lines of Python that make `plan` without the explorer; the function and `args` are the caller's."""
-        size, levels = self._plan.meta["block_size"], self._plan.meta["levels"]
-        if levels == 1:
+        meta = self._plan.meta
+        size, levels = meta.get("block_size"), meta.get("levels")
+        if "budget" in meta:
+            planner, call = "plan_budget", f"plan_budget(graph, {meta['budget']!r})"
+        elif levels == 1:
             planner, call = "plan_blocks", f"plan_blocks(graph, block_size={size})"
         else:
             planner = "plan_height_compressed"
@@ -203,6 +169,24 @@ class PlanExplorer(widgets.VBox):
             return f"from tiny_backprop import {planner}\n\nplan = {call}"
         names = ", ".join(["capture_gradient", planner])
         return f"from tiny_backprop import {names}\n\n{self._capture_lines}\nplan = {call}"
+
+    def verify(self) -> Measurement:
+        """Compile the gradient of `plan` and show what XLA allocates for it; a plan is compiled once.
+
+        Returns:
+          The measurement; `peak_bytes` (temporaries and outputs) is what a budget is held against.
+
+        Raises:
+          PlanError: The explorer was made from a graph, which cannot be compiled.
+          CaptureError: The function does not return a real scalar.
+        """
+        if self._lower is None:
+            raise PlanError("to verify a plan, its function is compiled: make the explorer by PlanExplorer(fun, *args)")
+        plan = self._plan
+        if plan not in self._measured:
+            self._measured[plan] = measure(self._lower(plan))
+            self._show_measured()
+        return self._measured[plan]
 
     def export(self, directory: str | os.PathLike[str]) -> list[Path]:
         """Write the plan into a folder, which is made if need be, over what was exported there before.
@@ -250,18 +234,48 @@ class PlanExplorer(widgets.VBox):
         with self._lock:
             try:
                 callback()
+            except BudgetError as e:
+                self.budget_error = e
+                self._refuse(e)
             except Exception as e:
                 self.errors.append(e)
                 self._message.value = _alert(e)
             else:
                 self._message.value = ""
 
+    def _refuse(self, e: Exception) -> None:
+        """Say why what was asked for cannot be; that is an answer, and no failure of the interface."""
+        self._message.value = _alert(e, is_failure=False)
+
+    def _chosen(self, way: str, _: Any) -> None:
+        if self.plan_by.value == way:
+            self._guarded(self._replan)
+        else:
+            self.plan_by.value = way  # which plans
+
     def _replan(self) -> None:
+        self.budget_error = None
+        by_budget = self.plan_by.value == _BY_BUDGET
+        if by_budget and not self.budget.is_ready:
+            self._message.value = "Looking for the smallest peak…"
+            self.budget.prepare()
+        self._show_sliders()
+        if by_budget:
+            self._show(plan_budget(self.graph, self.budget.value))
+            return
         size, levels = self.block_size.value, self.levels.value
         if levels == 1:
             self._show(plan_blocks(self.graph, size))
         else:
             self._show(plan_height_compressed(self.graph, levels=levels, block_size=size))
+
+    def _show_sliders(self) -> None:
+        """Hide the sliders that play no part."""
+        by_budget = self.plan_by.value == _BY_BUDGET
+        for widget in (self.block_size, self.levels):
+            widget.layout.display = "none" if by_budget else None
+        for widget in (self.budget, self._budget_line):
+            widget.layout.display = None if by_budget else "none"
 
     def _show(self, plan: Plan) -> None:
         """Make everything that shows a plan, and only then change anything: plan and display stay one."""
@@ -270,7 +284,46 @@ class PlanExplorer(widgets.VBox):
         picture = render(plot_frontier(plan, baseline=self._plain), "svg")
         self._plan, self._price.value, self._image.value = plan, price, picture
         self._code.value = f"The same in Python:<pre>{html.escape(self.code())}</pre>"
+        self._budget_line.value = self._budget_text()
+        self._show_measured()
         self._mark_stale()
+
+    def _budget_text(self) -> str:
+        plan = self._plan
+        if "budget_bytes" not in plan.meta:
+            return ""
+        budget, costs = plan.meta["budget_bytes"], node_costs(self.graph, plan.meta["cost"])
+        share = recompute_cost(plan, costs) / (costs.sum() or 1.0)
+        of_all = f"{budget / max(self._plain.peak_bytes, 1):.0%} of save everything"
+        return (
+            f"budget <b>{format_bytes(budget)}</b> ({of_all}): predicted peak <b>{format_bytes(plan.peak_bytes)}</b>, "
+            f"recompute <b>+{share:.1%}</b> predicted seconds (+{plan.recompute_fraction:.1%} FLOPs)"
+        )
+
+    def _show_measured(self) -> None:
+        """Show what XLA allocates for the plan that is shown, if it has been asked."""
+        m, budget = self._measured.get(self._plan), self._plan.meta.get("budget_bytes")
+        if m is None:
+            self._measured_line.value = ""
+            return
+        text = (
+            f"measured by XLA on {m.platform}: <b>{format_bytes(m.peak_bytes)}</b> (temp {format_bytes(m.temp_bytes)} "
+            f"+ output {format_bytes(m.output_bytes)}); predicted {format_bytes(self._plan.peak_bytes)}"
+        )
+        if budget is not None and m.peak_bytes <= budget:
+            text += f"; <b>within</b> the budget of {format_bytes(budget)}"
+        elif budget is not None:
+            text += f"; <b>{format_bytes(m.peak_bytes - budget)} above</b> the budget of {format_bytes(budget)}, which "
+            text += "is for predicted bytes: <code>verify=True</code> makes it one for measured ones"
+        self._measured_line.value = text
+
+    def _verify_clicked(self) -> None:
+        self._measured_line.value, self._verify_button.disabled = "compiling…", True
+        try:
+            self.verify()
+        finally:
+            self._verify_button.disabled = False
+            self._show_measured()
 
     def _mark_stale(self) -> None:
         old, self._stale.value = self._dag_plan, ""
@@ -288,13 +341,38 @@ class PlanExplorer(widgets.VBox):
         self._exported.value = f"Written to {folder}: " + html.escape(", ".join(p.name for p in paths))
 
 
-def _alert(e: Exception) -> str:
+def _alert(e: Exception, is_failure: bool = True) -> str:
+    shown = "What is shown is the last plan that could be made"
+    if not is_failure:
+        style = "border-left: 4px solid #E69F00; padding-left: .6em; line-height: 1.5; max-width: 760px"
+        return f'<div role="alert" style="{style}">{html.escape(str(e))}<br>{shown}.</div>'
     text = html.escape(f"{type(e).__name__}: {e}")
     trace = html.escape("".join(traceback.format_exception(e)))
     return (
-        f'<div role="alert" style="color:#b00020"><b>{text}</b><br>What is shown is the last plan that could be made '
+        f'<div role="alert" style="color:#b00020"><b>{text}</b><br>{shown} '
         f"and drawn.<details><summary>Traceback</summary><pre>{trace}</pre></details></div>"
     )
+
+
+def _lower(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    plan: Plan,
+) -> Any:
+    """Return the gradient of a function along a plan, ready for the compiler; what is no array is a constant of it."""
+    planned = height_compressed_value_and_grad(fun, plan=plan, argnums=argnums, has_aux=has_aux, on_error="raise")
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    at = [i for i, x in enumerate(leaves) if hasattr(x, "dtype") or isinstance(x, int | float | complex)]
+
+    def gradient(arrays: list[Any]) -> Any:
+        filled = dict(enumerate(leaves)) | dict(zip(at, arrays, strict=True))
+        a, k = jax.tree.unflatten(tree, filled.values())
+        return planned(*a, **k)
+
+    return jit(gradient).lower([leaves[i] for i in at])
 
 
 def _graph_and_code(

@@ -133,8 +133,10 @@ def _named(plans: Plan | Sequence[Plan] | Mapping[str, Plan]) -> dict[str, Plan]
 
 
 def plan_name(plan: Plan) -> str:
-    """Return how a plan was asked for, such as "blocks, levels 1, block size 64"."""
+    """Return how a plan was asked for, such as "blocks, levels 1, block size 64" or "byte budget, 24 MiB"."""
     meta = plan.meta
+    if "budget_bytes" in meta:
+        return f"{meta.get('strategy', 'plan')}, {format_bytes(meta['budget_bytes'])}"
     parts = [f"{k.replace('_', ' ')} {meta[k]}" for k in ("levels", "block_size") if k in meta]
     return ", ".join([str(meta.get("strategy", "plan")), *parts])
 

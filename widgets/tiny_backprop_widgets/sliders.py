@@ -1,0 +1,186 @@
+"""The sliders of the explorer, each with a field for what lies between its stops; wrong assignments raise PlanError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import traitlets
+
+from tiny_backprop.errors import PlanError
+from tiny_backprop.graph import Graph
+from tiny_backprop.liveness import frontier
+from tiny_backprop.plan.blocks import check_count
+from tiny_backprop.plan.budget import Planner, parse_budget
+from tiny_backprop.units import format_bytes
+
+MAX_LEVELS = 8
+_N_STOPS = 101
+STYLE = {"description_width": "6em"}
+_WIDE = {"width": "26.5em"}
+
+
+class _Count(traitlets.TraitType[int, int]):
+    """A whole number of at least 1; whatever else is assigned, None and 2.5 included, raises PlanError."""
+
+    def __init__(self, argument: str, most: int | None = None):
+        super().__init__(1)
+        self._argument, self._most = argument, most
+
+    def validate(self, obj: Any, value: Any) -> int:
+        count = check_count(self._argument, value)
+        if self._most is not None and count > self._most:
+            raise PlanError(f"{self._argument} goes from 1 to {self._most} in the explorer; found {count}")
+        return count
+
+
+class BlockSizeSlider(widgets.HBox):
+    """A logarithmic slider over block sizes, and a field for an exact one.
+
+    `value` is the block size: any whole number of at least 1, not only those that the slider stops at. Assigning it
+    moves the slider to the nearest stop, and calls observers before the assignment returns. Anything else raises
+    PlanError.
+    """
+
+    value = _Count("block_size")
+
+    def __init__(self, n_forward: int, value: int):
+        largest = max(n_forward, 1)
+        self._stops = np.unique(np.r_[(2 ** np.arange(0, np.log2(largest), 0.25)).round(), largest]).astype(int)
+        self._slider = widgets.SelectionSlider(
+            options=[(str(n), n) for n in self._stops.tolist()],
+            description="block size",
+            tooltip="forward nodes per block; logarithmic",
+            readout=False,
+            continuous_update=True,
+            layout=_WIDE,
+            style=STYLE,
+        )
+        self._field = widgets.BoundedIntText(
+            value=1, min=1, max=2**31 - 1, tooltip="exact block size", layout=widgets.Layout(width="6em")
+        )
+        super().__init__([self._slider, self._field])
+        self.value = value
+        self._slider.observe(self._from_slider, "value")
+        self._field.observe(self._from_field, "value")
+
+    def _nearest(self) -> int:
+        """Return the number of the stop that is nearest to `value`."""
+        return int(np.abs(np.log(self._stops / self.value)).argmin())
+
+    @traitlets.observe("value")
+    def _follow(self, _: Any) -> None:
+        self._slider.index = self._nearest()
+        self._field.value = min(self.value, self._field.max)
+
+    def _from_slider(self, change: Any) -> None:
+        if self._slider.index != self._nearest():  # else the slider only follows
+            self.value = change["new"]
+
+    def _from_field(self, change: Any) -> None:
+        if change["new"] != min(self.value, self._field.max):
+            self.value = change["new"]
+
+
+class LevelsSlider(widgets.IntSlider):
+    """A slider over 1 to 8 levels; a value out of range raises PlanError where IntSlider would silently clip it."""
+
+    value = _Count("levels", MAX_LEVELS).tag(sync=True)
+
+
+class _Budget(traitlets.TraitType[Any, Any]):
+    """A byte budget as `plan_budget` takes it; whatever else is assigned raises PlanError."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        parse_budget(obj.graph, value)
+        return value
+
+
+class BudgetSlider(widgets.HBox):
+    """A slider from the smallest peak that the planner can reach to that of save-everything, and a field to type into.
+
+    `value` is the budget, as `plan_budget` takes it: bytes, text such as "24 MiB", or a fraction of the save-everything
+    peak. Assigning it moves the slider to the nearest stop, and calls observers before the assignment returns. What is
+    no budget raises PlanError; a budget that no plan fits into does not.
+    """
+
+    value = _Budget()
+
+    def __init__(self, graph: Graph, complain: Callable[[Exception], None]):
+        self.graph, self._complain = graph, complain
+        self._stops, self._slider = np.zeros(0, np.int64), None
+        self._field = widgets.Text(
+            continuous_update=False, tooltip="a budget such as 24 MiB or 50%", layout=widgets.Layout(width="6em")
+        )
+        super().__init__([self._field])
+        self.value = self._most_bytes = int(frontier(graph).max(initial=0))
+        self._field.observe(self._from_field, "value")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `prepare` has been called."""
+        return self._slider is not None
+
+    @property
+    def bytes(self) -> int:
+        """The budget in bytes."""
+        return parse_budget(self.graph, self.value)
+
+    def prepare(self) -> None:
+        """Make the slider, unless it is there: where it begins takes the planner up to some seconds to find."""
+        if self._slider is not None:
+            return
+        least_bytes = Planner.of(self.graph, "seconds").smallest.peak_bytes
+        stops = np.geomspace(max(least_bytes, 1), max(self._most_bytes, 1), _N_STOPS)
+        self._stops = np.unique(stops.round().astype(np.int64))
+        self._slider = widgets.SelectionSlider(
+            options=[(format_bytes(n), n) for n in self._stops.tolist()],
+            index=self._nearest(),
+            description="budget",
+            tooltip="predicted peak at most; logarithmic",
+            readout=False,
+            continuous_update=True,
+            layout=_WIDE,
+            style=STYLE,
+        )
+        self._slider.observe(self._from_slider, "value")
+        self.children = [self._slider, self._field]
+
+    def _nearest(self) -> int:
+        """Return the number of the stop that is nearest to the budget."""
+        return int(np.abs(np.log(self._stops / max(self.bytes, 1))).argmin())
+
+    def _text(self) -> str:
+        return self.value if isinstance(self.value, str) else format_bytes(self.bytes)
+
+    @traitlets.observe("value")
+    def _follow(self, _: Any) -> None:
+        if self._slider is not None:
+            self._slider.index = self._nearest()
+        self._field.value = self._text()
+
+    def _from_slider(self, change: Any) -> None:
+        if self._slider is not None and self._slider.index != self._nearest():  # else the slider only follows
+            self.value = change["new"]
+
+    def _from_field(self, change: Any) -> None:
+        if change["new"] != self._text():
+            try:
+                self.value = _typed_budget(change["new"])
+            except PlanError as e:
+                self._complain(e)
+
+
+def _typed_budget(text: str) -> str | float:
+    """Return what was typed, "50%" and "0.5" as a fraction: nobody means half a byte."""
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        return text
+    return share if text.strip().endswith("%") or 0 < share < 1 else text
