@@ -1,0 +1,111 @@
+"""The trade-off: monotone, from save-everything down, with jax.checkpoint's policies beside it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from jax.ad_checkpoint import print_saved_residuals
+
+from tests.graphs import chain, training_graphs
+from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_policy, plan_save_everything
+from tiny_backprop.plan.budget import Planner
+
+
+def net(ws, x):
+    for w in ws:
+        x = x + jnp.tanh(x @ w)
+    return jnp.sum(x**2)
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    ws = [jax.ShapeDtypeStruct((16, 16), "float32")] * 24
+    return capture_gradient(net, ws, jax.ShapeDtypeStruct((64, 16), "float32"))
+
+
+def test_it_spans_save_everything_to_the_smallest_peak(graph):
+    p = pareto(graph)
+    assert len(p) >= 20
+    assert p.plans[0].peak_bytes == plan_save_everything(graph).peak_bytes
+    assert p.recompute_costs[0] == 0
+    assert p.plans[-1].peak_bytes <= Planner.of(graph, "seconds").smallest.peak_bytes
+
+
+@settings(max_examples=40)
+@given(training_graphs(max_forward=10, in_order=True))
+def test_it_is_monotone(graph):
+    p = pareto(graph, cost="flops", n_points=6)
+    assert np.all(np.diff(p.peak_bytes) < 0)
+    assert np.all(np.diff(p.recompute_costs) >= 0)
+    assert p.knee in p.plans
+
+
+def test_the_knee_is_below_the_line_between_the_ends(graph):
+    p = pareto(graph)
+    x = (p.peak_bytes - p.peak_bytes[-1]) / (p.peak_bytes[0] - p.peak_bytes[-1])
+    y = p.recompute_costs / p.recompute_costs[-1]
+    i = p.plans.index(p.knee)
+    assert x[i] + y[i] < 0.7
+    assert x[i] + y[i] == min(x + y)
+
+
+def test_costs_are_in_the_unit_asked_for(graph):
+    p = pareto(graph, cost="flops", n_points=4)
+    assert p.unit == "flops"
+    assert p.recompute_costs[-1] == pytest.approx(p.plans[-1].recompute_flops)
+    table = p.to_pandas()
+    assert list(table.kind[:1]) == ["plan"]
+    assert table.is_knee.sum() == 1
+    assert table.predicted_recompute_flops.tolist()[: len(p)] == p.recompute_costs.tolist()
+    assert len(table) == len(p) + 3
+
+
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable"])
+def test_policies_save_what_jax_checkpoint_saves(graph, policy, capsys):
+    ws, x = [jnp.ones((16, 16))] * 24, jnp.ones((64, 16))
+    checkpointed = jax.checkpoint(net, policy=getattr(jax.checkpoint_policies, policy))
+    print_saved_residuals(checkpointed, ws, x)
+    residuals = [line for line in capsys.readouterr().out.splitlines() if line.strip() and "argument" not in line]
+    plan = plan_policy(graph, policy)
+    assert len(residuals) == len([v for v in plan.saved.tolist() if v not in graph.outputs])
+    assert plan.recompute_flops > 0
+
+
+def test_batched_contractions_are_told_from_their_sizes():
+    def attention(q, k):
+        scores = jnp.einsum("bqd,bkd->bqk", q, k)
+        return jnp.sum(jnp.tanh(jnp.tanh(scores) @ jnp.ones((7, 5))))
+
+    shapes = jax.ShapeDtypeStruct((3, 6, 4), "float32"), jax.ShapeDtypeStruct((3, 7, 4), "float32")
+    graph = capture_gradient(attention, *shapes, argnums=(0, 1))
+    saved = plan_policy(graph, "dots_with_no_batch_dims_saveable").saved.tolist()
+    shapes_saved = {graph.value_shapes[v] for v in saved}
+    assert (3, 6, 7) not in shapes_saved
+    assert (3, 6, 7) in {graph.value_shapes[v] for v in plan_policy(graph, "dots_saveable").saved.tolist()}
+
+
+def test_bad_arguments_are_named(graph):
+    with pytest.raises(PlanError, match="policy must be one of 'nothing_saveable'"):
+        plan_policy(graph, "everything")
+    with pytest.raises(PlanError, match="n_points must be a whole number"):
+        pareto(graph, n_points=0)
+    with pytest.raises(PlanError, match="cost must be"):
+        pareto(graph, cost="money")
+
+
+def test_displays(graph):
+    p = pareto(graph, n_points=5)
+    assert "predicted peaks from" in repr(p)
+    assert "knee" in repr(p)
+    page = p._repr_html_()
+    assert "<svg" in page
+    assert "jax.checkpoint, dots_saveable" in page
+    assert "(predicted)" in page
+
+
+def test_a_graph_with_nothing_to_choose_has_one_point():
+    p = pareto(chain(1))
+    assert len(p) == 1
+    assert p.knee is p.plans[0]
+    assert "<svg" in p._repr_html_()
