@@ -70,6 +70,14 @@ def test_names_do_not_lie_over_each_other():
     assert all(figure.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
+def test_nothing_is_cut_off():
+    ax = plot_pareto(FRONT)
+    figure = ax.get_figure()
+    figure.canvas.draw()
+    for box in (ax.get_legend().get_window_extent(), ax.title.get_window_extent()):
+        assert all(figure.bbox.contains(*corner) for corner in (box.min, box.max))
+
+
 def test_every_axis_says_predicted():
     ax = plot_pareto(FRONT)
     assert ax.get_xlabel() == "peak bytes, predicted (MiB)"
@@ -79,7 +87,7 @@ def test_every_axis_says_predicted():
 
 
 def test_the_dotted_line_is_the_working_set_bound():
-    line = lines(plot_pareto(FRONT))[f"in this order, none needs less than {format_bytes(working_set_bound(GRAPH))}"]
+    line = lines(plot_pareto(FRONT))[f"bound in this order: {format_bytes(working_set_bound(GRAPH))}"]
     assert line.get_xdata()[0] * 2**20 == working_set_bound(GRAPH) <= FRONT.plans[-1].peak_bytes
 
 

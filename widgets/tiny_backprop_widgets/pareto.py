@@ -73,8 +73,8 @@ def _draw(pareto: Pareto, ax: Axes) -> None:
     ax.plot(x, y, label="jax.checkpoint around the function", **style)
     _label_references(pareto, scale, ax)
     _mark_knee(pareto, scale, ax)
-    least = f"in this order, none needs less than {format_bytes(bound)}"
-    ax.axvline(bound / scale, color="black", linewidth=0.9, linestyle=":", label=least)
+    name = f"bound in this order: {format_bytes(bound)}"
+    ax.axvline(bound / scale, color="black", linewidth=0.9, linestyle=":", label=name)
     ax.axhline(0, color=BASELINE, linewidth=0.6, zorder=0)
     ax.set_xlabel(f"peak bytes, predicted ({format_bytes(scale).split()[-1]})")
     ax.set_ylabel(f"recompute {_unit(pareto)}, predicted (%)")
