@@ -58,7 +58,7 @@ class PlanExplorer(widgets.VBox):
       levels: The slider of levels, 1 to 8; assign to `levels.value` likewise. One level is `plan_blocks`, more are
         `plan_height_compressed`.
       budget: The slider of byte budgets; assign to `budget.value` whatever `plan_budget` takes.
-      plan_by: What plans: `"block size"` (and levels) or `"byte budget"`. Assigning to a slider chooses it.
+      plan_by: What plans: `"block size"` (and levels) or `"byte budget"`. Changing a slider chooses it.
       budget_error: Why there is no plan for the budget that was asked for last, or None. The plan stays what it was.
       errors: Every exception that a callback of the interface raised; each is also shown in place. End a notebook with
         `assert not ui.errors`.
