@@ -27,7 +27,7 @@ def graph() -> Graph:
 def test_it_spans_save_everything_to_the_smallest_peak(graph):
     p = pareto(graph)
     assert len(p) >= 20
-    assert p.plans[0].peak_bytes == plan_save_everything(graph).peak_bytes
+    assert p.plans[0].peak_bytes <= plan_save_everything(graph).peak_bytes == p.save_everything.peak_bytes
     assert p.recompute_costs[0] == 0
     assert p.plans[-1].peak_bytes <= Planner.of(graph, "seconds").smallest.peak_bytes
 

@@ -39,6 +39,7 @@ _UNITS = 256
 _MOST_WORK = 6e7  # elements that one dynamic programme may fill
 _MOST_BLOCKS = 256
 _MOST_TRIES = 6
+_TINY = 60  # nodes up to which a budget below the smallest peak known is worth another try
 _SMALL = 400  # nodes up to which greedy eviction, quadratic in nodes, is worth its time
 
 
@@ -49,7 +50,7 @@ def plan_budget(
 
     The budget holds for what the referee counts: every value alive at any step of the forward and backward phase,
     gradients and other outputs included, arguments not. Blocks, cuts and menus are kept with the graph, so that another
-    budget takes a fraction of the first one's time. Without `search_seconds` the same call gives the same plan.
+    budget takes a fraction of the first one's time; so are plans found before, which are taken where they fit.
 
     Args:
       graph: A gradient graph, forward and backward phase.
@@ -58,8 +59,8 @@ def plan_budget(
       cost: What is minimised: `"seconds"` by the default `CostModel` of FLOPs and bytes moved, `"flops"`, or a
         `CostModel`.
       search_seconds: How long to search on for a cheaper plan, by integer programming (see `plan_exact`) and then by
-        local search; less where a plan is proven optimal. A few seconds bring graphs of up to a few thousand nodes to or
-        near the optimum.
+        local search; less where a plan is proven optimal. A few seconds bring graphs of up to a few thousand nodes to
+        or near the optimum.
 
     Returns:
       The plan; `plan.peak_bytes` is at most the budget, and `plan.certificate` says how much cheaper another could be.
@@ -82,8 +83,9 @@ def plan_budget(
     budget_bytes = parse_budget(graph, budget)
     if isinstance(search_seconds, bool) or not isinstance(search_seconds, numbers.Real) or not search_seconds >= 0:
         raise PlanError(f"search_seconds must be a number of at least 0; found {search_seconds!r}")
-    steps = Planner.of(graph, cost).steps(budget_bytes, float(search_seconds))
-    return schedule(graph, steps, budget_meta(budget, budget_bytes, cost))
+    planner = Planner.of(graph, cost)
+    steps = planner.steps(budget_bytes, float(search_seconds))
+    return planner.plan(graph, steps, budget_meta(budget, budget_bytes, cost))
 
 
 def budget_meta(budget: int | float | str, budget_bytes: int, cost: Cost) -> dict[str, Any]:
@@ -150,6 +152,7 @@ class Planner:
         self._menus: dict[int, tuple[Segments, list[Menu]]] = {}
         self._chains: dict[tuple[int, int, float], Chain] = {}
         self._seen: dict[tuple[int, int], Candidate] = {}
+        self._answers: dict[int, Candidate | None] = {}
 
     @classmethod
     def of(cls, graph: Graph, cost: Cost) -> Planner:
@@ -158,6 +161,12 @@ class Planner:
         if key not in graph.memo:
             graph.memo[key] = cls(graph, cost)
         return graph.memo[key]
+
+    def plan(self, graph: Graph, steps: np.ndarray, meta: dict[str, Any]) -> Plan:
+        """Return the plan for an order of the original graph's nodes; its `meta` says what the recomputation costs."""
+        spent = float(self.costs[np.argsort(self.order)[steps]].sum())
+        share = 100 * (spent / self.least_cost - 1) if self.least_cost else 0.0
+        return schedule(graph, steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})
 
     def steps(self, budget_bytes: int, search_seconds: float) -> np.ndarray:
         """Return the order in which nodes of the original graph run, within the budget.
@@ -188,14 +197,38 @@ class Planner:
         return np.array(improve(self.graph, self.cost_list, steps.tolist(), budget_bytes, left), np.int64)
 
     def best(self, budget_bytes: int) -> Candidate | None:
-        """Return the cheapest schedule found within the budget, room that it leaves already filled."""
-        if self.most_bytes <= budget_bytes:
-            return self._candidate(np.arange(self.graph.n_nodes))
+        """Return the cheapest schedule found within the budget, room that it leaves already filled.
+
+        What was found for other budgets is asked, too: more memory then costs no more than less did before.
+        """
+        plain = self._candidate(np.arange(self.graph.n_nodes))
+        if plain.peak_bytes <= budget_bytes:
+            return plain
+        if budget_bytes not in self._answers:
+            self._answers[budget_bytes] = self._find(budget_bytes)
+        known = [c for c in self._answers.values() if c is not None and c.peak_bytes <= budget_bytes]
+        return min(known, key=lambda c: (c.cost, c.peak_bytes), default=None)
+
+    def _find(self, budget_bytes: int) -> Candidate | None:
+        if budget_bytes < self.bound_bytes:
+            return None
         fitting = sorted(self._fitting(budget_bytes), key=lambda c: (c.cost, c.peak_bytes))
         filled = [self._fill(c.steps, budget_bytes) for c in fitting[: 8 if self._is_small else 1]]
-        if self._is_small or not filled:
-            filled += self._evicted(budget_bytes, fitting)
+        if not filled and self.smallest.peak_bytes <= budget_bytes:
+            filled.append(self._fill(self.smallest.steps, budget_bytes))
+        starts = [range(self.graph.n_nodes)] if filled and self._is_small else []
+        if not filled and self.graph.n_nodes <= _TINY:
+            starts = [self.smallest.steps.tolist()]
+        for start in starts:
+            order = evict_until(self.graph, self.cost_list, start, budget_bytes)
+            if order is not None:
+                filled.append(self._fill(np.array(order, np.int64), budget_bytes))
         return min(filled, key=lambda c: (c.cost, c.peak_bytes), default=None)
+
+    @functools.cached_property
+    def bound_bytes(self) -> int:
+        """What every plan with this order of the backward phase needs."""
+        return working_set_bound(self.graph)
 
     @functools.cached_property
     def smallest(self) -> Candidate:
@@ -232,14 +265,16 @@ class Planner:
         return self.graph.n_nodes <= _SMALL
 
     def _no_plan(self, budget_bytes: int) -> BudgetError:
-        least, bound = self.smallest.peak_bytes, working_set_bound(self.graph)
+        least, bound = self.smallest.peak_bytes, self.bound_bytes
         asked = f"a gradient of {self.graph.name!r} within {format_bytes(budget_bytes)} ({budget_bytes} bytes)"
         least_text = f"the smallest peak that the planner can reach is {format_bytes(least)} ({least} bytes)"
         if budget_bytes < bound:
-            why = f"no plan can need less than {format_bytes(bound)} ({bound} bytes), which one step takes alone"
+            why = f"in this order of the backward phase, one step alone takes {format_bytes(bound)} ({bound} bytes)"
             message = f"{asked} is impossible: {why}; {least_text}"
         else:
-            message = f"found no plan for {asked}; {least_text}, and no plan can need less than {format_bytes(bound)}"
+            message = (
+                f"found no plan for {asked}; {least_text}, and in this order one step alone takes {format_bytes(bound)}"
+            )
         return BudgetError(message + ".", budget_bytes, least, bound)
 
     # ---- candidates ----
@@ -302,18 +337,6 @@ class Planner:
         """Return whether a schedule of so much recomputation is no better than what fits; small graphs try all."""
         least = min((c.cost for c in fitting), default=math.inf)
         return not self._is_small and self.least_cost + predicted_cost >= least
-
-    def _evicted(self, budget_bytes: int, fitting: list[Candidate]) -> list[Candidate]:
-        """Return schedules by greedy eviction, from the plain order and, where nothing fits yet, from the smallest."""
-        starts = [np.arange(self.graph.n_nodes)] if self._is_small else []
-        if not fitting:
-            starts.append(self.smallest.steps)
-        found = []
-        for steps in starts:
-            order = evict_until(self.graph, self.cost_list, steps.tolist(), budget_bytes)
-            if order is not None:
-                found.append(self._fill(np.array(order, np.int64), budget_bytes))
-        return found
 
     def _fill(self, steps: np.ndarray, budget_bytes: int) -> Candidate:
         """Return the schedule without the recomputations that it has room to leave out."""

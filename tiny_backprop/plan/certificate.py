@@ -40,6 +40,7 @@ class Certificate:
       unit: Unit of the costs, `"seconds"` or `"flops"`.
       method: `"integer programme"`, `"linear programme"`, `"working set"` (the budget is below it), `"trivial"` (the
         plan recomputes nothing), or `"none"` where no bound was computed: it is then 0 and says nothing.
+      fits: Whether the plan's own peak is within the budget.
       scope: Which plans the bounds speak of, in words.
     """
 
@@ -50,19 +51,20 @@ class Certificate:
     least_cost: float
     unit: str
     method: str
+    fits: bool
     scope: str = _SCOPE
 
     @property
     def gap_percent(self) -> float:
-        """By how many per cent the whole plan may cost more than the best one; NaN where no plan fits."""
+        """By how many per cent the whole plan may cost more than the best one; NaN where it does not fit."""
         best = self.least_cost + self.recompute_cost_bound
-        if not math.isfinite(best):
+        if not math.isfinite(best) or not self.fits:
             return math.nan
         return 100 * max(self.recompute_cost - self.recompute_cost_bound, 0.0) / best if best else 0.0
 
     @property
     def is_optimal(self) -> bool:
-        """Whether the plan is proven to be the cheapest, to 0.002 %; False where no plan fits."""
+        """Whether the plan is proven to be the cheapest, to 0.002 %; False where it does not fit."""
         return self.gap_percent <= 100 * CLOSED
 
     @property
@@ -73,6 +75,9 @@ class Certificate:
             return f"no plan fits into {budget} {self.scope}"
         if self.method == "none":
             return f"no bound was computed: the graph has no backward phase, or more than {_MOST_NODES} nodes"
+        if not self.fits:
+            least = f"{self._cost(self.recompute_cost_bound)} of recomputation"
+            return f"the plan needs more than {budget}; one that fits has at least {least}, {self.scope}"
         if self.is_optimal:
             return f"no plan within {budget} is cheaper, {self.scope}"
         return f"at most {self.gap_percent:.2g} % above the cheapest plan within {budget}, {self.scope}"
@@ -107,7 +112,8 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
 
     Args:
       plan: Any plan.
-      budget_bytes: The budget; by default the one that the plan was made for, else the plan's own peak.
+      budget_bytes: The budget; by default the one that the plan was made for, or the plan's own peak where that is
+        larger.
       cost: What re-runs cost; by default what the plan was made for, else `"seconds"`.
       seconds: How long to look for better bounds.
 
@@ -117,7 +123,9 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
     Raises:
       PlanError: `cost` is unknown.
     """
-    budget = int(plan.meta.get("budget_bytes", plan.peak_bytes) if budget_bytes is None else budget_bytes)
+    # A verified budget is for XLA's bytes, and a plan's predicted peak may be above it.
+    own = max(int(plan.meta.get("budget_bytes", 0)), plan.peak_bytes)
+    budget = own if budget_bytes is None else int(budget_bytes)
     price: Cost = plan.meta.get("cost", "seconds") if cost is None else cost
     costs = node_costs(plan.graph, price)
     phases = Phases.of(plan.graph, backward_order(plan))
@@ -129,7 +137,8 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
         bound, method = 0.0, "trivial"
     else:
         bound, method = _bound(phases, budget, costs, plan, seconds)
-    return Certificate(budget, working_set, spent, bound, float(costs.sum()), cost_unit(price), method)
+    total, fits = float(costs.sum()), plan.peak_bytes <= budget
+    return Certificate(budget, working_set, spent, bound, total, cost_unit(price), method, fits)
 
 
 def _bound(phases: Phases, budget_bytes: int, costs: np.ndarray, plan: Plan, seconds: float) -> tuple[float, str]:

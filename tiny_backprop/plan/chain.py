@@ -59,8 +59,8 @@ class MemoryGrid:
 class Chain:
     """Solves the programme for every amount of memory at once and turns its answers into schedules.
 
-    Takes O(n_blocks² · (n_blocks + options) · units). With a `window_share` below 1, a window is taken to need only that
-    share of its bytes: an allowance for what XLA fuses, whose schedules exceed the memory by the referee's count.
+    Takes O(n_blocks² · (n_blocks + options) · units). With a `window_share` below 1, a window is taken to need only
+    that share of its bytes: an allowance for what XLA fuses, whose schedules exceed the memory by the referee's count.
     """
 
     def __init__(self, segments: Segments, menus: Sequence[Menu], grid: MemoryGrid, window_share: float = 1.0):

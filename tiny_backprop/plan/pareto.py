@@ -28,7 +28,9 @@ class Pareto:
 
     Attributes:
       graph: The gradient graph.
-      plans: From save-everything to the smallest peak that the planner can reach: peaks fall, costs rise.
+      plans: From the cheapest to the smallest peak that the planner can reach: peaks fall, costs rise. The first
+        recomputes nothing; its peak is below that of `save_everything` where another order is better.
+      save_everything: The program as it is, which ratios refer to.
       references: What `jax.checkpoint` around the whole function would do, by the name of the policy.
       unit: Unit of the cost, `"seconds"` or `"flops"`.
       node_costs: Cost of each node, float64 of shape (n_nodes,).
@@ -36,6 +38,7 @@ class Pareto:
 
     graph: Graph
     plans: tuple[Plan, ...]
+    save_everything: Plan
     references: Mapping[str, Plan]
     unit: str
     node_costs: np.ndarray
@@ -68,7 +71,7 @@ class Pareto:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per plan and reference: predicted peak, cost, their ratios to saving everything, the knee."""
-        top, least = self.plans[0].peak_bytes, float(self.node_costs.sum())
+        top, least = self.save_everything.peak_bytes, float(self.node_costs.sum())
         rows = []
         named = [("plan", p) for p in self.plans] + [(f"jax.checkpoint, {k}", p) for k, p in self.references.items()]
         for name, p in named:
@@ -134,13 +137,13 @@ class Pareto:
         return (
             name,
             format_bytes(p.peak_bytes),
-            f"{p.peak_bytes / max(self.plans[0].peak_bytes, 1):.0%}",
+            f"{p.peak_bytes / max(self.save_everything.peak_bytes, 1):.0%}",
             f"+{self._percent(p)}",
         )
 
 
 def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Pareto:
-    """Return the trade-off between peak bytes and recompute cost, from save-everything to the smallest peak.
+    """Return the trade-off between peak bytes and recompute cost, from no recomputation to the smallest peak.
 
     Args:
       graph: A gradient graph.
@@ -173,4 +176,4 @@ def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Paret
         if not plans or peak < plans[-1].peak_bytes:
             plans.append(p)
     references = {policy: plan_policy(graph, policy) for policy in POLICIES}
-    return Pareto(graph, tuple(plans), references, cost_unit(cost), costs)
+    return Pareto(graph, tuple(plans), everything, references, cost_unit(cost), costs)

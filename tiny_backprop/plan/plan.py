@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "tiny_backprop.plan"
 _VERSION = 1
+_SHOWN = ("strategy", "budget", "block_size", "levels")
+_MEASURED = "measured_peak_bytes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +77,9 @@ class Plan:
       graph: The gradient graph that the plan is for.
       ops: `Op` of each action, uint8 of shape (n_actions,).
       targets: Node or value of each action, int64 of shape (n_actions,).
-      meta: How the plan was made: `strategy`, `block_size` (as it was asked for), `levels`, `n_blocks`, and
-        `peak_frontier`, the same number as `peak_bytes`.
+      meta: How the plan was made: `strategy`; `block_size` (as it was asked for), `levels`, `n_blocks`; or `budget` (as
+        it was asked for), `budget_bytes`, `cost` (what was minimised), `recompute_percent` (of that cost), and, where
+        it was verified, `measured_peak_bytes`; and `peak_frontier`, the same number as `peak_bytes`.
       timeline: What the referee saw.
     """
 
@@ -214,11 +217,19 @@ class Plan:
         )
 
     def __repr__(self) -> str:
-        asked = ", ".join(f"{k}={self.meta[k]!r}" for k in ("strategy", "block_size", "levels") if k in self.meta)
+        asked = ", ".join(f"{k}={self.meta[k]!r}" for k in _SHOWN if k in self.meta)
+        measured = f", measured {format_bytes(self.meta[_MEASURED])}" if _MEASURED in self.meta else ""
         return (
-            f"Plan({asked}: predicted peak {format_bytes(self.peak_bytes)}, saved {format_bytes(self.saved_bytes)}, "
-            f"recompute {format_flops(self.recompute_flops)} = +{self.recompute_fraction:.1%})"
+            f"Plan({asked}: predicted peak {format_bytes(self.peak_bytes)}{measured}, saved "
+            f"{format_bytes(self.saved_bytes)}, recompute {self._recompute})"
         )
+
+    @property
+    def _recompute(self) -> str:
+        flops = f"{format_flops(self.recompute_flops)} = +{self.recompute_fraction:.1%}"
+        if self.meta.get("cost", "flops") == "flops" or "recompute_percent" not in self.meta:
+            return flops
+        return f"{flops}, +{self.meta['recompute_percent']:.1f}% seconds"
 
     def _repr_html_(self) -> str:
         return display.guarded(self._html, self)
@@ -228,11 +239,11 @@ class Plan:
         rows = [
             ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(int(plain.max(initial=0)))),
             ("saved (predicted)", format_bytes(self.saved_bytes), "every residual"),
-            ("recompute (predicted)", f"{format_flops(self.recompute_flops)}, +{self.recompute_fraction:.1%}", "none"),
+            ("recompute (predicted)", self._recompute, "none"),
         ]
-        title = ", ".join(
-            f"{k} {self.meta[k]}" for k in ("strategy", "block_size", "levels", "n_blocks") if k in self.meta
-        )
+        if _MEASURED in self.meta:
+            rows.insert(1, ("peak (measured by XLA)", format_bytes(self.meta[_MEASURED]), ""))
+        title = ", ".join(f"{k} {self.meta[k]}" for k in (*_SHOWN, "n_blocks") if k in self.meta)
         picture = display.frontier_svg(self.timeline.live_bytes, self.timeline.n_forward_steps, plain)
         header = ("", "this plan", "save everything")
         return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{display.table(rows, header)}</div>"

@@ -192,6 +192,8 @@ def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
       backward phase reads what the last of them makes.
     """
     n = graph.n_forward
+    if not n:
+        return np.zeros(1, np.int64)
     crossing = crossing_bytes(graph, graph.feeds_backward)
     made = np.where(graph.feeds_backward[:n], graph.node_bytes[:n], 0).astype(float)
     position = np.r_[0.0, np.cumsum(made + made.mean() / 8)]

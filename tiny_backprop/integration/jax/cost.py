@@ -36,6 +36,26 @@ Cost = tuple[float, float]
 # JAX's partitionable Threefry spends a block on every word.
 _THREEFRY_FLOPS_PER_BLOCK = 200
 _PHILOX_FLOPS_PER_WORD = 38
+# What XLA expands into several operations, counted in the HLO that JAX 0.10 compiles for CPU; all others count 1.
+_FLOPS_PER_ELEMENT = {
+    "erfc": 61,
+    "erf_inv": 39,
+    "logistic": 4,
+    "lgamma": 56,
+    "digamma": 76,
+    "bessel_i0e": 84,
+    "bessel_i1e": 84,
+    "sinh": 13,
+    "cosh": 5,
+    "asinh": 14,
+    "acosh": 11,
+    "atanh": 8,
+    "asin": 7,
+    "acos": 5,
+    "exp2": 2,
+}
+EXPANDED = tuple(name for name, flops in _FLOPS_PER_ELEMENT.items() if flops >= 30)
+"""Primitives that XLA expands into so many cheap operations that it takes the whole for cheap, and repeats it."""
 _LOGADDEXP_FLOPS = 6
 
 _element_bits_by_dtype: dict[Any, int] = {}
@@ -340,8 +360,9 @@ def _call_or_elementwise(eqn: Any) -> Cost:
 
 
 def _elementwise(eqn: Any) -> Cost:
+    per_element = _FLOPS_PER_ELEMENT.get(eqn.primitive.name, 1)
     if len(eqn.outvars) == 1:
-        return float(_size(eqn.outvars[0].aval)), _moved(eqn)
+        return float(per_element * _size(eqn.outvars[0].aval)), _moved(eqn)
     return float(sum([_size(v.aval) for v in eqn.outvars if hasattr(v.aval, "shape")])), _moved(eqn)
 
 

@@ -101,6 +101,7 @@ class PlannedGradient(FunctionWrapper):
     def _compile(self, call: Call) -> _Compiled:
         program, constants = capture_program(call, check_argnums(call, self._argnums), self._has_aux)
         _check_scalar(call, program, self._has_aux)
+
         def measured_bytes(planned: PlannedProgram) -> int:
             return compiled_bytes(_runner(planned, call.name), constants, call.arrays)
 

@@ -7,7 +7,8 @@ starts it early. The backward nodes of the segment read the held values too: oth
 broadcast of a saved row sum between forward and backward and keep the broadcast alive.
 
 What the backward phase makes for a contraction and for something else too is held when it is made: otherwise XLA fuses
-its making into each reader anew and keeps everything that it is made from alive for all of them.
+its making into each reader anew and keeps everything that it is made from alive for all of them. So is the result of a
+primitive that XLA expands into many operations, such as `erfc`, when it is recomputed for several readers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture import Program
 from tiny_backprop.integration.jax.compat import Literal, Var
+from tiny_backprop.integration.jax.cost import EXPANDED
 from tiny_backprop.integration.jax.hold import hold_p
 from tiny_backprop.plan.plan import Plan, check_fits
 
@@ -93,15 +95,19 @@ def _depends_on_arguments(program: Program) -> list[bool]:
     return varies
 
 
-def _shared_with_contractions(graph: Graph) -> np.ndarray:
-    """Return which values the backward phase makes for a contraction and for another node too; bool (n_values,)."""
+def _shared(graph: Graph) -> np.ndarray:
+    """Return which values several nodes read that XLA should not make anew for each; bool of shape (n_values,).
+
+    Those that the backward phase makes for a contraction and another node, and results of expanded primitives.
+    """
     node, value = graph.reads
     is_contraction = np.isin(graph.primitives, _CONTRACTIONS)
     n_readers = np.bincount(value, minlength=graph.n_values)
     n_contractions = np.bincount(value[is_contraction[node]], minlength=graph.n_values)
     is_backward = graph.value_node >= graph.n_forward
     is_large = graph.value_bytes >= _LEAST_SHARED_BYTES
-    return is_backward & is_large & (n_readers >= 2) & (n_contractions >= 1)
+    is_expanded = np.isin(graph.primitives, EXPANDED)[graph.value_node]
+    return is_large & (n_readers >= 2) & (is_backward & (n_contractions >= 1) | is_expanded)
 
 
 def _free_variables(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
@@ -142,7 +148,7 @@ class _Player:
         self.eqns: list[Any] = []
         self.output_start = program.graph.output_start.tolist()
         self.varies = _depends_on_arguments(program)
-        self.is_shared = _shared_with_contractions(program.graph).tolist()
+        self.is_shared = _shared(program.graph).tolist()
         self.at_border: list[int] = []
 
     def take_eqns(self) -> list[Any]:
@@ -176,8 +182,9 @@ class _Player:
                 held.pop(k, None)
             if tokens and node in self.ran and self._is_small_root(node):
                 env.update(self._hold(outs, tokens))
-            shared = [k for k in outs if self.is_shared[k] and self.varies[k]]  # constants would fold the hold
-            env.update(self._hold(shared, shared))
+            if node >= self.graph.n_forward or node in self.ran:
+                shared = [k for k in outs if self.is_shared[k] and self.varies[k]]  # constants would fold the hold
+                env.update(self._hold(shared, shared))
             self.ran.add(node)
 
     def _is_small_root(self, node: int) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan import Plan, plan_save_everything, schedule
+from tiny_backprop.plan import Plan, plan_save_everything
 from tiny_backprop.plan.budget import Planner, budget_meta, parse_budget
 from tiny_backprop.units import format_bytes
 
@@ -82,7 +82,7 @@ def _plan_on(graph: Graph, planner: Planner, rung: int, meta: dict) -> Plan | No
     if rung == 0:
         return dataclasses.replace(everything := plan_save_everything(graph), meta={**everything.meta, **meta})
     steps = planner.tightest(round(planner.most_bytes * 2 ** (-rung / _RUNGS_PER_OCTAVE)))
-    return None if steps is None else schedule(graph, steps, meta)
+    return None if steps is None else planner.plan(graph, steps, meta)
 
 
 def _no_plan(graph: Graph, budget_bytes: int, measured: list[int]) -> BudgetError:
