@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -124,10 +125,7 @@ def interleaved_seconds(calls: Sequence[Callable[[], Any]], n_repeats: int) -> l
 
 def overhead_figures(n_repeats: int) -> list[Figure]:
     """Time capture, plan and rewrite of the GPT's gradient against tracing it alone."""
-    config = gpt.GPTConfig()
-    loss = gpt.make_loss(config)
-    params = jax.eval_shape(lambda: gpt.init_params(config, jax.random.key(0)))
-    args = (params, jax.ShapeDtypeStruct((config.n_batch, config.n_tokens + 1), jnp.int32))
+    loss, *args = abstract_gpt(gpt.GPTConfig())
 
     def planned() -> None:
         tb.height_compressed_grad(loss).plan(*args)
@@ -181,6 +179,39 @@ def chain(n_nodes: int) -> tb.Graph:
     return tb.Graph.from_nodes(forward + backward, inputs={"x": 1024, "ct": 1024}, outputs=["d0"], name="chain")
 
 
+def irregular(n_nodes: int, seed: int = 0) -> tb.Graph:
+    """Return a gradient graph without layers: sizes and costs spread over orders of magnitude, skips near and far."""
+    rng = np.random.default_rng(seed)
+    n = n_nodes // 2
+    reads = [{max(i - 1, 0), *(i - 1 - rng.integers(0, 20, rng.integers(0, 3)))} for i in range(n)]
+    for i in rng.choice(n, n // 20, replace=False).tolist():
+        reads[i].add(int(rng.integers(0, i + 1)))
+    operands = [sorted(f"h{j}" for j in map(int, r) if 0 <= j < i) or ["x"] for i, r in enumerate(reads)]
+    readers: dict[str, list[str]] = {}
+    for i, names in enumerate(operands):
+        for name in names:
+            readers.setdefault(name, []).append(f"d{i}")
+    sizes, costs = np.exp(rng.normal(10, 1, n)).astype(int).tolist(), np.exp(rng.normal(15, 2, n)).tolist()
+    forward = [{"name": f"h{i}", "bytes": sizes[i], "flops": costs[i], "reads": operands[i]} for i in range(n)]
+    backward = [
+        {
+            "name": f"d{i}",
+            "bytes": sizes[i],
+            "flops": 2 * costs[i],
+            "reads": [*readers.get(f"h{i}", ["ct"]), f"h{i}", *operands[i]],
+            "is_backward": True,
+        }
+        for i in reversed(range(n))
+    ]
+    return tb.Graph.from_nodes(forward + backward, inputs={"x": 1024, "ct": 1024}, outputs=["d0"], name="irregular")
+
+
+def _of_size(name: str, capture: Callable[[int], tb.Graph], n_nodes: int) -> tb.Graph:
+    """Return what `capture(n_layers)` gives with as many layers as come nearest to `n_nodes` nodes."""
+    few, many = capture(2).n_nodes, capture(4).n_nodes
+    return dataclasses.replace(capture(round((n_nodes - few) / ((many - few) / 2)) + 2), name=name)
+
+
 def mlp(n_nodes: int) -> tb.Graph:
     """Return the captured gradient graph of a deep perceptron with biases, of about `n_nodes` nodes."""
 
@@ -191,18 +222,55 @@ def mlp(n_nodes: int) -> tb.Graph:
 
     def capture(n_layers: int) -> tb.Graph:
         layer = (jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.float32))
-        return tb.capture_gradient(loss, [layer] * n_layers, jax.ShapeDtypeStruct((32, 64), jnp.float32))
+        return tb.capture_gradient(loss, [layer] * n_layers, jax.ShapeDtypeStruct((512, 64), jnp.float32))
 
-    few, many = capture(2).n_nodes, capture(12).n_nodes
-    return capture(round((n_nodes - few) / ((many - few) / 10)) + 2)
+    return _of_size("MLP", capture, n_nodes)
+
+
+def deep_gpt(n_nodes: int) -> tb.Graph:
+    """Return the captured gradient graph of a GPT with as many layers as make about `n_nodes` nodes."""
+
+    def capture(n_layers: int) -> tb.Graph:
+        return tb.capture_gradient(*abstract_gpt(gpt.GPTConfig(n_layers=n_layers)))
+
+    return _of_size("GPT", capture, n_nodes)
+
+
+def abstract_gpt(config: gpt.GPTConfig) -> tuple[Callable[..., Any], Any, jax.ShapeDtypeStruct]:
+    """Return the GPT's loss and shapes of what to call it on; nothing is allocated."""
+    params = jax.eval_shape(lambda: gpt.init_params(config, jax.random.key(0)))
+    return gpt.make_loss(config), params, jax.ShapeDtypeStruct((config.n_batch, config.n_tokens + 1), jnp.int32)
+
+
+def budget_figures(n_nodes: int, most_seconds: float, most_new_seconds: float) -> list[Figure]:
+    """Time the first plan by budget of a graph and later ones for other budgets."""
+    _seconds(chain(100), 0.5)  # what is imported on first use
+    figures = []
+    for graph in (chain(n_nodes), mlp(n_nodes), deep_gpt(n_nodes), irregular(n_nodes)):
+        name = f"{graph.name}, {graph.n_nodes:,} nodes"
+        copies = [tb.Graph.from_json(graph.to_json()) for _ in range(3)]
+        first = statistics.median(_seconds(g, 0.5) for g in copies)
+        figures.append(Figure(f"{name}: first plan by budget", first, most_seconds, "s"))
+        seconds = {b: statistics.median(_seconds(g, b) for g in copies) for b in (0.9, 0.8, 0.7, 0.6, 0.4, 0.3)}
+        slowest = max(seconds, key=lambda b: seconds[b])
+        note = (
+            f"the slowest of {len(seconds)}: {slowest}; the median {1e3 * statistics.median(seconds.values()):.3g} ms"
+        )
+        figures.append(Figure(f"{name}: a new budget", 1e3 * seconds[slowest], 1e3 * most_new_seconds, "ms", note))
+    return figures
+
+
+def _seconds(graph: tb.Graph, budget: float) -> float:
+    start = time.perf_counter()
+    tb.plan_budget(graph, budget)
+    return time.perf_counter() - start
 
 
 def planning_figures(n_nodes: int, most_seconds: float, most_analysis_seconds: float | None = None) -> list[Figure]:
     """Time re-planning, and analysis where it has a target, on a chain and on a captured perceptron."""
     figures = []
     for graph in (chain(n_nodes), mlp(n_nodes)):
-        name = "MLP" if graph.name == "loss" else graph.name
-        name = f"{name}, {graph.n_nodes:,} nodes"
+        name = f"{graph.name}, {graph.n_nodes:,} nodes"
         if most_analysis_seconds:
             fresh = iter([tb.Graph.from_json(graph.to_json()) for _ in range(5)])
             seconds = interleaved_seconds([lambda fresh=fresh: tb.analyze_graph(next(fresh))], 5)[0]
@@ -251,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures += overhead_figures(n_repeats=5)
         figures.append(cached_call_figure(n_repeats=300))
         figures += planning_figures(1_000, 0.015) + planning_figures(10_000, 0.120, 0.5)
+        figures += budget_figures(1_000, 0.3, 0.030) + budget_figures(10_000, 3.0, 0.150)
     if only in (None, "gpt"):
         figures += memory_figures("12-layer GPT", gpt.example(), MOST_TEMP_RATIO, GPT_SHAPES, n_steps=3)
     if only in (None, "flax"):
