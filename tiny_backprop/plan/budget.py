@@ -110,10 +110,11 @@ def parse_budget(graph: Graph, budget: Any) -> int:
             return parse_bytes(budget)
         except ValueError as e:
             raise PlanError(f"{wanted}: {e}") from None
-    if isinstance(budget, numbers.Integral) and not isinstance(budget, bool) and budget >= 0:
+    is_whole = isinstance(budget, numbers.Integral)
+    if is_whole and not isinstance(budget, bool) and int(budget) >= 0:
         return int(budget)
-    if isinstance(budget, numbers.Real) and not isinstance(budget, numbers.Integral | bool) and 0 < budget <= 1:
-        return int(budget * frontier(graph).max(initial=0))
+    if isinstance(budget, numbers.Real) and not is_whole and 0 < float(budget) <= 1:
+        return int(float(budget) * frontier(graph).max(initial=0))
     hint = ". For bytes, pass an int" if isinstance(budget, float) and budget > 1 else ""
     raise PlanError(f"{wanted}; found {budget!r}{hint}")
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError
-from tiny_backprop.integration.jax import hold
+from tiny_backprop.integration.jax import compat, hold
 from tiny_backprop.integration.jax.hlo import count_flops
 from tiny_backprop.units import format_bytes, format_flops
 
@@ -222,7 +222,7 @@ def compiled_bytes(fun: Callable[..., Any], *args: Any) -> int:
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    is_array = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    is_array = isinstance(x, jax.Array) and not compat.is_tracer(x)
     x = x if isinstance(x, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(x)
     sharding = x.sharding if is_array and len(x.sharding.device_set) > 1 else None
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -19,6 +19,7 @@ from tiny_backprop.units import format_bytes
 
 _RUNGS_PER_OCTAVE = 8
 _MOST_COMPILATIONS = 6
+_LOWEST = 12 * _RUNGS_PER_OCTAVE  # a four-thousandth of what saving everything takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
     planner = Planner.of(graph, "seconds")
     meta = budget_meta(budget, budget_bytes, "seconds")
     tried: dict[int, _Rung] = {}
-    above, below = -1, math.inf  # the lowest rung that needs too much, the highest that fits
+    above, below = -1, _LOWEST  # the lowest rung that needs too much, the highest that fits
     rung = max(0, math.ceil(_rungs(planner.most_bytes, budget_bytes)))
     while len(tried) < _MOST_COMPILATIONS and above < rung < below:
         plan = _plan_on(graph, planner, rung, meta)
@@ -63,7 +64,7 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
             rung = max(above + 1, rung + math.ceil(away)) if away > -math.inf else above + 1
         else:
             above = rung
-            rung = min(rung + max(1, math.ceil(away)), below - 1 if below < math.inf else rung + 16)
+            rung = min(rung + max(1, math.ceil(away)), below - 1)
     fitting = [r for r in tried.values() if r.measured_bytes <= budget_bytes]
     if not fitting:
         raise _no_plan(graph, budget_bytes, [r.measured_bytes for r in tried.values()])
