@@ -39,6 +39,7 @@ _UNITS = 256
 _MOST_WORK = 6e7  # elements that one dynamic programme may fill
 _MOST_BLOCKS = 256
 _MOST_TRIES = 6
+_LEAST_SHARE = 0.01
 _TINY = 60  # nodes up to which a budget below the smallest peak known is worth another try
 _SMALL = 400  # nodes up to which greedy eviction, quadratic in nodes, is worth its time
 
@@ -253,13 +254,16 @@ class Planner:
             found = self.best(memory_bytes)
             return None if found is None else self.order[found.steps]
         share = (memory_bytes / smallest) ** 2
-        best: tuple[float, Chain, int] | None = None
-        for chain in self._chains_for(self.most_bytes, share):
-            units = min(int(memory_bytes / chain.grid.unit_bytes), chain.grid.n_units)
-            cost = float(chain.costs()[units])
-            if math.isfinite(cost) and (best is None or cost < best[0]):
-                best = cost, chain, units
-        return None if best is None else self.order[best[1].steps(best[2])]
+        while share > _LEAST_SHARE:
+            options = []
+            for chain in self._chains_for(self.most_bytes, share):
+                units = min(int(memory_bytes / chain.grid.unit_bytes), chain.grid.n_units)
+                options.append((float(chain.costs()[units]), len(options), chain, units))
+            cost, _, chain, units = min(options)
+            if math.isfinite(cost):
+                return self.order[chain.steps(units)]
+            share *= 0.7
+        return None
 
     @property
     def _is_small(self) -> bool:
