@@ -2,7 +2,7 @@
 
 Compiles the gradient of each model, whose source nothing touches, in these ways: plain, with each stock policy of
 `jax.checkpoint` around the whole loss, with each policy written by hand around every layer, and with plans by budget.
-Of these plans, those that should come near a limit on FLOPs are compiled, and more where a target is missed. Prints all
+Plans for less and less memory are compiled, bisected for each limit on FLOPs until its target is met. Prints all
 that was measured, then one row per claim; ends with an error where one is missed. Every gradient is run once and held
 against the plain one.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,14 +27,15 @@ import tiny_backprop as tb
 from benchmarks.demo import MOST_EPSILONS, difference
 from benchmarks.figures import Figure, figures_table, print_figures
 from benchmarks.models import flax_gpt2, gpt, resnet, unet, vit
+from tiny_backprop.plan.budget import Planner
 from tiny_backprop.units import format_bytes
 
 STOCK_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
 MOST_OF_POLICY = 0.85
 COSTS = ("flops", "seconds")
 _PLAIN, _AROUND, _BY_HAND = "jax.value_and_grad", "around the loss", "by hand in each layer"
-# Plans that are compiled for each target and cost at most: one as predicted, the others corrected by what was measured.
-_N_TRIES = 3
+# Plans are made for memories in steps of 9 %, as `verify=True` makes them, down to a thirtieth of saving everything.
+RUNGS_PER_OCTAVE, LOWEST_RUNG = 8, 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ _CONVOLUTIONAL = (0.40, 0.33, 0.25)
 MODELS = {
     "gpt": Model(gpt),
     # As deep as GPT-2: of fewer layers each is more of the whole, and one layer's backward phase needs it at once.
-    "flax-gpt2": Model(flax_gpt2, flax_gpt2.FlaxGPT2Config(n_layers=12, n_tokens=128, n_batch=4)),
-    "vit": Model(vit),
+    "flax-gpt2": Model(flax_gpt2, flax_gpt2.FlaxGPT2Config(n_layers=12, n_heads=8, width=256, n_tokens=128, n_batch=4)),
+    "vit": Model(vit, vit.ViTConfig(width=384, n_heads=6, n_batch=4)),
     "resnet18": Model(resnet, resnet.ResNetConfig(18), _CONVOLUTIONAL),
     "resnet50": Model(resnet, resnet.ResNetConfig(50), _CONVOLUTIONAL),
     "unet": Model(unet, None, _CONVOLUTIONAL),
@@ -75,6 +75,7 @@ class Bench:
         self.graph = tb.capture_gradient(self.loss, *self.args)
         self.rows: dict[str, dict[str, Any]] = {}
         self.plans: dict[tb.Plan, str] = {}
+        self.rungs: dict[tuple[str, int], tb.Plan | None] = {}
 
     def add(self, name: str, way: Callable[..., Any], plan: tb.Plan | None = None) -> pd.Series:
         """Compile and run one gradient."""
@@ -115,7 +116,7 @@ class Bench:
     def add_plan(self, plan: tb.Plan, cost: str) -> pd.Series:
         """Compile a plan unless it was."""
         if plan not in self.plans:
-            self.plans[plan] = f"plan by {cost}, budget {format_bytes(plan.peak_bytes)}"
+            self.plans[plan] = f"plan {len(self.plans)} by {cost}"
             way = tb.height_compressed_value_and_grad(self.loss, plan=plan, on_error="raise")
             self.add(self.plans[plan], way, plan)
         return pd.Series(self.rows[self.plans[plan]])
@@ -131,53 +132,28 @@ class Bench:
         rows = rows[rows.flops_ratio <= most_flops_ratio] if len(rows) else rows
         return rows.loc[rows.temp_bytes.idxmin()] if len(rows) else None
 
-    @functools.cached_property
-    def frontiers(self) -> dict[str, list[tb.Plan]]:
-        """For each cost, plans from saving everything to the smallest peak."""
-        return {cost: list(tb.pareto(self.graph, cost=cost).plans) for cost in COSTS}
-
-    def plan_within(self, most_fraction: float, cost: str, n_steps: int = 4) -> tb.Plan:
-        """Return the plan with the least predicted peak whose recomputation is within a fraction of the FLOPs."""
-        plans = self.frontiers[cost]
-        best = min((p for p in plans if p.recompute_fraction <= most_fraction), key=lambda p: p.peak_bytes)
-        high = best.peak_bytes
-        low = max((p.peak_bytes for p in plans if p.peak_bytes < high), default=high)
-        for _ in range(n_steps if low < high else 0):
-            budget = (low + high) // 2
-            plan = tb.plan_budget(self.graph, budget, cost=cost)
-            if plan.recompute_fraction <= most_fraction:
-                best, high = plan, budget
-            else:
-                low = budget
-        return best
-
-    def next_plan(self, most_flops_ratio: float, cost: str) -> tb.Plan:
-        """Return the plan to compile next: the nearest to a limit on measured FLOPs, as far as is known by now."""
-        rows = self.table
-        within = self.best(most_flops_ratio)
-        if within is not None:
-            beyond = rows[
-                (rows.flops_ratio > most_flops_ratio) & (rows.predicted_peak_bytes < within.predicted_peak_bytes)
-            ]
-            if len(beyond):  # between the two, both measured
-                budget = int(np.sqrt(within.predicted_peak_bytes * beyond.predicted_peak_bytes.max()))
-                return tb.plan_budget(self.graph, budget, cost=cost)
-        # XLA counts what it fuses into several places as often as it runs, in the plain gradient too.
-        planned = rows.loc[list(self.plans.values())]
-        excess = 0.0
-        if len(planned):
-            nearest = planned.loc[(planned.flops_ratio - most_flops_ratio).abs().idxmin()]
-            excess = nearest.flops_ratio - nearest.predicted_flops_ratio
-        return self.plan_within(max(most_flops_ratio - 1 - excess, 0.0), cost)
+    def add_rung(self, cost: str, rung: int) -> pd.Series | None:
+        """Compile the plan for the memory of one rung, unless it was; None where there is none."""
+        key = cost, rung
+        if key not in self.rungs:
+            planner = Planner.of(self.graph, cost)
+            steps = planner.tightest(round(planner.most_bytes * 2 ** (-rung / RUNGS_PER_OCTAVE)))
+            self.rungs[key] = None if steps is None else planner.plan(self.graph, steps, {"strategy": "byte budget"})
+        plan = self.rungs[key]
+        return None if plan is None else self.add_plan(plan, cost)
 
     def seek(self, most_temp_ratio: float, most_flops_ratio: float) -> pd.Series | None:
-        """Compile plans until one meets both targets, or none is left to try; return the best of those compiled."""
+        """Bisect the rungs for the least memory within the FLOPs, until a plan meets both; return the best compiled."""
         for cost in COSTS:
-            for _ in range(_N_TRIES):
+            low, high = 0, LOWEST_RUNG
+            while high - low > 1:
                 best = self.best(most_flops_ratio)
                 if best is not None and best.temp_ratio <= most_temp_ratio:
                     return best
-                self.add_plan(self.next_plan(most_flops_ratio, cost), cost)
+                middle = (low + high) // 2
+                row = self.add_rung(cost, middle)
+                is_within = row is not None and row.flops_ratio <= most_flops_ratio
+                low, high = (middle, high) if is_within else (low, middle)
         return self.best(most_flops_ratio)
 
     def figures(self) -> list[Figure]:
