@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from checkpoint_schedules import EndReverse, Forward, Revolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,12 +113,11 @@ def reversal(n: int) -> Graph:
 
 def revolve_steps(n: int, s: int) -> int:
     """Return how many forward steps the schedules of `checkpoint_schedules` take, without the one with each adjoint."""
-    schedules = pytest.importorskip("checkpoint_schedules")
     steps = 0
-    for action in schedules.Revolve(n, s):
-        if isinstance(action, schedules.Forward):
+    for action in Revolve(n, s):
+        if isinstance(action, Forward):
             steps += min(action.n1, n) - action.n0
-        if isinstance(action, schedules.EndReverse):
+        if isinstance(action, EndReverse):
             return steps - n
     raise AssertionError("the schedule does not end")
 

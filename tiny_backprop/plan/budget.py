@@ -239,8 +239,7 @@ class Planner:
         for chain in self._chains_for(self.most_bytes):
             found += [self._run(chain, units) for units in chain.useful_units[:4].tolist()]
         least = min(found, key=lambda c: (c.peak_bytes, c.cost))
-        rounds = 4 * self.graph.n_nodes if self._is_small else 30
-        steps = squeeze(self.graph, self.cost_list, least.steps.tolist(), rounds)
+        steps = squeeze(self.graph, self.cost_list, least.steps.tolist())
         return min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
 
     def tightest(self, memory_bytes: int) -> np.ndarray | None:

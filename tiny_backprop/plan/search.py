@@ -17,6 +17,9 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 
+_MOST_WORK = 60_000
+"""Of a search by eviction: steps times rounds."""
+
 
 class Tape:
     """A schedule as a list of steps with the life of every value that they make.
@@ -247,7 +250,7 @@ def evict_until(
       The order of steps, or None where nothing more can be dropped or the deadline (of `time.monotonic`) has passed.
     """
     tape = Tape(graph, costs, steps)
-    for _ in range(4 * graph.n_nodes):
+    for _ in range(max(30, _MOST_WORK // max(len(steps), 1))):
         over = tape.live - budget
         if over.max() <= 0:
             return tape.order()
@@ -258,11 +261,11 @@ def evict_until(
     return None
 
 
-def squeeze(graph: Graph, costs: Sequence[float], steps: Sequence[int], rounds: int) -> list[int]:
-    """Return the order with the smallest peak that dropping values at the highest step comes by, in some rounds."""
+def squeeze(graph: Graph, costs: Sequence[float], steps: Sequence[int]) -> list[int]:
+    """Return the order with the smallest peak that dropping values at the highest step comes by."""
     tape = Tape(graph, costs, steps)
     best, least, since = tape.order(), tape.peak(), 0
-    for _ in range(rounds):
+    for _ in range(max(30, _MOST_WORK // max(2 * len(steps), 1))):
         order = _evict_best(tape, tape.live - (least - 1), None)
         since += 1
         if order is None or since > 50:
