@@ -17,7 +17,7 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 
-_MOST_WORK = 60_000
+_MOST_WORK = 120_000
 """Of a search by eviction: steps times rounds."""
 
 
