@@ -129,8 +129,13 @@ class Tape:
 
     def remove(self, p: int) -> float:
         """Leave step p out, and what only served it; return the cost saved."""
-        node = self.steps[p]
-        saved = self.costs[node]
+        saved, dead = 0.0, [p]
+        while dead:
+            saved += self._remove_one(dead.pop(), dead)
+        return saved
+
+    def _remove_one(self, p: int, dead: list[int]) -> float:
+        """Leave step p out and return its cost; append to `dead` the recomputations that nothing needs any more."""
         for k in self.makings(p):
             size, reads = self.sizes[self.value[k]], self.reads[k]
             if reads:
@@ -143,7 +148,7 @@ class Tape:
                 self.reads[k] = []
             else:
                 self.live[p] -= size
-        operands = self.operands[p]
+        node, operands = self.steps[p], self.operands[p]
         self.steps[p] = -1
         self.operands[p] = []
         for j in operands:
@@ -152,11 +157,10 @@ class Tape:
             reads.remove(p)
             if was_last:
                 self.live[self.last(j) + 1 : p + 1] -= self.sizes[self.value[j]]
-            if not reads:
-                q = self.made[j]
-                if self.steps[q] >= 0 and self.is_again(q) and not any(self.reads[k] for k in self.makings(q)):
-                    saved += self.remove(q)
-        return saved
+            q = self.made[j]
+            if not reads and self.is_again(q) and q not in dead and not any(self.reads[k] for k in self.makings(q)):
+                dead.append(q)
+        return self.costs[node]
 
 
 def _cached(graph: Graph, name: str, make: Callable[[], Any]) -> Any:

@@ -205,7 +205,7 @@ def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
     gap = total / n_blocks / 2
     taken = [0.0, total]
     starts = [0]
-    candidates = 1 + np.argsort(crossing[1:n], kind="stable")
+    candidates = 1 + np.lexsort((_spread(n)[1:], crossing[1:n]))
     is_open = np.ones(n + 1, bool)
     is_open[np.searchsorted(position, total - gap, side="right") :] = False
     is_open[: np.searchsorted(position, gap)] = False
@@ -219,3 +219,12 @@ def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
             high = np.searchsorted(position, position[c] + gap)
             is_open[low:high] = False
     return np.sort(np.array([*starts, *end], np.int64))
+
+
+def _spread(n: int) -> np.ndarray:
+    """Return ranks of 0 to n - 1 such that the first few in rank lie far apart: their bits reversed (van der Corput)."""
+    index, rank = np.arange(n), np.zeros(n, np.int64)
+    for _ in range(max(1, (n - 1).bit_length())):
+        rank = 2 * rank + index % 2
+        index = index // 2
+    return rank
