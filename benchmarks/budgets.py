@@ -136,7 +136,7 @@ class Bench:
         """Compile the plan for the memory of one rung, unless it was; None where there is none."""
         key = cost, rung
         if key not in self.rungs:
-            planner = Planner.of(self.graph, cost)
+            planner = Planner.of(self.graph, cost).temporaries
             steps = planner.tightest(round(planner.most_bytes * 2 ** (-rung / RUNGS_PER_OCTAVE)))
             self.rungs[key] = None if steps is None else planner.plan(self.graph, steps, {"strategy": "byte budget"})
         plan = self.rungs[key]

@@ -144,6 +144,7 @@ class Planner:
     """
 
     def __init__(self, original: Graph, cost: Cost):
+        self.original, self.cost = original, cost
         order = better_order(original)
         self.order = np.arange(original.n_nodes) if order is None else order
         self.graph = original if order is None else permuted(original, order)
@@ -165,7 +166,7 @@ class Planner:
         return graph.memo[key]
 
     def plan(self, graph: Graph, steps: np.ndarray, meta: dict[str, Any]) -> Plan:
-        """Return the plan for an order of the original graph's nodes; its `meta` says what the recomputation costs."""
+        """Return the plan of `graph` for an order of its nodes; `meta` is told what the recomputation costs."""
         spent = float(self.costs[np.argsort(self.order)[steps]].sum())
         share = 100 * (spent / self.least_cost - 1) if self.least_cost else 0.0
         return schedule(graph, steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})
@@ -241,6 +242,13 @@ class Planner:
         least = min(found, key=lambda c: (c.peak_bytes, c.cost))
         steps = squeeze(self.graph, self.cost_list, least.steps.tolist())
         return min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
+
+    @functools.cached_property
+    def temporaries(self) -> Planner:
+        """The planner that counts as XLA allocates: what the program returns has buffers of its own all along."""
+        n_bytes = self.original.value_bytes.copy()
+        n_bytes[self.original.outputs[self.original.outputs >= 0]] = 0
+        return Planner(dataclasses.replace(self.original, value_bytes=n_bytes), self.cost)
 
     def tightest(self, memory_bytes: int) -> np.ndarray | None:
         """Return the order of nodes for a memory that no peak by the referee's count need fit.

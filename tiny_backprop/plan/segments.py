@@ -222,7 +222,7 @@ def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
 
 
 def _spread(n: int) -> np.ndarray:
-    """Return ranks of 0 to n - 1 such that the first few in rank lie far apart: their bits reversed (van der Corput)."""
+    """Return ranks of 0 to n - 1 such that the first few lie far apart: their bits reversed (van der Corput)."""
     index, rank = np.arange(n), np.zeros(n, np.int64)
     for _ in range(max(1, (n - 1).bit_length())):
         rank = 2 * rank + index % 2

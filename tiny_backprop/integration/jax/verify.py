@@ -1,8 +1,9 @@
 """A byte budget that holds in truth: compile, ask XLA, and plan again until temporaries and outputs fit.
 
-The referee counts every value as if nothing were fused and no scratch space were taken; XLA needs less or more. So the
-memory that is planned for goes up and down a ladder, in steps of about 9 %, until what XLA allocates is as near below
-the budget as a few compilations come.
+The referee counts every value as if nothing were fused and no scratch space were taken; XLA needs less or more. And XLA
+gives what the program returns buffers of its own for the whole run. So temporaries are planned for, and the memory for
+them goes up and down a ladder, in steps of about 9 %, until what XLA allocates is as near below the budget as a few
+compilations come.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
       PlanError: See `plan_budget`.
     """
     budget_bytes = parse_budget(graph, budget)
-    planner = Planner.of(graph, "seconds")
+    planner, outputs = Planner.of(graph, "seconds").temporaries, graph.output_bytes
     meta = budget_meta(budget, budget_bytes, "seconds")
     tried: dict[int, _Rung] = {}
     above, below = -1, _LOWEST  # the lowest rung that needs too much, the highest that fits
-    rung = max(0, math.ceil(_rungs(planner.most_bytes, budget_bytes)))
+    rung = min(max(0, math.ceil(_rungs(planner.most_bytes, budget_bytes - outputs))), below - 1)
     while len(tried) < _MOST_COMPILATIONS and above < rung < below:
         plan = _plan_on(graph, planner, rung, meta)
         if plan is None:  # so low there is no plan
@@ -58,10 +59,10 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
             rung = above + 1 if not tried else (above + rung) // 2
             continue
         tried[rung] = _Rung(plan, measured_bytes(plan))
-        away = _rungs(tried[rung].measured_bytes, budget_bytes)
+        away = _rungs(tried[rung].measured_bytes - outputs, budget_bytes - outputs)
         if away <= 0:
             below = rung
-            rung = max(above + 1, rung + math.ceil(away)) if away > -math.inf else above + 1
+            rung = max(above + 1, rung + math.ceil(away))
         else:
             above = rung
             rung = min(rung + max(1, math.ceil(away)), below - 1)
@@ -74,7 +75,7 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
 
 
 def _rungs(n_bytes: int, budget_bytes: int) -> float:
-    """Return how many rungs a number of bytes is above the budget."""
+    """Return how many rungs a number of bytes of temporaries is above the budget for them."""
     return _RUNGS_PER_OCTAVE * math.log2(max(n_bytes, 1) / max(budget_bytes, 1))
 
 
