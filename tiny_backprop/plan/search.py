@@ -17,8 +17,8 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 
-_MOST_WORK = 120_000
-"""Of a search by eviction: steps times rounds."""
+_MOST_WORK = 60_000
+"""Of a search by eviction: nodes times rounds."""
 
 
 class Tape:
@@ -254,7 +254,7 @@ def evict_until(
       The order of steps, or None where nothing more can be dropped or the deadline (of `time.monotonic`) has passed.
     """
     tape = Tape(graph, costs, steps)
-    for _ in range(max(30, _MOST_WORK // max(len(steps), 1))):
+    for _ in range(_most_rounds(graph)):
         over = tape.live - budget
         if over.max() <= 0:
             return tape.order()
@@ -265,11 +265,17 @@ def evict_until(
     return None
 
 
+def _most_rounds(graph: Graph) -> int:
+    """Return how many values a search may drop: each adds steps, and takes as long as there are steps."""
+    n = max(graph.n_nodes, 1)
+    return min(4 * n, max(30, _MOST_WORK // n))
+
+
 def squeeze(graph: Graph, costs: Sequence[float], steps: Sequence[int]) -> list[int]:
     """Return the order with the smallest peak that dropping values at the highest step comes by."""
     tape = Tape(graph, costs, steps)
     best, least, since = tape.order(), tape.peak(), 0
-    for _ in range(max(30, _MOST_WORK // max(2 * len(steps), 1))):
+    for _ in range(_most_rounds(graph)):
         order = _evict_best(tape, tape.live - (least - 1), None)
         since += 1
         if order is None or since > 50:
