@@ -66,10 +66,10 @@ def test_a_zoo_of_graphs_and_budgets(graph, data):
 
 
 def test_few_tiny_budgets_that_can_be_met_are_refused_and_most_plans_are_optimal():
-    """Over 60 graphs drawn with a fixed seed and three budgets each, with a search as short as they need."""
+    """Over 300 graphs drawn with a fixed seed and three budgets each."""
     rng = np.random.default_rng(0)
     met = refused = optimal = 0
-    for _ in range(60):
+    for _ in range(300):
         graph = random_graph(rng)
         oracle = Oracle(Planner.of(graph, "flops").graph)
         low, high = oracle.smallest_peak(), plan_save_everything(graph).peak_bytes
@@ -78,14 +78,14 @@ def test_few_tiny_budgets_that_can_be_met_are_refused_and_most_plans_are_optimal
             if best is None:
                 continue
             try:
-                plan = plan_budget(graph, budget, cost="flops", search_seconds=0.02)
+                plan = plan_budget(graph, budget, cost="flops")
             except BudgetError:
                 refused += 1
                 continue
             met += 1
             optimal += plan.recompute_flops <= best.recompute_flops + 1e-9
-    assert refused <= 0.06 * met
-    assert optimal >= 0.9 * met
+    assert refused <= 0.03 * met
+    assert optimal >= 0.98 * met
 
 
 def random_graph(rng: np.random.Generator) -> Graph:
@@ -270,12 +270,12 @@ def test_the_cost_model_decides_what_is_recomputed():
     nodes = [
         dict(name="slow", bytes=10, flops=1e9, bytes_moved=1, reads=["x"]),
         dict(name="heavy", bytes=10, flops=1e8, bytes_moved=1e9, reads=["x"]),
-        dict(name="wide", bytes=10, reads=["x"]),
+        dict(name="sums", bytes=1, reads=["slow", "heavy"]),
+        dict(name="wide", bytes=10, reads=["sums"]),
         dict(name="end", bytes=1, reads=["wide"]),
         dict(name="grad", bytes=1, reads=["end", "slow", "heavy"], is_backward=True),
     ]
     graph = Graph.from_nodes(nodes, inputs={"x": 1}, outputs=["grad"])
-    nodes.insert(4, dict(name="hole", bytes=1, reads=["end"], is_backward=True))
     assert plan_budget(graph, 22, cost="flops").recompute_flops == 1e8
     assert plan_budget(graph, 22).recompute_flops == 1e9
     fast_memory = CostModel(flops_per_second=1e11, bytes_per_second=1e13)

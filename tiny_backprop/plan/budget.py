@@ -40,8 +40,10 @@ _MOST_WORK = 6e7  # elements that one dynamic programme may fill
 _MOST_BLOCKS = 256
 _MOST_TRIES = 6
 _LEAST_SHARE = 0.01
-_TINY = 60  # nodes up to which a budget below the smallest peak known is worth another try
+_TINY = 60  # nodes up to which searching on from each plan, for so many tries, takes no time to speak of
+_TINY_TRIES = 20
 _SMALL = 400  # nodes up to which greedy eviction, quadratic in nodes, is worth its time
+_MIDDLING = 3000  # nodes up to which room is filled in more than the cheapest schedule
 
 
 def plan_budget(
@@ -153,8 +155,8 @@ class Planner:
         self.least_cost = float(self.costs.sum())
         self.most_bytes = int(frontier(self.graph).max(initial=0))
         self._menus: dict[int, tuple[Segments, list[Menu]]] = {}
-        self._chains: dict[tuple[int, int, float], Chain] = {}
-        self._seen: dict[tuple[int, int], Candidate] = {}
+        self._chains: dict[tuple[int, float, float], Chain] = {}
+        self._seen: dict[tuple[Chain, int], Candidate] = {}
         self._answers: dict[int, Candidate | None] = {}
 
     @classmethod
@@ -182,6 +184,7 @@ class Planner:
         steps = None if found is None else found.steps
         if search_seconds:
             steps = self._search(budget_bytes, steps, end)
+            self._answers[budget_bytes] = None if steps is None else self._candidate(steps)
         if steps is None:
             raise self._no_plan(budget_bytes)
         return self.order[steps]
@@ -197,7 +200,7 @@ class Planner:
         left = end - time.monotonic()
         if found.is_closed or left <= 0:
             return steps
-        return np.array(improve(self.graph, self.cost_list, steps.tolist(), budget_bytes, left), np.int64)
+        return np.array(improve(self.graph, self.cost_list, steps.tolist(), budget_bytes, seconds=left), np.int64)
 
     def best(self, budget_bytes: int) -> Candidate | None:
         """Return the cheapest schedule found within the budget, room that it leaves already filled.
@@ -216,7 +219,8 @@ class Planner:
         if budget_bytes < self.bound_bytes:
             return None
         fitting = sorted(self._fitting(budget_bytes), key=lambda c: (c.cost, c.peak_bytes))
-        filled = [self._fill(c.steps, budget_bytes) for c in fitting[: 8 if self._is_small else 1]]
+        n_filled = 8 if self._is_small else 3 if self.graph.n_nodes <= _MIDDLING else 1
+        filled = [self._fill(c.steps, budget_bytes) for c in fitting[:n_filled]]
         if not filled and self.smallest.peak_bytes <= budget_bytes:
             filled.append(self._fill(self.smallest.steps, budget_bytes))
         starts = [range(self.graph.n_nodes)] if filled and self._is_small else []
@@ -226,7 +230,11 @@ class Planner:
             order = evict_until(self.graph, self.cost_list, start, budget_bytes)
             if order is not None:
                 filled.append(self._fill(np.array(order, np.int64), budget_bytes))
-        return min(filled, key=lambda c: (c.cost, c.peak_bytes), default=None)
+        best = min(filled, key=lambda c: (c.cost, c.peak_bytes), default=None)
+        if best is not None and self.graph.n_nodes <= _TINY:
+            steps = improve(self.graph, self.cost_list, best.steps.tolist(), budget_bytes, rounds=_TINY_TRIES)
+            best = self._candidate(np.array(steps, np.int64))
+        return best
 
     @functools.cached_property
     def bound_bytes(self) -> int:
@@ -240,8 +248,12 @@ class Planner:
         for chain in self._chains_for(self.most_bytes):
             found += [self._run(chain, units) for units in chain.useful_units[:4].tolist()]
         least = min(found, key=lambda c: (c.peak_bytes, c.cost))
-        steps = squeeze(self.graph, self.cost_list, least.steps.tolist())
-        return min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
+        for seed in range(_TINY_TRIES if self.graph.n_nodes <= _TINY else 1):
+            noise = np.random.default_rng(seed) if seed else None
+            start = np.arange(self.graph.n_nodes) if seed % 2 else least.steps
+            steps = squeeze(self.graph, self.cost_list, start.tolist(), noise)
+            least = min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
+        return least
 
     @functools.cached_property
     def temporaries(self) -> Planner:
@@ -295,31 +307,43 @@ class Planner:
         return Candidate(steps, peak_bytes(self.graph, steps), float(self.costs[steps].sum()))
 
     def _run(self, chain: Chain, units: int) -> Candidate:
-        key = (id(chain), units)
+        key = (chain, units)
         if key not in self._seen:
             self._seen[key] = self._candidate(chain.steps(units))
         return self._seen[key]
 
     def _chains_for(self, budget_bytes: int, window_share: float = 1.0) -> list[Chain]:
-        """Return the programmes to ask; where bytes are counted exactly, only up to the memory asked for."""
+        """Return the programmes to ask; few bytes are counted exactly where sizes allow it, many to a grid's unit."""
+        grid = MemoryGrid.of(self.graph.value_bytes, self.most_bytes, _UNITS)
+        if grid.is_exact:
+            asked = 2 ** math.ceil(math.log2(max(2.0, budget_bytes / grid.unit_bytes + 1)))
+            if asked <= _UNITS // 2 or self._is_small:
+                grid = dataclasses.replace(grid, n_units=min(grid.n_units, asked))
+            else:
+                grid = MemoryGrid.coarse(self.most_bytes, _UNITS)
+        return [
+            self._chain(starts, grid, window_share)
+            for starts in self._cuts
+            if len(starts) ** 3 / 6 * grid.n_units <= _MOST_WORK
+        ]
+
+    @functools.cached_property
+    def _cuts(self) -> list[np.ndarray]:
+        """Ways to cut the forward phase, each as the first nodes of its blocks."""
         n = self.graph.n_forward
         counts = (8, 16, 32, 64) if self._is_small else (12, 24, 48) if n <= 2000 else (16, 48)
-        wanted = {}
-        for count in (*counts, n):
-            starts = cheap_cuts(self.graph, count)
-            grid = MemoryGrid.of(self.graph.value_bytes, self.most_bytes, _UNITS)
-            if grid.is_exact:
-                asked = 2 ** math.ceil(math.log2(max(2.0, budget_bytes / grid.unit_bytes + 1)))
-                grid = dataclasses.replace(grid, n_units=min(grid.n_units, asked))
-            if len(starts) <= _MOST_BLOCKS and len(starts) ** 3 / 6 * grid.n_units <= _MOST_WORK:
-                wanted[len(starts), grid.n_units, window_share] = (starts, grid)
-        for key, (starts, grid) in wanted.items():
-            if key not in self._chains:
-                if len(starts) not in self._menus:
-                    segments = Segments(self.graph, starts)
-                    self._menus[len(starts)] = segments, menus(segments, self.costs)
-                self._chains[key] = Chain(*self._menus[len(starts)], grid, window_share)
-        return [self._chains[key] for key in wanted]
+        cuts = {len(starts): starts for starts in (cheap_cuts(self.graph, count) for count in (*counts, n))}
+        return [starts for length, starts in cuts.items() if length <= _MOST_BLOCKS]
+
+    def _chain(self, starts: np.ndarray, grid: MemoryGrid, window_share: float) -> Chain:
+        """Return the programme for a cut, a larger one where that is known already."""
+        key = len(starts), window_share, grid.unit_bytes
+        if key not in self._chains or self._chains[key].grid.n_units < grid.n_units:
+            if len(starts) not in self._menus:
+                segments = Segments(self.graph, starts)
+                self._menus[len(starts)] = segments, menus(segments, self.costs)
+            self._chains[key] = Chain(*self._menus[len(starts)], grid, window_share)
+        return self._chains[key]
 
     def _fitting(self, budget_bytes: int) -> list[Candidate]:
         """Return schedules within the budget: of each programme the one with the most memory whose true peak fits.

@@ -44,6 +44,11 @@ class MemoryGrid:
         common = max(1, math.gcd(*sizes.tolist())) if len(sizes) else 1
         if most_bytes // common <= _MOST_EXACT_UNITS:
             return cls(float(common), most_bytes // common, True)
+        return cls.coarse(most_bytes, n_units)
+
+    @classmethod
+    def coarse(cls, most_bytes: int, n_units: int) -> MemoryGrid:
+        """Return a grid of `n_units` up to `most_bytes`, whatever the sizes."""
         return cls(max(1.0, most_bytes / n_units), n_units, False)
 
     def units(self, n_bytes: np.ndarray | int, index: np.ndarray | int = 0) -> np.ndarray:
@@ -208,22 +213,11 @@ class _Player:
     def __init__(self, chain: Chain):
         self.chain, self.segments = chain, chain.segments
         graph = self.graph = chain.segments.graph
-        self.makers = graph.value_node.tolist()
+        self.makers, self.output_start = graph.value_node.tolist(), graph.output_start.tolist()
         self.there = bytearray(graph.n_values)
         self.there[: graph.n_inputs] = b"\1" * graph.n_inputs
         self.out: list[int] = []
         self.kept = self.segments.is_kept.astype(int).tolist()
-        node, value = graph.reads
-        block = self.segments.value_block
-        forward = (node < graph.n_forward) & graph.feeds_backward[node]
-        by = np.where(
-            node < graph.n_forward,
-            block[graph.output_start[np.minimum(node, graph.n_forward)] - 0],
-            self.segments.node_window[np.maximum(node - graph.n_forward, 0)],
-        )
-        pairs = (forward | (node >= graph.n_forward)) & (block[value] >= 0) & (by > block[value])
-        # Who needs a value of an earlier block: (block that makes it, block that needs it, value).
-        self.needs = np.unique(np.stack([block[value[pairs]], by[pairs], value[pairs]], 1), axis=0)
 
     def play(self, units: int) -> np.ndarray:
         graph = self.graph
@@ -235,11 +229,6 @@ class _Player:
 
     def _done_upto(self) -> int:
         return self.out[-1] + 1 if self.out and self.out[-1] >= self.graph.n_forward else self.graph.n_forward
-
-    def _crossing(self, s: int, c: int, t: int) -> list[int]:
-        """Return the values that blocks s to c - 1 make and blocks c to t need."""
-        made, by, value = self.needs.T
-        return np.unique(value[(made >= s) & (made < c) & (by >= c) & (by <= t)]).tolist()
 
     def _sweep(
         self, s: int, t: int, units: int, is_first: bool, wanted: Iterable[int] = (), nodes: Iterable[int] = ()
@@ -253,7 +242,7 @@ class _Player:
             choice = chain.choose(b, t, left, is_first)
             if choice > 0:
                 c = b + choice
-                crossing = self._crossing(b, c, t)
+                crossing = self.segments.crossing_values(b, c, t)
                 wanted += crossing
                 passed.append((b, c - 1, left, crossing))
                 left -= chain.crossing_units(b, c)
@@ -264,7 +253,7 @@ class _Player:
             first = int(self.graph.output_start[self.segments.bounds[b]])
             wanted += [first + v for v in option.keep]
             if b < t:
-                wanted += self._crossing(b, b + 1, t)
+                wanted += self.segments.crossing_values(b, b + 1, t)
             passed.append((b, -1 - option.pieces, left, []))
             if b == t:
                 break
@@ -283,26 +272,25 @@ class _Player:
     def _window(self, b: int, pieces: Pieces) -> None:
         """Run the backward nodes of a block, and before them what they read and is not there."""
         graph, segments, there = self.graph, self.segments, self.there
+        starts, reads = self.output_start, graph.read_lists
         start = int(segments.window_starts[b])
         end = int(segments.window_starts[b - 1]) if b else graph.n_nodes
-        first, last = graph.output_start[segments.bounds[b]], graph.output_start[segments.bounds[b + 1]]
-        required = first + np.flatnonzero(segments.is_required[first:last])
-        missing = [v for v in required.tolist() if not there[v]]
+        missing = [v for v in segments.required_values[b] if not there[v]]
         borrowed: list[int] = []
         if pieces is Pieces.ONE:
             self.out += self._make(missing)
         for i in range(start, end):
-            absent = [v for v in graph.read_lists[i] if not there[v]]
+            absent = [v for v in reads[i] if not there[v]]
             if absent:
                 nodes = self._make(absent)
                 self.out += nodes
                 if pieces is Pieces.LATE:
-                    made = [v for n in nodes for v in range(graph.output_start[n], graph.output_start[n + 1])]
+                    made = [v for n in nodes for v in range(starts[n], starts[n + 1])]
                     borrowed += [v for v in made if not there[v]]
                     for v in made:
                         there[v] = 1
             self.out.append(i)
-            for v in range(graph.output_start[i], graph.output_start[i + 1]):
+            for v in range(starts[i], starts[i + 1]):
                 there[v] = 1
         for v in borrowed:
             there[v] = 0

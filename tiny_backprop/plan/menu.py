@@ -21,6 +21,7 @@ from tiny_backprop.plan.segments import Segments
 _CAPACITY = 1 << 29  # all finite capacities together; `maximum_flow` counts in int32
 _UNBOUNDED = 1 << 30
 _PRICES = 9
+_MOST_STEPS = 1000  # of a window, beside twice the nodes of its block: more are not worth their time
 
 
 class Pieces(enum.IntEnum):
@@ -163,6 +164,15 @@ class _Block:
         return self.makers.tolist()
 
     @functools.cached_property
+    def cost_list(self) -> list[float]:
+        return self.costs.tolist()
+
+    @functools.cached_property
+    def chosen_sizes(self) -> list[int]:
+        """Bytes of each value that a plan may choose to keep or not; 0 for those that are there anyway."""
+        return np.where(self.kept, 0, self.sizes).tolist()
+
+    @functools.cached_property
     def makes(self) -> list[list[int]]:
         out: list[list[int]] = [[] for _ in self.reads]
         for v, maker in enumerate(self.makers_list):
@@ -218,58 +228,68 @@ def _options(question: _Question, keeps: Iterable[tuple[int, ...]]) -> list[Opti
         there = free.union(keep)
         missing = [v for v in question.required if v not in there]
         for pieces in Pieces if missing else (Pieces.ONE,):
-            again, start_bytes, window_bytes = _play(block, there, missing, pieces)
+            steps = _steps(block, there, missing, pieces)
+            if steps is None:
+                continue
+            again, start_bytes, window_bytes = _live(block, steps)
             start_bytes = max(start_bytes, int(block.sizes[held].sum()))
             keep_bytes = int(block.sizes[list(keep)].sum())
             out.append(Option(keep, pieces, keep_bytes, sweep_cost, again, start_bytes, window_bytes))
     return out
 
 
-def _play(block: _Block, there: set[int], missing: list[int], pieces: Pieces) -> tuple[float, int, np.ndarray]:
-    """Return what a window costs: cost of its recomputation, live bytes before it, live bytes at each of its nodes."""
+def _steps(block: _Block, there: set[int], missing: list[int], pieces: Pieces) -> list[tuple[int, int]] | None:
+    """Return the steps of a window as pairs of its backward node, -1 before the first, and a forward node or -1.
+
+    None where pieces make each other's operands again so often that no plan would take them.
+    """
     there = set(there)
-    steps: list[tuple[int, int]] = []  # (backward node of the window, forward node or -1)
+    steps: list[tuple[int, int]] = []
     if pieces is Pieces.ONE:
         steps += [(-1, n) for n in block.closure(missing, there)]
         there.update(missing)
     wanted = set(missing)
+    most = _MOST_STEPS + 2 * (len(block.reads) + len(block.window))
     for i, reads in enumerate(block.window):
-        nodes = block.closure([v for v in reads if v in wanted], there)
-        if nodes:
-            there.update(v for v in reads if v in wanted)
+        absent = [v for v in reads if v in wanted and v not in there]
+        if absent:
+            nodes = block.closure(absent, there)
+            there.update(absent)
             if pieces is Pieces.LATE:
                 there.update(v for n in nodes for v in block.makes[n])
-        steps += [(i, n) for n in nodes]
+            steps += [(i, n) for n in nodes]
+            if len(steps) > most:
+                return None
         steps.append((i, -1))
-    return _live(block, steps)
+    return steps
 
 
 def _live(block: _Block, steps: list[tuple[int, int]]) -> tuple[float, int, np.ndarray]:
-    n = len(steps)
-    born: dict[int, int] = {}
-    spans: list[tuple[int, int, int]] = []  # value, from, to
-    last: dict[int, int] = {}
+    """Return what a window costs: cost of its recomputation, live bytes before it, live bytes at each of its nodes."""
+    costs, sizes, born, last = block.cost_list, block.chosen_sizes, dict[int, int](), dict[int, int]()
+    delta = [0] * (len(steps) + 1)
     cost = 0.0
     for at, (i, node) in enumerate(steps):
         for v in block.window[i] if node < 0 else block.reads[node]:
             last[v] = at
         if node >= 0:
-            cost += float(block.costs[node])
+            cost += costs[node]
             for v in block.makes[node]:
-                if v in last or v in born:
-                    spans.append((v, born.get(v, 0), last.get(v, born.get(v, 0))))
-                born[v], last[v] = at, at
-    spans += [(v, born.get(v, 0), at) for v, at in last.items()]
-    delta = np.zeros(n + 1, np.int64)
-    for v, first, end in spans:
-        if not block.kept[v]:
-            delta[first] += block.sizes[v]
-            delta[end + 1] -= block.sizes[v]
-    live = np.cumsum(delta)[:n]
-    index = np.array([i for i, _ in steps], np.int64)
-    window = np.zeros(len(block.window), np.int64)
-    np.maximum.at(window, index[index >= 0], live[index >= 0])
-    return cost, int(live[index < 0].max(initial=0)), window
+                if v in last:  # what was made before, or there from the start, ends with its last read
+                    delta[born.get(v, 0)] += sizes[v]
+                    delta[last[v] + 1] -= sizes[v]
+                born[v] = last[v] = at
+    for v, at in last.items():
+        delta[born.get(v, 0)] += sizes[v]
+        delta[at + 1] -= sizes[v]
+    before, live, window = 0, 0, [0] * len(block.window)
+    for (i, _), change in zip(steps, delta, strict=False):
+        live += change
+        if i < 0:
+            before = max(before, live)
+        elif live > window[i]:
+            window[i] = live
+    return cost, before, np.array(window, np.int64)
 
 
 def _cut_all(questions: Sequence[_Question]) -> list[list[tuple[int, ...]]]:

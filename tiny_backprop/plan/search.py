@@ -42,12 +42,14 @@ class Tape:
         latest: dict[int, int] = {}
         read_lists = graph.read_lists
         self.operands: list[list[int]] = []
-        primal = _cached(graph, "primal", lambda: sorted(set(graph.outputs[: graph.n_primal_outputs].tolist())))
+        self.primal: list[int] = _cached(
+            graph, "primal", lambda: sorted(set(graph.outputs[: graph.n_primal_outputs].tolist()))
+        )
         is_border = True
         for p, node in enumerate(self.steps):
             if is_border and node >= graph.n_forward:  # what the function returns is there when this phase begins
                 is_border = False
-                for v in primal:
+                for v in self.primal:
                     if v in latest:
                         self.reads[latest[v]].append(p)
             operands = [latest[u] for u in read_lists[node]]
@@ -208,12 +210,32 @@ def fill(tape: Tape, budget: int, noise: np.random.Generator | None = None) -> f
 def evict(tape: Tape, k: int, at: int) -> list[int] | None:
     """Drop making k between its uses around step `at`, and make it again before the second.
 
+    A making that nothing has read by then is left out: the value is then made later, not twice.
+
     Returns:
       The new order, or None where the value cannot be made again there.
     """
     until = next((r for r in tape.reads[k] if r > at), len(tape.steps))
     nodes = again(tape, k, alive_at(tape, until)) if until < len(tape.steps) else None
-    return None if nodes is None else [*tape.steps[:until], *nodes, *tape.steps[until:]]
+    return None if nodes is None else _without_unread(tape, [*tape.steps[:until], *nodes, *tape.steps[until:]])
+
+
+def _without_unread(tape: Tape, steps: Sequence[int]) -> list[int]:
+    """Return the order without steps whose values are all made again before anything reads them."""
+    read_lists, n_forward = tape.graph.read_lists, tape.graph.n_forward
+    border = next(p for p, node in enumerate(steps) if node >= n_forward)
+    wanted, later, kept = set(tape.returned), set[int](), list[int]()
+    for p in range(len(steps) - 1, -1, -1):
+        node = steps[p]
+        if p == border - 1:
+            wanted.update(tape.primal)
+        if node in later and wanted.isdisjoint(tape.outputs[node]):
+            continue
+        later.add(node)
+        kept.append(node)
+        wanted.difference_update(tape.outputs[node])
+        wanted.update(read_lists[node])
+    return kept[::-1]
 
 
 def alive_at(tape: Tape, until: int) -> set[int]:
@@ -271,12 +293,14 @@ def _most_rounds(graph: Graph) -> int:
     return min(4 * n, max(30, _MOST_WORK // n))
 
 
-def squeeze(graph: Graph, costs: Sequence[float], steps: Sequence[int]) -> list[int]:
+def squeeze(
+    graph: Graph, costs: Sequence[float], steps: Sequence[int], noise: np.random.Generator | None = None
+) -> list[int]:
     """Return the order with the smallest peak that dropping values at the highest step comes by."""
     tape = Tape(graph, costs, steps)
     best, least, since = tape.order(), tape.peak(), 0
     for _ in range(_most_rounds(graph)):
-        order = _evict_best(tape, tape.live - (least - 1), None)
+        order = _evict_best(tape, tape.live - (least - 1), noise)
         since += 1
         if order is None or since > 50:
             break
@@ -308,6 +332,8 @@ def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None)
         size = tape.sizes[tape.value[k]]
         relief = float(np.minimum(excess[before + 1 : until], size).sum())
         cost = sum(tape.costs[i] for i in nodes) + 1e-12
+        if before == tape.made[k] and not any(r <= at for j in tape.makings(before) for r in tape.reads[j]):
+            cost -= tape.costs[tape.steps[before]]  # made later, not twice
         score = cost / (relief + 1e-9)
         if noise is not None:
             score *= float(np.exp(noise.normal(0.0, 0.5)))
@@ -317,32 +343,39 @@ def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None)
 
 
 def improve(
-    graph: Graph, costs: Sequence[float], steps: Sequence[int], budget: int, seconds: float, seed: int = 0
+    graph: Graph,
+    costs: Sequence[float],
+    steps: Sequence[int],
+    budget: int,
+    *,
+    seconds: float = math.inf,
+    rounds: float = math.inf,
 ) -> list[int]:
-    """Search around a schedule that fits the budget for a cheaper one, for so many seconds.
+    """Search around a schedule that fits the budget for a cheaper one, for so many seconds or rounds.
 
     Large neighbourhood search (Shaw 1998, doi:10.1007/3-540-49481-2_30): drop some values for some time or keep some
     too long, mend what is over the budget, fill what is free; a worse schedule is accepted now and then.
     """
-    noise = np.random.default_rng(seed)
-    end = time.monotonic() + seconds
+    noise = np.random.default_rng(0)
+    start = time.monotonic()
     tape = Tape(graph, costs, steps)
     fill(tape, budget)
     current, current_cost = tape.order(), tape.cost()
     best, best_cost = current, current_cost
     least = sum(costs)
-    start = time.monotonic()
-    while time.monotonic() < end and best_cost > least * (1 + 1e-12):
+    for done in itertools.count(1):
+        spent = max((time.monotonic() - start) / seconds, done / rounds)
+        if spent > 1 or best_cost <= least * (1 + 1e-12):
+            break
         tape = Tape(graph, costs, current)
         order = _drop_some(tape, noise) if noise.random() < 0.5 else _keep_some(tape, noise)
-        order = evict_until(graph, costs, order, budget, end, noise)
+        order = evict_until(graph, costs, order, budget, start + seconds, noise)
         if order is None:
             continue
         tape = Tape(graph, costs, order)
         fill(tape, budget, noise)
         cost = tape.cost()
-        left = max(0.0, 1 - (time.monotonic() - start) / seconds)
-        temperature = 0.003 * left * (current_cost - least)
+        temperature = 0.003 * (1 - spent) * (current_cost - least)
         if cost < current_cost + noise.exponential() * temperature:
             current, current_cost = tape.order(), cost
         if cost < best_cost * (1 - 1e-12):

@@ -122,6 +122,41 @@ class Segments:
         return required
 
     @functools.cached_property
+    def required_values(self) -> list[list[int]]:
+        """The values of each block that are required; see `is_required`."""
+        lists: list[list[int]] = [[] for _ in range(self.n_blocks)]
+        values = np.flatnonzero(self.is_required)
+        for v, b in zip(values.tolist(), self.value_block[values].tolist(), strict=True):
+            lists[b].append(v)
+        return lists
+
+    def crossing_values(self, s: int, c: int, t: int) -> list[int]:
+        """Return, in order, the values that blocks s to c - 1 make and blocks c to t need."""
+        if (s, c, t) not in self._crossing_values:
+            made, by, value = self._needs
+            here = (made >= s) & (made < c) & (by >= c) & (by <= t)
+            self._crossing_values[s, c, t] = np.unique(value[here]).tolist()
+        return self._crossing_values[s, c, t]
+
+    @functools.cached_property
+    def _crossing_values(self) -> dict[tuple[int, int, int], list[int]]:
+        return {}
+
+    @functools.cached_property
+    def _needs(self) -> np.ndarray:
+        """Who needs a value of an earlier block: rows of block that makes it, block that needs it, value."""
+        graph, block = self.graph, self.value_block
+        node, value = graph.reads
+        is_forward = node < graph.n_forward
+        by = np.where(
+            is_forward,
+            block[graph.output_start[np.minimum(node, graph.n_forward)]],
+            self.node_window[np.maximum(node - graph.n_forward, 0)],
+        )
+        pairs = (~is_forward | graph.feeds_backward[node]) & (block[value] >= 0) & (by > block[value])
+        return np.unique(np.stack([block[value[pairs]], by[pairs], value[pairs]], 1), axis=0).T
+
+    @functools.cached_property
     def is_kept(self) -> np.ndarray:
         """Whether a forward value is alive to the end or cannot be made again, so that no plan chooses; (n_values,)."""
         graph = self.graph
