@@ -75,6 +75,7 @@ class Bench:
         self.graph = tb.capture_gradient(self.loss, *self.args)
         self.rows: dict[str, dict[str, Any]] = {}
         self.plans: dict[tb.Plan, str] = {}
+        self.planners = {cost: Planner.of(self.graph, cost).for_temporaries() for cost in COSTS}
         self.rungs: dict[tuple[str, int], tb.Plan | None] = {}
 
     def add(self, name: str, way: Callable[..., Any], plan: tb.Plan | None = None) -> pd.Series:
@@ -136,7 +137,7 @@ class Bench:
         """Compile the plan for the memory of one rung, unless it was; None where there is none."""
         key = cost, rung
         if key not in self.rungs:
-            planner = Planner.of(self.graph, cost).temporaries
+            planner = self.planners[cost]
             steps = planner.tightest(round(planner.most_bytes * 2 ** (-rung / RUNGS_PER_OCTAVE)))
             self.rungs[key] = None if steps is None else planner.plan(self.graph, steps, {"strategy": "byte budget"})
         plan = self.rungs[key]

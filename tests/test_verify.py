@@ -1,7 +1,5 @@
 """budget= at every door, and verify=True: what XLA allocates is within the budget."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +16,7 @@ from tiny_backprop import (
     height_compressed_value_and_grad,
     measure,
     plan_blocks,
+    plan_save_everything,
 )
 from tiny_backprop.integration.jax.measure import compiled_bytes
 from tiny_backprop.integration.jax.verify import plan_verified
@@ -79,7 +78,7 @@ def test_one_way_to_plan_at_a_time(recwarn):
 
 
 def test_verified_budgets_hold_and_the_measured_peak_follows_them():
-    fractions = (1.0, 0.75, 0.6, 0.5, 0.4)
+    fractions = (1.0, 0.75, 0.6, 0.5, 0.45, 0.4)
     measured = []
     for fraction in fractions:
         budget = int(OUTPUT_BYTES + fraction * (PLAIN_BYTES - OUTPUT_BYTES))
@@ -90,9 +89,8 @@ def test_verified_budgets_hold_and_the_measured_peak_follows_them():
         assert plan.meta["measured_peak_bytes"] == m.peak_bytes
         assert 1 <= plan.meta["n_compiled"] <= 6
         measured.append(m.peak_bytes)
-    # XLA's bytes are not monotone in the plan's: a smaller budget may take up to a step of the ladder more.
-    assert all(small <= 1.09 * large for large, small in itertools.pairwise(measured))
-    assert measured[-1] < measured[0]
+    assert measured == sorted(measured, reverse=True)
+    assert measured[-1] < 0.8 * measured[0]
     assert_close(grad(WS, X)[1], jax.grad(loss)(WS, X))
 
 
@@ -111,6 +109,24 @@ def test_a_plan_for_more_is_taken_where_xla_needs_less_and_for_less_where_it_nee
         assert factor * plan.peak_bytes <= 60_000 + 1
         assert factor * plan.peak_bytes >= 0.75 * 60_000
         assert plan.meta["measured_peak_bytes"] == round(factor * plan.peak_bytes)
+
+
+def test_the_measured_peak_is_monotone_in_the_budget_though_xla_is_not_in_the_plan():
+    """A compiler that needs up to a fifth more or less than predicted, as if by chance."""
+    graph = chain(60, n_bytes=1000)
+
+    def measured_bytes(plan):
+        return round(plan.peak_bytes * (0.8 + 0.4 * (plan.peak_bytes * 7919 % 997) / 997))
+
+    most = plan_save_everything(graph).peak_bytes
+    peaks = []
+    for budget in range(int(0.4 * most), int(1.3 * most), 2000):
+        plan = plan_verified(graph, budget, measured_bytes)
+        peaks.append(plan.meta["measured_peak_bytes"])
+        assert peaks[-1] == measured_bytes(plan) <= budget
+        assert plan.meta["n_compiled"] <= 6
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) >= 6
 
 
 def test_the_same_budget_gives_the_same_plan():

@@ -255,9 +255,11 @@ class Planner:
             least = min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
         return least
 
-    @functools.cached_property
-    def temporaries(self) -> Planner:
-        """The planner that counts as XLA allocates: what the program returns has buffers of its own all along."""
+    def for_temporaries(self) -> Planner:
+        """Return a new planner that counts as XLA allocates: what the program returns has buffers of its own all along.
+
+        It has kept no plans: what it answers depends on what it alone was asked.
+        """
         n_bytes = self.original.value_bytes.copy()
         n_bytes[self.original.outputs[self.original.outputs >= 0]] = 0
         return Planner(dataclasses.replace(self.original, value_bytes=n_bytes), self.cost)

@@ -7,6 +7,7 @@ neighbourhood search alternates the two: drop some, fill what became free, keep 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import time
@@ -39,6 +40,7 @@ class Tape:
         self.reads: list[list[int]] = []
         self.previous: list[int] = []
         self.first_making = [0] * n
+        self.of_value: dict[int, list[int]] = {}
         latest: dict[int, int] = {}
         read_lists = graph.read_lists
         self.operands: list[list[int]] = []
@@ -59,6 +61,7 @@ class Tape:
             self.operands.append(operands)
             self.first_making[p] = len(self.value)
             for v in self.outputs[node]:
+                self.of_value.setdefault(v, []).append(len(self.value))
                 self.previous.append(latest.get(v, -1))
                 latest[v] = len(self.value)
                 self.value.append(v)
@@ -85,6 +88,12 @@ class Tape:
     def last(self, k: int) -> int:
         """Return the last step at which making k is alive."""
         return self.reads[k][-1] if self.reads[k] else self.made[k]
+
+    def is_alive(self, v: int, p: int) -> bool:
+        """Return whether an earlier making of value v is alive when step p runs; no step may have been left out."""
+        makings = self.of_value.get(v, ())
+        i = bisect.bisect_left(makings, self.first_making[p])
+        return i > 0 and self.last(makings[i - 1]) >= p
 
     def is_again(self, p: int) -> bool:
         """Return whether step p makes values that were made before."""
@@ -216,7 +225,7 @@ def evict(tape: Tape, k: int, at: int) -> list[int] | None:
       The new order, or None where the value cannot be made again there.
     """
     until = next((r for r in tape.reads[k] if r > at), len(tape.steps))
-    nodes = again(tape, k, alive_at(tape, until)) if until < len(tape.steps) else None
+    nodes = again(tape, k, until) if until < len(tape.steps) else None
     return None if nodes is None else _without_unread(tape, [*tape.steps[:until], *nodes, *tape.steps[until:]])
 
 
@@ -238,25 +247,19 @@ def _without_unread(tape: Tape, steps: Sequence[int]) -> list[int]:
     return kept[::-1]
 
 
-def alive_at(tape: Tape, until: int) -> set[int]:
-    """Return the values that are alive just before step `until` and still when it runs."""
-    made = tape.first_making[until]
-    return {tape.value[j] for j in range(made) if tape.steps[tape.made[j]] >= 0 and tape.last(j) >= until}
-
-
-def again(tape: Tape, k: int, alive: set[int]) -> list[int] | None:
-    """Return the nodes that make making k's value again where the values `alive` are, but not that one."""
-    graph = tape.graph
+def again(tape: Tape, k: int, until: int) -> list[int] | None:
+    """Return the nodes that make making k's value again before step `until`, where that making is gone."""
+    graph, gone = tape.graph, tape.value[k]
     value_node = _cached(graph, "value_node", lambda: graph.value_node.tolist())
     effects = _cached(graph, "effects", lambda: graph.has_effect.tolist())
-    found = {value_node[tape.value[k]]}
+    found = {value_node[gone]}
     stack = list(found)
     while stack:
         node = stack.pop()
         if node >= graph.n_forward or effects[node]:
             return None
         for u in graph.read_lists[node]:
-            if u not in alive and value_node[u] not in found:
+            if value_node[u] not in found and (u == gone or not tape.is_alive(u, until)):
                 found.add(value_node[u])
                 stack.append(value_node[u])
     return sorted(found)
@@ -314,7 +317,6 @@ def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None)
     at = int(over.argmax())
     excess = np.maximum(over, 0)
     best: tuple[float, int] | None = None
-    alive: dict[int, set[int]] = {}
     busy = set(tape.operands[at]) | set(tape.makings(at))
     for k in range(tape.first_making[at]):
         reads = tape.reads[k]
@@ -324,9 +326,7 @@ def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None)
         if until >= len(tape.steps):
             continue
         before = max((r for r in reads if r < at), default=tape.made[k])
-        if until not in alive:
-            alive[until] = alive_at(tape, until)
-        nodes = again(tape, k, alive[until])
+        nodes = again(tape, k, until)
         if nodes is None:
             continue
         size = tape.sizes[tape.value[k]]

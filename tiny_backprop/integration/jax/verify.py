@@ -1,15 +1,15 @@
 """A byte budget that holds in truth: compile, ask XLA, and plan again until temporaries and outputs fit.
 
 The referee counts every value as if nothing were fused and no scratch space were taken; XLA needs less or more. And XLA
-gives what the program returns buffers of its own for the whole run. So temporaries are planned for, and the memory for
-them goes up and down a ladder, in steps of about 9 %, until what XLA allocates is as near below the budget as a few
-compilations come.
+gives what the program returns buffers of its own for the whole run. So temporaries are planned for, on a ladder of
+memories, and a bisection of its rungs finds the most memory whose gradient fits. Which rung is tried next depends on
+what was measured, not on the budget by itself: two budgets part ways at a gradient that fits one of them alone, and of
+those that fit the one that takes most is returned. The measured peak is therefore monotone in the budget.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 from tiny_backprop.errors import BudgetError
@@ -18,21 +18,22 @@ from tiny_backprop.plan import Plan, plan_save_everything
 from tiny_backprop.plan.budget import Planner, budget_meta, parse_budget
 from tiny_backprop.units import format_bytes
 
-_RUNGS_PER_OCTAVE = 8
-_MOST_COMPILATIONS = 6
-_LOWEST = 12 * _RUNGS_PER_OCTAVE  # a four-thousandth of what saving everything takes
+_MOST_COMPILATIONS = 6  # the plain gradient, and a bisection
+_LOWEST = 1 << (_MOST_COMPILATIONS - 1)
+_FUSED_SHARE = 0.4  # of the smallest peak by the referee's count: less than XLA's fusion has been seen to come to
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rung:
+class _Measured:
     plan: Plan
-    measured_bytes: int
+    n_bytes: int
 
 
 def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Callable[[Plan], int]) -> Plan:
     """Return the cheapest plan found whose gradient, as XLA allocates it, is within a byte budget.
 
-    Up to six plans are compiled. Which ones depends on the graph, the budget and XLA alone.
+    Up to six plans are compiled. Which ones depends on the graph, the budget and XLA alone. The measured peak of the
+    plan returned is monotone in the budget.
 
     Args:
       graph: A gradient graph.
@@ -47,44 +48,33 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
       PlanError: See `plan_budget`.
     """
     budget_bytes = parse_budget(graph, budget)
-    planner, outputs = Planner.of(graph, "seconds").temporaries, graph.output_bytes
+    planner = Planner.of(graph, "seconds").for_temporaries()
     meta = budget_meta(budget, budget_bytes, "seconds")
-    tried: dict[int, _Rung] = {}
-    above, below = -1, _LOWEST  # the lowest rung that needs too much, the highest that fits
-    rung = min(max(0, math.ceil(_rungs(planner.most_bytes, budget_bytes - outputs))), below - 1)
-    while len(tried) < _MOST_COMPILATIONS and above < rung < below:
-        plan = _plan_on(graph, planner, rung, meta)
-        if plan is None:  # so low there is no plan
+    plan = dataclasses.replace(everything := plan_save_everything(graph), meta={**everything.meta, **meta})
+    tried = [_Measured(plan, measured_bytes(plan))]
+    above, below = 0, _LOWEST  # the lowest rung that needs too much, the highest that fits or has no plan
+    while below - above > 1 and tried[0].n_bytes > budget_bytes:
+        rung = (above + below) // 2
+        steps = planner.tightest(_memory_bytes(planner, rung))
+        if steps is not None:
+            plan = planner.plan(graph, steps, meta)
+            tried.append(_Measured(plan, measured_bytes(plan)))
+        if steps is None or tried[-1].n_bytes <= budget_bytes:
             below = rung
-            rung = above + 1 if not tried else (above + rung) // 2
-            continue
-        tried[rung] = _Rung(plan, measured_bytes(plan))
-        away = _rungs(tried[rung].measured_bytes - outputs, budget_bytes - outputs)
-        if away <= 0:
-            below = rung
-            rung = max(above + 1, rung + math.ceil(away))
         else:
             above = rung
-            rung = min(rung + max(1, math.ceil(away)), below - 1)
-    fitting = [r for r in tried.values() if r.measured_bytes <= budget_bytes]
+    fitting = [m for m in tried if m.n_bytes <= budget_bytes]
     if not fitting:
-        raise _no_plan(graph, budget_bytes, [r.measured_bytes for r in tried.values()])
-    best = min(fitting, key=lambda r: (r.plan.recompute_flops, r.measured_bytes))
-    known = {"measured_peak_bytes": best.measured_bytes, "n_compiled": len(tried)}
+        raise _no_plan(graph, budget_bytes, [m.n_bytes for m in tried])
+    best = max(fitting, key=lambda m: (m.n_bytes, -m.plan.recompute_flops))
+    known = {"measured_peak_bytes": best.n_bytes, "n_compiled": len(tried)}
     return dataclasses.replace(best.plan, meta={**best.plan.meta, **known})
 
 
-def _rungs(n_bytes: int, budget_bytes: int) -> float:
-    """Return how many rungs a number of bytes of temporaries is above the budget for them."""
-    return _RUNGS_PER_OCTAVE * math.log2(max(n_bytes, 1) / max(budget_bytes, 1))
-
-
-def _plan_on(graph: Graph, planner: Planner, rung: int, meta: dict) -> Plan | None:
-    """Return the plan for the memory of a rung; the highest saves everything."""
-    if rung == 0:
-        return dataclasses.replace(everything := plan_save_everything(graph), meta={**everything.meta, **meta})
-    steps = planner.tightest(round(planner.most_bytes * 2 ** (-rung / _RUNGS_PER_OCTAVE)))
-    return None if steps is None else planner.plan(graph, steps, meta)
+def _memory_bytes(planner: Planner, rung: int) -> int:
+    """Return the memory to plan for on a rung: from all, by equal ratios, to less than any plan needs."""
+    least = max(1.0, _FUSED_SHARE * planner.smallest.peak_bytes)
+    return round(planner.most_bytes * (least / max(least, planner.most_bytes)) ** (rung / _LOWEST))
 
 
 def _no_plan(graph: Graph, budget_bytes: int, measured: list[int]) -> BudgetError:
