@@ -6,6 +6,8 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 
+NEVER = np.iinfo(np.int64).max
+
 
 def live_ranges(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and last step at which each value is alive, for the program's own order.
@@ -74,3 +76,12 @@ def crossing_bytes(graph: Graph, is_reader: np.ndarray | None = None) -> np.ndar
     np.add.at(delta, graph.value_node[crossing] + 1, graph.value_bytes[crossing])
     np.add.at(delta, last[crossing] + 1, -graph.value_bytes[crossing])
     return np.cumsum(delta)[:-1]
+
+
+def first_backward_read(graph: Graph) -> np.ndarray:
+    """Return the first backward node that reads each value, `NEVER` where none does; int64 of shape (n_values,)."""
+    node, value = graph.reads
+    first = np.full(graph.n_values, NEVER)
+    backward = node >= graph.n_forward
+    np.minimum.at(first, value[backward], node[backward])
+    return first

@@ -6,18 +6,14 @@ Flax models; the extra `test` has both.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
-INSTALL = 'pip install "flax>=0.12" "transformers==4.50.3"'
+from benchmarks.models.untouched import TRANSFORMERS, from_library, layers_checkpointed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +41,8 @@ class FlaxGPT2Config:
 
 
 def _model(config: FlaxGPT2Config) -> Any:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        from transformers import FlaxGPT2LMHeadModel, GPT2Config
-    except (ImportError, RuntimeError) as error:
-        raise ModuleNotFoundError(f"the Flax GPT-2 needs Transformers with its Flax models: {INSTALL}") from error
-    sizes = GPT2Config(
+    Model, Sizes = from_library("transformers", "FlaxGPT2LMHeadModel", "GPT2Config", install=TRANSFORMERS)
+    sizes = Sizes(
         n_layer=config.n_layers,
         n_head=config.n_heads,
         n_embd=config.width,
@@ -60,31 +52,7 @@ def _model(config: FlaxGPT2Config) -> Any:
         eos_token_id=0,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout_rate),
     )
-    return FlaxGPT2LMHeadModel(sizes, input_shape=(1, config.n_tokens), seed=0)
-
-
-@contextlib.contextmanager
-def layers_checkpointed(layers: str, policy: Callable[..., Any] | None) -> Iterator[None]:
-    """Within the context, a library's Flax models have `jax.checkpoint` around each layer, as if written by hand.
-
-    Args:
-      layers: Module and name of the class of the layers, `"module:class"`. Arguments by keyword are static.
-      policy: What `jax.checkpoint` may save; with None nothing is done.
-    """
-    if policy is None:
-        yield
-        return
-    from flax import linen as nn
-
-    module, name = layers.split(":")
-    layer = getattr(importlib.import_module(module), name)
-
-    class Checkpointed(layer):
-        def __call__(self, *args: Any, **static: Any) -> Any:
-            return nn.remat(lambda _, *args: layer.__call__(self, *args, **static), policy=policy)(self, *args)
-
-    with mock.patch(f"{module}.{name}", Checkpointed):
-        yield
+    return Model(sizes, input_shape=(1, config.n_tokens), seed=0)
 
 
 def make_loss(model: Any, layer_policy: Callable[..., Any] | None = None):

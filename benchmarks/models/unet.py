@@ -8,16 +8,15 @@ attention at the lowest resolution alone. Nothing is fetched from a hub. Needs `
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.models.flax_gpt2 import layers_checkpointed
+from benchmarks.models.untouched import DIFFUSERS, from_library, layers_checkpointed
 
-_INSTALL = 'pip install "flax>=0.12" "diffusers==0.35.2"'
+_MODULE = "diffusers.models.unets.unet_2d_condition_flax"
 _LAYERS = "diffusers.models.unets.unet_2d_blocks_flax:FlaxResnetBlock2D"
 _TEXT = (4, 32)  # tokens and width of the text that attention looks at
 
@@ -40,12 +39,8 @@ class UNetConfig:
 
 
 def _model(config: UNetConfig) -> Any:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
-    except (ImportError, RuntimeError) as error:
-        raise ModuleNotFoundError(f"the U-Net needs Diffusers with its Flax models: {_INSTALL}") from error
-    return FlaxUNet2DConditionModel(
+    (Model,) = from_library(_MODULE, "FlaxUNet2DConditionModel", install=DIFFUSERS)
+    return Model(
         sample_size=config.n_pixels,
         in_channels=3,
         out_channels=3,

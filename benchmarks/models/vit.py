@@ -7,14 +7,13 @@ Nothing is fetched from a hub. Needs what `flax_gpt2.py` needs.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.models.flax_gpt2 import INSTALL, layers_checkpointed
+from benchmarks.models.untouched import TRANSFORMERS, from_library, layers_checkpointed
 
 _LAYERS = "transformers.models.vit.modeling_flax_vit:FlaxViTLayer"
 
@@ -43,12 +42,7 @@ class ViTConfig:
 
 
 def _model(config: ViTConfig) -> Any:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        from transformers import FlaxViTForImageClassification
-        from transformers import ViTConfig as Sizes
-    except (ImportError, RuntimeError) as error:
-        raise ModuleNotFoundError(f"the ViT needs Transformers with its Flax models: {INSTALL}") from error
+    Model, Sizes = from_library("transformers", "FlaxViTForImageClassification", "ViTConfig", install=TRANSFORMERS)
     sizes = Sizes(
         hidden_size=config.width,
         num_hidden_layers=config.n_layers,
@@ -58,7 +52,7 @@ def _model(config: ViTConfig) -> Any:
         patch_size=config.n_patch_pixels,
         num_labels=config.n_classes,
     )
-    return FlaxViTForImageClassification(sizes, seed=0)
+    return Model(sizes, seed=0)
 
 
 def example(config: ViTConfig | None = None, seed: int = 0, layer_policy: Callable[..., Any] | None = None):

@@ -19,11 +19,10 @@ import numpy as np
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.liveness import crossing_bytes
+from tiny_backprop.liveness import NEVER, crossing_bytes, first_backward_read
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.schedule import schedule
+from tiny_backprop.plan.schedule import Rerun, schedule
 
-_NEVER = np.iinfo(np.int64).max
 _OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
@@ -171,7 +170,6 @@ class _TreeSchedule:
 
     def __init__(self, graph: Graph, starts: np.ndarray, levels: int):
         self.graph = graph
-        self.makers = graph.value_node.tolist()
         n_blocks = len(starts)
         branching = max(2, math.ceil(n_blocks ** (1 / levels) - 1e-9))
         block_of_node = np.searchsorted(starts, np.arange(graph.n_forward), side="right") - 1
@@ -179,7 +177,7 @@ class _TreeSchedule:
         sizes = [max(1, branching ** (levels - level)) for level in range(levels + 1)]
         blocks = np.arange(n_blocks)
         self.groups = [np.zeros(n_blocks, np.int64), *(blocks // s for s in sizes[1:-1]), blocks]
-        self.first_read = _first_backward_read(graph)
+        self.first_read = first_backward_read(graph)
         self.block_of_value = np.full(graph.n_values, -1, np.int64)
         forward = slice(graph.n_inputs, int(graph.output_start[graph.n_forward]))
         self.block_of_value[forward] = block_of_node[graph.value_node[forward]]
@@ -187,13 +185,13 @@ class _TreeSchedule:
         self._sort_values()
 
     def _crossing_levels(self) -> np.ndarray:
-        """Return the lowest level at which each value crosses between groups; `_NEVER` where it stays in its block."""
+        """Return the lowest level at which each value crosses between groups; `NEVER` where it stays in its block."""
         graph, block = self.graph, self.block_of_value
         node, value = graph.reads
         counted = (node < graph.n_forward) & graph.feeds_backward[node]
         last = block.copy()
         np.maximum.at(last, value[counted], block[graph.output_start[node[counted]]])
-        crossing = np.full(graph.n_values, _NEVER)
+        crossing = np.full(graph.n_values, NEVER)
         made = np.flatnonzero(block >= 0)
         for level in range(len(self.groups) - 1, 0, -1):
             group = self.groups[level]
@@ -229,8 +227,8 @@ class _TreeSchedule:
     def _sort_values(self) -> None:
         """List, for each group, the values that opening it makes, and note for each value the level of that group."""
         levels = len(self.groups) - 1
-        self.opened_by = np.where((self.level > 1) & (self.level < _NEVER), self.level - 1, -1)
-        in_block = (self.first_read < _NEVER) & (self.level == _NEVER) & (self.block_of_value >= 0)
+        self.opened_by = np.where((self.level > 1) & (self.level < NEVER), self.level - 1, -1)
+        in_block = (self.first_read < NEVER) & (self.level == NEVER) & (self.block_of_value >= 0)
         self.opened_by[in_block] = levels
         self.targets: dict[tuple[int, int], list[int]] = {}
         for level in range(1, levels + 1):
@@ -241,8 +239,7 @@ class _TreeSchedule:
     def steps(self) -> np.ndarray:
         """Return the nodes in the order in which they run."""
         graph, levels = self.graph, len(self.groups) - 1
-        self.available = bytearray(graph.n_values)
-        self.available[: graph.n_inputs] = b"\1" * graph.n_inputs
+        self.rerun = Rerun(graph)
         last_block = len(self.groups[-1]) - 1
         self.open = {(level, int(self.groups[level][last_block])) for level in range(levels + 1)}
         for i, (depth, block) in self._needs():
@@ -255,7 +252,7 @@ class _TreeSchedule:
         border = int(graph.output_start[graph.n_forward])
         wanted.update(v for v in graph.outputs.tolist() if graph.n_inputs <= v < border)
         effects = np.flatnonzero(graph.has_effect[: graph.n_forward]).tolist()
-        out, out_upto = self._make(wanted, effects), graph.n_forward
+        out, out_upto = self.rerun.make(wanted, effects), graph.n_forward
         for i, (depth, block) in self._needs():
             while out_upto < i:
                 out.append(out_upto)
@@ -281,30 +278,4 @@ class _TreeSchedule:
             key = (level, int(self.groups[level][block]))
             if key not in self.open:
                 self.open.add(key)
-                out += self._make(self.targets.get(key, ()))
-
-    def _make(self, wanted: Any, nodes: Any = ()) -> list[int]:
-        """Return, in order, the nodes that make `wanted` (and `nodes`); mark `wanted` available."""
-        available, makers, reads = self.available, self.makers, self.graph.read_lists
-        found = set(nodes)
-        found.update(makers[v] for v in wanted if not available[v])
-        stack = list(found)
-        while stack:
-            for v in reads[stack.pop()]:
-                if not available[v]:
-                    i = makers[v]
-                    if i not in found:
-                        found.add(i)
-                        stack.append(i)
-        for v in wanted:
-            available[v] = 1
-        return sorted(found)
-
-
-def _first_backward_read(graph: Graph) -> np.ndarray:
-    """Return the first backward node that reads each value, `_NEVER` where none does; int64 of shape (n_values,)."""
-    node, value = graph.reads
-    first = np.full(graph.n_values, _NEVER)
-    backward = node >= graph.n_forward
-    np.minimum.at(first, value[backward], node[backward])
-    return first
+                out += self.rerun.make(self.targets.get(key, ()))

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tiny_backprop.plan.menu import Menu, Option, Pieces
+from tiny_backprop.plan.schedule import Rerun
 from tiny_backprop.plan.segments import Segments
 
 _MOST_EXACT_UNITS = 512
@@ -213,9 +214,9 @@ class _Player:
     def __init__(self, chain: Chain):
         self.chain, self.segments = chain, chain.segments
         graph = self.graph = chain.segments.graph
-        self.makers, self.output_start = graph.value_node.tolist(), graph.output_start.tolist()
-        self.there = bytearray(graph.n_values)
-        self.there[: graph.n_inputs] = b"\1" * graph.n_inputs
+        self.output_start = graph.output_start.tolist()
+        self.rerun = Rerun(graph)
+        self.there = self.rerun.there
         self.out: list[int] = []
         self.kept = self.segments.is_kept.astype(int).tolist()
 
@@ -259,7 +260,7 @@ class _Player:
                 break
             left -= keep + chain.crossing_units(b, b + 1)
             b += 1
-        self.out += self._make(wanted, nodes)
+        self.out += self.rerun.make(wanted, nodes)
         block, required = self.segments.value_block, self.segments.is_required
         for b, end, left, crossing in reversed(passed):
             if end < 0:
@@ -278,11 +279,11 @@ class _Player:
         missing = [v for v in segments.required_values[b] if not there[v]]
         borrowed: list[int] = []
         if pieces is Pieces.ONE:
-            self.out += self._make(missing)
+            self.out += self.rerun.make(missing)
         for i in range(start, end):
             absent = [v for v in reads[i] if not there[v]]
             if absent:
-                nodes = self._make(absent)
+                nodes = self.rerun.make(absent)
                 self.out += nodes
                 if pieces is Pieces.LATE:
                     made = [v for n in nodes for v in range(starts[n], starts[n + 1])]
@@ -294,21 +295,3 @@ class _Player:
                 there[v] = 1
         for v in borrowed:
             there[v] = 0
-
-    def _make(self, wanted: Iterable[int], nodes: Iterable[int] = ()) -> list[int]:
-        """Return, in order, the nodes that make `wanted` (and `nodes`); mark `wanted` as there."""
-        there, makers, reads = self.there, self.makers, self.graph.read_lists
-        wanted = list(wanted)
-        found = set(nodes)
-        found.update(makers[v] for v in wanted if not there[v])
-        stack = list(found)
-        while stack:
-            for v in reads[stack.pop()]:
-                if not there[v]:
-                    i = makers[v]
-                    if i not in found:
-                        found.add(i)
-                        stack.append(i)
-        for v in wanted:
-            there[v] = 1
-        return sorted(found)

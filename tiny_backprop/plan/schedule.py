@@ -1,7 +1,11 @@
-"""From an order of steps to a plan: every value is freed right after the last step that reads it."""
+"""From an order of steps to a plan: every value is freed right after the last step that reads it.
+
+`Rerun` helps to write such an order.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -95,3 +99,34 @@ def peak_bytes(graph: Graph, steps: np.ndarray) -> int:
     size = graph.value_bytes[made].astype(float)  # exact below 2 ** 53 bytes
     live = np.bincount(made_at, size, n + 2) - np.bincount(last + 1, size, n + 2)
     return int(np.cumsum(live)[:n].max(initial=0.0))
+
+
+class Rerun:
+    """Which values are there while a schedule is written, and the nodes that make others from them.
+
+    Attributes:
+      there: Whether a later step may read each value without it being made again; bytes of shape (n_values,).
+    """
+
+    def __init__(self, graph: Graph):
+        self._makers, self._reads = graph.value_node.tolist(), graph.read_lists
+        self.there = bytearray(graph.n_values)
+        self.there[: graph.n_inputs] = b"\1" * graph.n_inputs
+
+    def make(self, wanted: Iterable[int], nodes: Iterable[int] = ()) -> list[int]:
+        """Return, in order, the nodes that make the values `wanted`, and `nodes`; what is wanted is there from then."""
+        there, makers, reads = self.there, self._makers, self._reads
+        wanted = list(wanted)
+        found = set(nodes)
+        found.update(makers[v] for v in wanted if not there[v])
+        stack = list(found)
+        while stack:
+            for v in reads[stack.pop()]:
+                if not there[v]:
+                    i = makers[v]
+                    if i not in found:
+                        found.add(i)
+                        stack.append(i)
+        for v in wanted:
+            there[v] = 1
+        return sorted(found)

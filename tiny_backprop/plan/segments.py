@@ -15,9 +15,7 @@ import functools
 import numpy as np
 
 from tiny_backprop.graph import Graph
-from tiny_backprop.liveness import crossing_bytes, live_ranges
-
-NEVER = np.iinfo(np.int64).max
+from tiny_backprop.liveness import NEVER, crossing_bytes, first_backward_read, live_ranges
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,15 +199,6 @@ class Segments:
         np.add.at(delta, window_ends[self.value_block[late]], graph.value_bytes[late])
         np.add.at(delta, last[late] + 1, -graph.value_bytes[late])
         return np.cumsum(delta)[graph.n_forward : graph.n_nodes]
-
-
-def first_backward_read(graph: Graph) -> np.ndarray:
-    """Return the first backward node that reads each value, `NEVER` where none does; int64 of shape (n_values,)."""
-    node, value = graph.reads
-    first = np.full(graph.n_values, NEVER)
-    backward = node >= graph.n_forward
-    np.minimum.at(first, value[backward], node[backward])
-    return first
 
 
 def cheap_cuts(graph: Graph, n_blocks: int) -> np.ndarray:
