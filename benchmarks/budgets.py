@@ -35,7 +35,7 @@ MOST_OF_POLICY = 0.85
 COSTS = ("flops", "seconds")
 _PLAIN, _AROUND, _BY_HAND = "jax.value_and_grad", "around the loss", "by hand in each layer"
 # Plans are made for memories in steps of 9 %, as `verify=True` makes them, down to a thirtieth of saving everything.
-RUNGS_PER_OCTAVE, LOWEST_RUNG = 8, 40
+RUNGS_PER_OCTAVE, LOWEST_RUNG = 16, 80
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ neighbourhood search alternates the two: drop some, fill what became free, keep 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import math
 import time
@@ -20,6 +21,9 @@ from tiny_backprop.graph import Graph
 
 _MOST_WORK = 60_000
 """Of a search by eviction: nodes times rounds."""
+
+_NODES_PER_DROP = 100
+"""In graphs of so many nodes more, a round of eviction drops one value more: fewer rounds, choices a little worse."""
 
 
 class Tape:
@@ -216,17 +220,71 @@ def fill(tape: Tape, budget: int, noise: np.random.Generator | None = None) -> f
     return saved
 
 
-def evict(tape: Tape, k: int, at: int) -> list[int] | None:
-    """Drop making k between its uses around step `at`, and make it again before the second.
+@dataclasses.dataclass(frozen=True)
+class _Absence:
+    """A stretch of steps in which a making may be gone, and what makes its value again at the end.
 
-    A making that nothing has read by then is left out: the value is then made later, not twice.
-
-    Returns:
-      The new order, or None where the value cannot be made again there.
+    Attributes:
+      making: The making.
+      before: The last step before the stretch that reads it, else the one that makes it.
+      until: The first step after the stretch that reads it.
+      nodes: Nodes to run before that step, in order.
+      needs: Values alive then that they read.
+      is_delay: Whether nothing reads the making before: its step is then left out, and only runs later.
     """
-    until = next((r for r in tape.reads[k] if r > at), len(tape.steps))
-    nodes = again(tape, k, until) if until < len(tape.steps) else None
-    return None if nodes is None else _without_unread(tape, [*tape.steps[:until], *nodes, *tape.steps[until:]])
+
+    making: int
+    before: int
+    until: int
+    nodes: list[int]
+    needs: set[int]
+    is_delay: bool
+
+    def hinders(self, value: int, other: _Absence) -> bool:
+        """Return whether, in this absence of `value`, the other wants to read it."""
+        return value in other.needs and self.before < other.until < self.until
+
+
+def _absence(tape: Tape, k: int, at: int) -> _Absence | None:
+    """Return the absence of making k around step `at`; None where it cannot be made again after that."""
+    reads = tape.reads[k]
+    i = bisect.bisect_right(reads, at)
+    until = reads[i] if i < len(reads) else len(tape.steps)
+    if until >= len(tape.steps):
+        return None
+    graph, gone = tape.graph, tape.value[k]
+    value_node = _cached(graph, "value_node", lambda: graph.value_node.tolist())
+    effects = _cached(graph, "effects", lambda: graph.has_effect.tolist())
+    found, needs = {value_node[gone]}, set[int]()
+    stack = list(found)
+    while stack:
+        node = stack.pop()
+        if node >= graph.n_forward or effects[node]:
+            return None
+        for u in graph.read_lists[node]:
+            if value_node[u] in found:
+                continue
+            if u != gone and tape.is_alive(u, until):
+                needs.add(u)
+            else:
+                found.add(value_node[u])
+                stack.append(value_node[u])
+    before = reads[i - 1] if i else tape.made[k]
+    is_delay = not i and not any(r <= at for j in tape.makings(before) for r in tape.reads[j])
+    return _Absence(k, before, until, sorted(found), needs, is_delay)
+
+
+def _evicted(tape: Tape, absences: Sequence[_Absence]) -> list[int]:
+    """Return the order with some absences that do not hinder each other."""
+    again: dict[int, set[int]] = {}
+    for a in absences:
+        again.setdefault(a.until, set()).update(a.nodes)
+    order: list[int] = []
+    start = 0
+    for until, nodes in sorted(again.items()):
+        order += [*tape.steps[start:until], *sorted(nodes)]
+        start = until
+    return _without_unread(tape, [*order, *tape.steps[start:]])
 
 
 def _without_unread(tape: Tape, steps: Sequence[int]) -> list[int]:
@@ -247,24 +305,6 @@ def _without_unread(tape: Tape, steps: Sequence[int]) -> list[int]:
     return kept[::-1]
 
 
-def again(tape: Tape, k: int, until: int) -> list[int] | None:
-    """Return the nodes that make making k's value again before step `until`, where that making is gone."""
-    graph, gone = tape.graph, tape.value[k]
-    value_node = _cached(graph, "value_node", lambda: graph.value_node.tolist())
-    effects = _cached(graph, "effects", lambda: graph.has_effect.tolist())
-    found = {value_node[gone]}
-    stack = list(found)
-    while stack:
-        node = stack.pop()
-        if node >= graph.n_forward or effects[node]:
-            return None
-        for u in graph.read_lists[node]:
-            if value_node[u] not in found and (u == gone or not tape.is_alive(u, until)):
-                found.add(value_node[u])
-                stack.append(value_node[u])
-    return sorted(found)
-
-
 def evict_until(
     graph: Graph,
     costs: Sequence[float],
@@ -283,7 +323,7 @@ def evict_until(
         over = tape.live - budget
         if over.max() <= 0:
             return tape.order()
-        order = _evict_best(tape, over, noise) if time.monotonic() < deadline else None
+        order = _evict_some(tape, over, noise) if time.monotonic() < deadline else None
         if order is None:
             return None
         tape = Tape(graph, costs, order)
@@ -303,7 +343,7 @@ def squeeze(
     tape = Tape(graph, costs, steps)
     best, least, since = tape.order(), tape.peak(), 0
     for _ in range(_most_rounds(graph)):
-        order = _evict_best(tape, tape.live - (least - 1), noise)
+        order = _evict_some(tape, tape.live - (least - 1), noise)
         since += 1
         if order is None or since > 50:
             break
@@ -313,33 +353,40 @@ def squeeze(
     return best
 
 
-def _evict_best(tape: Tape, over: np.ndarray, noise: np.random.Generator | None) -> list[int] | None:
+def _evict_some(tape: Tape, over: np.ndarray, noise: np.random.Generator | None) -> list[int] | None:
+    """Drop values at the step that exceeds most, the cheapest for their bytes first, until it holds what it may."""
     at = int(over.argmax())
     excess = np.maximum(over, 0)
-    best: tuple[float, int] | None = None
+    scored: list[tuple[float, int, _Absence]] = []
     busy = set(tape.operands[at]) | set(tape.makings(at))
     for k in range(tape.first_making[at]):
         reads = tape.reads[k]
         if k in busy or not reads or reads[-1] <= at or tape.steps[tape.made[k]] < 0:
             continue
-        until = next(r for r in reads if r > at)
-        if until >= len(tape.steps):
-            continue
-        before = max((r for r in reads if r < at), default=tape.made[k])
-        nodes = again(tape, k, until)
-        if nodes is None:
+        absence = _absence(tape, k, at)
+        if absence is None:
             continue
         size = tape.sizes[tape.value[k]]
-        relief = float(np.minimum(excess[before + 1 : until], size).sum())
-        cost = sum(tape.costs[i] for i in nodes) + 1e-12
-        if before == tape.made[k] and not any(r <= at for j in tape.makings(before) for r in tape.reads[j]):
-            cost -= tape.costs[tape.steps[before]]  # made later, not twice
+        relief = float(np.minimum(excess[absence.before + 1 : absence.until], size).sum())
+        cost = sum(tape.costs[i] for i in absence.nodes) + 1e-12
+        if absence.is_delay:
+            cost -= tape.costs[tape.steps[absence.before]]
         score = cost / (relief + 1e-9)
         if noise is not None:
             score *= float(np.exp(noise.normal(0.0, 0.5)))
-        if relief > 0 and (best is None or score < best[0]):
-            best = (score, k)
-    return None if best is None else evict(tape, best[1], at)
+        if relief > 0:
+            scored.append((score, k, absence))
+    left = int(over[at])
+    chosen: list[_Absence] = []
+    for _, k, absence in sorted(scored, key=lambda row: row[:2]):
+        value = tape.value[k]
+        if any(a.hinders(tape.value[a.making], absence) or absence.hinders(value, a) for a in chosen):
+            continue
+        chosen.append(absence)
+        left -= tape.sizes[value]
+        if left <= 0 or len(chosen) > tape.graph.n_nodes // _NODES_PER_DROP:
+            break
+    return _evicted(tape, chosen) if chosen else None
 
 
 def improve(
@@ -394,9 +441,9 @@ def _drop_some(tape: Tape, noise: np.random.Generator) -> list[int]:
             if tape.reads[k] and at < tape.reads[k][-1] < len(tape.steps) and at not in tape.reads[k]
         ]
         if idle:
-            order = evict(tape, idle[int(noise.integers(len(idle)))], at)
-            if order is not None:
-                tape = Tape(graph, costs, order)
+            absence = _absence(tape, idle[int(noise.integers(len(idle)))], at)
+            if absence is not None:
+                tape = Tape(graph, costs, _evicted(tape, [absence]))
     return tape.order()
 
 
