@@ -26,6 +26,7 @@ from tiny_backprop.integration.jax.capture import Program
 from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.cost import EXPANDED
 from tiny_backprop.integration.jax.hold import hold_p
+from tiny_backprop.integration.jax.pooling import in_slices
 from tiny_backprop.plan.plan import Plan, check_fits
 
 _SMALL_BYTES = 64  # keys and scalars
@@ -176,7 +177,7 @@ class _Player:
                 else:
                     k = self.number[v]
                     operands.append(held.get(k) or env[k])
-            self.eqns.append(eqn.replace(invars=operands, outvars=fresh))
+            self.eqns.append(in_slices(eqn.replace(invars=operands, outvars=fresh)))
             for k, v in zip(outs, fresh, strict=True):
                 env[k] = v
                 held.pop(k, None)
