@@ -25,7 +25,7 @@ LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
 _FORMAT = "tiny_backprop.graph"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,7 @@ class Graph:
       is_backward: Whether each node belongs to the backward phase; forward nodes come first.
       flops: Floating-point operations of each node.
       bytes_moved: Bytes that each node reads and writes.
+      rerun_flops: Those of the FLOPs of each node that run again what the node has run before: steps of a planned loop.
       has_effect: Whether each node may run only once.
       sources: Source line of each node, or `""`.
       scopes: Name stack of each node.
@@ -134,6 +135,7 @@ class Graph:
     is_backward: np.ndarray
     flops: np.ndarray
     bytes_moved: np.ndarray
+    rerun_flops: np.ndarray
     has_effect: np.ndarray
     sources: tuple[str, ...]
     scopes: tuple[str, ...]
@@ -370,6 +372,7 @@ class Graph:
             is_backward=backward,
             flops=np.array([n.get("flops", 0.0) for n in nodes], float),
             bytes_moved=np.array([n.get("bytes_moved", 0.0) for n in nodes], float),
+            rerun_flops=np.zeros(len(nodes)),
             has_effect=np.array([bool(n.get("has_effect", False)) for n in nodes], bool),
             sources=tuple(str(n.get("source", "")) for n in nodes),
             scopes=tuple(str(n.get("scope", "")) for n in nodes),
@@ -401,7 +404,7 @@ class Graph:
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
-        dtypes = {"is_backward": bool, "has_effect": bool, "flops": float, "bytes_moved": float}
+        dtypes = {"is_backward": bool, "has_effect": bool, "flops": float, "bytes_moved": float, "rerun_flops": float}
         arrays = {"operand_start", "operands", "output_start", "value_bytes", "outputs", *dtypes}
         try:
             for k, v in data.items():
@@ -465,7 +468,7 @@ def read_json(text: str, format_name: str, version: int, error: type[Exception])
 def _check(g: Graph) -> None:
     """Refuse arrays that do not make a graph; everything downstream relies on these invariants."""
     n, v = g.n_nodes, g.n_values
-    per_node = (g.is_backward, g.flops, g.bytes_moved, g.has_effect, g.sources, g.scopes)
+    per_node = (g.is_backward, g.flops, g.bytes_moved, g.rerun_flops, g.has_effect, g.sources, g.scopes)
     if any(len(a) != n for a in per_node) or len(g.operand_start) != n + 1 or len(g.output_start) != n + 1:
         raise GraphError(f"a graph of {n} nodes needs {n} entries in every array per node")
     if (
@@ -485,7 +488,7 @@ def _check(g: Graph) -> None:
         raise GraphError("operand_start and output_start must not fall, and must end where their arrays end")
     if g.operand_start[0] != 0 or g.outputs.ndim != 1 or not 0 <= g.n_primal_outputs <= len(g.outputs):
         raise GraphError("operand_start must begin with 0, and n_primal_outputs be at most the number of outputs")
-    if not (np.all(np.isfinite(g.flops)) and np.all(np.isfinite(g.bytes_moved))):
+    if not all(np.all(np.isfinite(a)) for a in (g.flops, g.bytes_moved, g.rerun_flops)):
         raise GraphError("FLOPs and bytes moved must be finite numbers")
     if v and g.value_bytes.min() < 0:
         raise GraphError(

@@ -169,6 +169,8 @@ class Planner:
 
     def plan(self, graph: Graph, steps: np.ndarray, meta: dict[str, Any]) -> Plan:
         """Return the plan of `graph` for an order of its nodes; `meta` is told what the recomputation costs."""
+        if graph.rerun_flops.any():  # what loops run again is known in FLOPs alone
+            return schedule(graph, steps, meta)
         spent = float(self.costs[np.argsort(self.order)[steps]].sum())
         share = 100 * (spent / self.least_cost - 1) if self.least_cost else 0.0
         return schedule(graph, steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})

@@ -75,6 +75,7 @@ def permuted(graph: Graph, order: np.ndarray) -> Graph:
         is_backward=graph.is_backward[order],
         flops=graph.flops[order],
         bytes_moved=graph.bytes_moved[order],
+        rerun_flops=graph.rerun_flops[order],
         has_effect=graph.has_effect[order],
         sources=tuple(graph.sources[i] for i in indices),
         scopes=tuple(graph.scopes[i] for i in indices),

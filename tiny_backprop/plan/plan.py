@@ -127,19 +127,22 @@ class Plan:
 
     @property
     def recompute_flops(self) -> float:
-        """FLOPs of the nodes that run again."""
+        """FLOPs of the nodes that run again, and of the steps of planned loops that do."""
         return self.timeline.recompute_flops
 
     @property
     def flops(self) -> float:
         """FLOPs of the whole gradient, recomputation included."""
-        return float(self.graph.flops.sum()) + self.recompute_flops
+        return self._flops_once + self.recompute_flops
+
+    @property
+    def _flops_once(self) -> float:
+        return float(self.graph.flops.sum() - self.graph.rerun_flops.sum())
 
     @property
     def recompute_fraction(self) -> float:
         """`recompute_flops` in proportion to the FLOPs of the gradient with every node run once."""
-        total = float(self.graph.flops.sum())
-        return self.recompute_flops / total if total else 0.0
+        return self.recompute_flops / self._flops_once if self._flops_once else 0.0
 
     @functools.cached_property
     def saved(self) -> np.ndarray:

@@ -43,7 +43,7 @@ class Timeline:
       peak_step: The first step with `peak_bytes`.
       n_forward_steps: Steps before the first `BACKWARD` action.
       saved_bytes: Bytes of all saved values together.
-      recompute_flops: FLOPs of all `RECOMPUTE` actions together.
+      recompute_flops: FLOPs of all `RECOMPUTE` actions together, and of what nodes run again by themselves.
       recompute_bytes_moved: Bytes moved by all `RECOMPUTE` actions together.
     """
 
@@ -127,7 +127,7 @@ def simulate(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> Timeline:
         peak_step=peak_step,
         n_forward_steps=int(backward[0]) if len(backward) else len(at),
         saved_bytes=int(graph.value_bytes[targets[saved_at]].sum()),
-        recompute_flops=float(graph.flops[again].sum()),
+        recompute_flops=float(graph.flops[again].sum() + graph.rerun_flops.sum()),
         recompute_bytes_moved=float(graph.bytes_moved[again].sum()),
     )
 

@@ -25,7 +25,7 @@ from tiny_backprop.errors import CaptureError, UntraceableError
 from tiny_backprop.graph import LITERAL, Graph
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.compat import Literal
-from tiny_backprop.integration.jax.cost import aval_bytes, eqn_cost
+from tiny_backprop.integration.jax.cost import RERUN_FLOPS, SCRATCH, aval_bytes, eqn_cost
 from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
 
 _UNTRACEABLE = (
@@ -326,13 +326,19 @@ def _trace(call: Call) -> tuple[FlatJaxpr, Outputs]:
     return flatten(closed, keep_custom_rules=True), traced[-1]
 
 
-def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool = False) -> tuple[Program, list[Any]]:
+def capture_program(
+    call: Call,
+    positions: Sequence[int] | None,
+    has_aux: bool = False,
+    prepare: Callable[[Any], Any] = lambda primal: primal,
+) -> tuple[Program, list[Any]]:
     """Trace a call and its reverse pass.
 
     Args:
       call: The function and its arguments.
       positions: Which of `call.arrays` to differentiate by; None means all that can be, closed-over tracers included.
       has_aux: Whether the function returns a pair whose second part is not differentiated.
+      prepare: Applied to the closed jaxpr of the function before its gradient is traced.
 
     Returns:
       The program, and the values of its constants: tracers where the function closed over some.
@@ -348,17 +354,13 @@ def capture_program(call: Call, positions: Sequence[int] | None, has_aux: bool =
         closed_over = [i for i, c in enumerate(flat.consts) if compat.is_tracer(c)]
         candidates = [*closed_over, *range(n_constants, n_constants + len(flat.invars))]
         variables = [*flat.constvars, *flat.invars]
-        differentiated = [i for i in candidates if _is_inexact(variables[i].aval)]
+        differentiated = [i for i in candidates if compat.is_inexact(variables[i].aval)]
     else:
         differentiated = [n_constants + i for i in positions]
-    cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if _is_inexact(v.aval))
-    joint = flatten(_trace_joint(call, flat.closed(), differentiated, cotangent_of), keep_custom_rules=False)
+    cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if compat.is_inexact(v.aval))
+    joint = flatten(_trace_joint(call, prepare(flat.closed()), differentiated, cotangent_of), keep_custom_rules=False)
     program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
     return program, [*flat.consts, *joint.consts]
-
-
-def _is_inexact(aval: Any) -> bool:
-    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
 def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:
@@ -457,6 +459,10 @@ def _build_graph(
     number = {v: i for i, v in enumerate(variables)}
     describe = functools.cache(_describe_aval)
     described = [describe(v.aval) for v in variables]
+    n_bytes = [d[2] for d in described]
+    for eqn in eqns:
+        if eqn.primitive.name in SCRATCH:  # stands as a value that nobody reads
+            n_bytes[number[eqn.outvars[-1]]] = SCRATCH[eqn.primitive.name](eqn)
     costs = [eqn_cost(e) for e in eqns]
     is_backward = np.arange(len(eqns)) >= n_forward
     graph = Graph(
@@ -465,6 +471,7 @@ def _build_graph(
         is_backward=is_backward,
         flops=np.array([c[0] for c in costs], float),
         bytes_moved=np.array([c[1] for c in costs], float),
+        rerun_flops=np.array([RERUN_FLOPS.get(e.primitive.name, _none)(e) for e in eqns], float),
         has_effect=np.array([any(map(compat.is_side_effect, e.effects)) for e in eqns], bool),
         sources=_texts(eqns, lambda info: info.traceback, compat.source_line),
         scopes=_texts(eqns, lambda info: info.name_stack, lambda eqn: str(eqn.source_info.name_stack)),
@@ -473,12 +480,16 @@ def _build_graph(
         output_start=len(inputs) + np.cumsum([0, *(len(e.outvars) for e in eqns)]),
         value_shapes=tuple(d[0] for d in described),
         value_dtypes=tuple(d[1] for d in described),
-        value_bytes=np.array([d[2] for d in described], np.int64),
+        value_bytes=np.array(n_bytes, np.int64),
         input_names=tuple(input_names),
         outputs=np.array([_number(v, number) for v in outvars], np.int64),
         n_primal_outputs=n_primal_outputs,
     )
     return graph, variables
+
+
+def _none(_: Any) -> float:
+    return 0.0
 
 
 def _number(v: Any, number: dict[Any, int]) -> int:

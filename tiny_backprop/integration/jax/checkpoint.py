@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.capture import Call, capture_program
+from tiny_backprop.integration.jax.capture import Call
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
+from tiny_backprop.integration.jax.scans import capture_with_loops
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
 
@@ -45,9 +46,8 @@ class Checkpointed(FunctionWrapper):
         return made.planned.plan
 
     def _make(self, call: Call) -> _Checkpointed:
-        program, constants = capture_program(call, None)
-        planned = PlannedProgram.make(program, self._request)
-        return _Checkpointed(planned, constants, _with_planned_reverse(planned))
+        planned = PlannedProgram.make(functools.partial(capture_with_loops, call, None), self._request)
+        return _Checkpointed(planned, planned.constants, _with_planned_reverse(planned))
 
 
 def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:

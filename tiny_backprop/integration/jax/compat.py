@@ -121,3 +121,29 @@ def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
 def without_sharding(aval: Any) -> Any:
     """Return an abstract value of the same shape and dtype that says nothing of shardings and mapped axes."""
     return core.ShapedArray(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def is_inexact(aval: Any) -> bool:
+    """Return whether an abstract value is of floating-point or complex dtype."""
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """Return how many constants and carries an equation of `scan` has."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()  # JAX 0.12
+    return len(consts), len(carry)
+
+
+def out_avals(fun: Any, avals: Sequence[Any]) -> list[Any]:
+    """Return the abstract values of what a function of arrays returns."""
+    return list(jax.make_jaxpr(fun)(*map(struct_of, avals)).out_avals)
+
+
+def zeros_of(x: Any) -> Any:
+    """Return zeros of the shape and dtype of an array or an abstract value; for keys, those made of zeros."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=x.dtype._impl.name)
+    return jnp.zeros(x.shape, x.dtype)

@@ -804,9 +804,22 @@ _RULES: dict[str, Callable[[Any], Cost]] = {
     "random_bits": _random_bits,
     "rng_bit_generator": _rng_bit_generator,
     "scan": _scan,
+    "planned_scan": lambda eqn: eqn.params["scan"].forward_cost,
+    "planned_scan_gradient": lambda eqn: eqn.params["scan"].backward_cost,
     "while": _while,
     "cond": _cond,
     "custom_linear_solve": _linear_solve,
     "shard_map": _shard_map,
     "pallas_call": _pallas_call,
 }
+
+SCRATCH: dict[str, Callable[[Any], int]] = {
+    "planned_scan": lambda eqn: eqn.params["scan"].forward_scratch_bytes,
+    "planned_scan_gradient": lambda eqn: eqn.params["scan"].backward_scratch_bytes,
+}
+"""Bytes that an equation needs beside its operands and results, by the name of its primitive."""
+
+RERUN_FLOPS: dict[str, Callable[[Any], float]] = {
+    "planned_scan_gradient": lambda eqn: eqn.params["scan"].rerun_flops,
+}
+"""Those FLOPs of an equation that run again what ran before, by the name of its primitive."""

@@ -17,14 +17,15 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture import (
     Call,
     Program,
-    capture_program,
     check_argnums,
     function_name,
 )
 from tiny_backprop.integration.jax.measure import compiled_bytes
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
+from tiny_backprop.integration.jax.scans import capture_with_loops
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
+from tiny_backprop.plan.loops import LoopChoice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,15 +100,19 @@ class PlannedGradient(FunctionWrapper):
         return compiled.planned.plan
 
     def _compile(self, call: Call) -> _Compiled:
-        program, constants = capture_program(call, check_argnums(call, self._argnums), self._has_aux)
-        _check_scalar(call, program, self._has_aux)
+        positions = check_argnums(call, self._argnums)
+
+        def capture(choice: LoopChoice | None) -> tuple[Program, Sequence[Any]]:
+            captured = capture_with_loops(call, positions, choice, self._has_aux)
+            _check_scalar(call, captured[0], self._has_aux)
+            return captured
 
         def measured_bytes(planned: PlannedProgram) -> int:
-            return compiled_bytes(_runner(planned, call.name), constants, call.arrays)
+            return compiled_bytes(_runner(planned, call.name), planned.constants, call.arrays)
 
-        planned = PlannedProgram.make(program, self._request, measured_bytes)
+        planned = PlannedProgram.make(capture, self._request, measured_bytes)
         run = jax.jit(_runner(planned, call.name))
-        return _Compiled(planned, constants, HeightCompressedExecutor(planned.plan), run)
+        return _Compiled(planned, planned.constants, HeightCompressedExecutor(planned.plan), run)
 
     def _result(self, planned: PlannedProgram, outs: list[Any], gradients: list[Any], args: Sequence[Any]) -> Any:
         value = planned.program.outputs.unflatten(outs)

@@ -327,6 +327,7 @@ def count_flops(hlo_text: str) -> HloFlops:
 
 _NOTHING = HloFlops(0.0)
 _TRIP_COUNT = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"?(\d+)')
+_MEAN_TRIPS = re.compile(r'/mean_trips_(\d+)_of_(\d+)/while"')  # our own loops say it in the name of their scope
 _CONTRACTING = re.compile(r'"?lhs_contracting_dim(?:ension)?s"?[=:]\s*[\[{]([^\]}]*)[\]}]')
 _ELEMENTWISE_OPCODES = (
     "abs acos acosh add and asin asinh atan2 atanh bitcast-convert cbrt ceil clamp compare complex convert cosh "
@@ -381,6 +382,9 @@ def _while(instruction: Instruction, total: Total) -> HloFlops:
     known = _TRIP_COUNT.search(instruction.attribute_text)
     if known:
         return _times(int(known[1]), once)
+    mean = _MEAN_TRIPS.search(instruction.attribute_text)
+    if mean:
+        return _times(int(mean[1]) / int(mean[2]), once)
     return HloFlops(once.flops, once.unknown_trip_counts + 1, once.uncounted_calls)
 
 

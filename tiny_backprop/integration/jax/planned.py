@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
-from tiny_backprop.errors import PlanError, TinyBackpropError, UntraceableError
+from tiny_backprop.errors import BudgetError, PlanError, TinyBackpropError, UntraceableError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture import Call, Program
@@ -21,9 +21,17 @@ from tiny_backprop.integration.jax.rewrite import PlannedJaxprs, rewrite
 from tiny_backprop.integration.jax.verify import plan_verified
 from tiny_backprop.plan import Plan, plan_blocks, plan_budget, plan_height_compressed, plan_save_everything
 from tiny_backprop.plan.blocks import check_count
+from tiny_backprop.plan.budget import parse_budget
+from tiny_backprop.plan.cost import node_costs
+from tiny_backprop.plan.loops import LoopChoice
 
 _MOST_CACHED = 256
+_LOOP_TRIES = 10
 _CONSTANT_OBJECTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
+
+
+Capture = Callable[[LoopChoice | None], tuple[Program, Sequence[Any]]]
+"""Traces the gradient of a call, its loops reversed as it is told; returns the values of its constants, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +65,10 @@ class Request:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
 
+    def within(self, budget_bytes: int) -> Request:
+        """Return the same request, its budget in bytes."""
+        return dataclasses.replace(self, budget=budget_bytes)
+
     def plan_for(self, graph: Graph, measured_bytes: Callable[[Plan], int] | None = None) -> Plan:
         """Return the plan for a gradient graph.
 
@@ -80,6 +92,25 @@ class Request:
             return plan_blocks(graph, self.block_size)
         return plan_height_compressed(graph, self.levels, self.block_size)
 
+    def loop_choices(self, program: Program) -> list[LoopChoice | None]:
+        """Return the ways to reverse the loops of a program that are to be tried, the cheapest first.
+
+        None leaves loops to JAX, which saves everything of every step.
+
+        Args:
+          program: The program, its loops left to JAX.
+        """
+        if self.plan is not None:
+            known = self.plan.meta.get("loops")
+            return [LoopChoice(**known) if known else None]
+        if "scan" not in program.graph.primitives[: program.graph.n_forward]:
+            return [None]
+        if self.budget is None:
+            levels = self.levels or (1 if self.block_size is None else None)
+            return [LoopChoice(block_size=self.block_size, levels=levels)]
+        assert isinstance(self.budget, int)
+        return [None, *(LoopChoice(memory_bytes=int(self.budget * 2 ** (-i / 2))) for i in range(_LOOP_TRIES))]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlannedProgram:
@@ -87,26 +118,74 @@ class PlannedProgram:
 
     Attributes:
       program: The traced gradient.
+      constants: Values of the constants that the function closed over; they come before its arguments.
       plan: The plan.
       jaxprs: What runs.
     """
 
     program: Program
+    constants: Sequence[Any]
     plan: Plan
     jaxprs: PlannedJaxprs
 
     @classmethod
     def make(
-        cls, program: Program, request: Request, measured_bytes: Callable[[PlannedProgram], int] | None = None
+        cls,
+        capture: Capture,
+        request: Request,
+        measured_bytes: Callable[[PlannedProgram], int] | None = None,
     ) -> PlannedProgram:
-        """Plan a program and rewrite it; `measured_bytes` compiles it, where the request wants that verified."""
+        """Capture, plan and rewrite.
+
+        Args:
+          capture: Traces the gradient, its loops reversed as it is told.
+          request: Which plan is asked for.
+          measured_bytes: Compiles a planned program, where the request wants its memory verified.
+        """
+        captured, known = capture(None), dict[str, Any]()
+        if request.budget is not None:  # a fraction is one of what saving everything takes, loops included
+            asked, request = request.budget, request.within(parse_budget(captured[0].graph, request.budget))
+            known["budget"] = asked
+        found: list[PlannedProgram] = []
+        refusals: list[BudgetError] = []
+        for choice in request.loop_choices(captured[0]):
+            program, constants = captured if choice is None else capture(choice)
+            try:
+                found.append(cls._planned(program, constants, request, choice, known, measured_bytes))
+            except BudgetError as e:
+                refusals.append(e)
+                continue
+            if len(found) > 1 and found[-1].seconds > found[-2].seconds:  # less memory for the loops costs more
+                break
+        if not found:
+            raise min(refusals, key=lambda e: e.smallest_peak_bytes)
+        return min(found, key=lambda p: p.seconds)
+
+    @classmethod
+    def _planned(
+        cls,
+        program: Program,
+        constants: Sequence[Any],
+        request: Request,
+        choice: LoopChoice | None,
+        known: dict[str, Any],
+        measured_bytes: Callable[[PlannedProgram], int] | None,
+    ) -> PlannedProgram:
+        if choice is not None:
+            known = {**known, "loops": {k: v for k, v in vars(choice).items() if v is not None}}
 
         def of_plan(plan: Plan) -> int:
             assert measured_bytes is not None
-            return measured_bytes(cls(program, plan, rewrite(program, plan)))
+            return measured_bytes(cls(program, constants, plan, rewrite(program, plan)))
 
         plan = request.plan_for(program.graph, of_plan if measured_bytes else None)
-        return cls(program, plan, rewrite(program, plan))
+        plan = dataclasses.replace(plan, meta={**plan.meta, **known})
+        return cls(program, constants, plan, rewrite(program, plan))
+
+    @functools.cached_property
+    def seconds(self) -> float:
+        """Predicted seconds of the whole gradient, by the default cost model."""
+        return float(node_costs(self.program.graph, "seconds")[self.plan.timeline.steps].sum())
 
     @property
     def n_outs(self) -> int:

@@ -27,6 +27,7 @@ from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.cost import EXPANDED
 from tiny_backprop.integration.jax.hold import hold_p
 from tiny_backprop.integration.jax.pooling import in_slices
+from tiny_backprop.plan.loops import StepPlan
 from tiny_backprop.plan.plan import Plan, check_fits
 
 _SMALL_BYTES = 64  # keys and scalars
@@ -65,22 +66,38 @@ def rewrite(program: Program, plan: Plan) -> PlannedJaxprs:
     check_fits(plan.graph.fingerprint, program.graph)
     n_forward_steps = plan.timeline.n_forward_steps if program.graph.n_backward else len(plan.timeline.steps)
     steps = plan.timeline.steps.tolist()
+    forward, backward = steps[:n_forward_steps], steps[n_forward_steps:]
+    return _play(program, forward, backward, plan.saved.tolist(), forward[-1:])
+
+
+def rewrite_step(program: Program, step: StepPlan) -> PlannedJaxprs:
+    """Turn the plan of a loop's step into the jaxprs that carry it out.
+
+    Nothing is held apart: both phases run in loops of their own, between which XLA merges nothing.
+    """
+    forward, backward = step.steps[: step.n_forward_steps], step.steps[step.n_forward_steps :]
+    return _play(program, forward, backward, step.saved, [])
+
+
+def _play(
+    program: Program, forward: Sequence[int], backward: Sequence[int], saved: Sequence[int], last: Sequence[int]
+) -> PlannedJaxprs:
+    """Emit both phases, where the backward phase waits for the nodes `last`."""
     player = _Player(program)
-    player.play_segment(steps[:n_forward_steps], [])
+    player.play_segment(forward, [])
     outs = [player.current(v) for v in program.primal_outs]
     # A saved value may itself be recomputed before the border; what crosses is its latest making.
     # Without a cotangent there is no backward phase, and the gradients (zeros) are made beside the function itself.
     made = {player.env[k] for k in player.env if k >= program.graph.n_inputs}
     early = [v for v in program.gradients if not isinstance(v, Literal) and v in made]
-    saved = list(dict.fromkeys([*(player.env[int(v)] for v in plan.saved), *early]))
-    player.at_border = [*range(program.n_primal_inputs), *plan.saved.tolist()]
-    forward = compat.close_jaxpr(program.input_variables, [*outs, *saved], player.take_eqns())
-    _play_backward(player, program, steps[n_forward_steps:], steps[:n_forward_steps])
+    crossing = list(dict.fromkeys([*(player.env[v] for v in saved), *early]))
+    player.at_border = [*range(program.n_primal_inputs), *saved]
+    jaxpr = compat.close_jaxpr(program.input_variables, [*outs, *crossing], player.take_eqns())
+    _play_backward(player, program, backward, last)
     gradients = [player.current(v) for v in program.gradients]
-    needs = _free_variables(player.eqns, gradients) - {*program.input_variables, *saved, *program.cotangent_variables}
-    inputs = [*program.input_variables, *saved, *program.cotangent_variables]
-    assert not needs, "the backward phase reads what was not saved"
-    return PlannedJaxprs(forward, compat.close_jaxpr(inputs, gradients, player.take_eqns()), len(outs))
+    inputs = [*program.input_variables, *crossing, *program.cotangent_variables]
+    assert not _free_variables(player.eqns, gradients) - set(inputs), "the backward phase reads what was not saved"
+    return PlannedJaxprs(jaxpr, compat.close_jaxpr(inputs, gradients, player.take_eqns()), len(outs))
 
 
 def _depends_on_arguments(program: Program) -> list[bool]:
@@ -117,8 +134,8 @@ def _free_variables(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
     return read - {v for e in eqns for v in e.outvars}
 
 
-def _play_backward(player: _Player, program: Program, steps: Sequence[int], before: Sequence[int]) -> None:
-    """Play the backward phase segment by segment."""
+def _play_backward(player: _Player, program: Program, steps: Sequence[int], last: Sequence[int]) -> None:
+    """Play the backward phase segment by segment, the first one after the nodes `last`."""
     n_forward = program.graph.n_forward
     starts = [0]
     seen: set[int] = set()
@@ -129,7 +146,7 @@ def _play_backward(player: _Player, program: Program, steps: Sequence[int], befo
             seen.clear()
         if node < n_forward:
             seen.add(node)
-    previous = list(before[-1:])
+    previous = list(last)
     for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
         segment = list(steps[start:end])
         recomputes = bool(segment) and segment[0] < n_forward

@@ -1,0 +1,236 @@
+"""Planned scans: gradients as of `jax.grad`, as many steps as planned, memory that grows as a root of the length."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from tests.programs import assert_close
+from tiny_backprop import (
+    BudgetError,
+    checkpoint,
+    height_compressed_grad,
+    height_compressed_value_and_grad,
+    measure,
+)
+from tiny_backprop.plan.loops import LoopChoice
+
+WIDTH = 8
+W = 0.3 * jax.random.normal(jax.random.key(0), (WIDTH, WIDTH))
+H = jax.random.normal(jax.random.key(1), (3, WIDTH))
+
+
+def rnn(w, h, length, reverse=False):
+    return lax.scan(lambda h, _: (jnp.tanh(h @ w), None), h, None, length=length, reverse=reverse)[0]
+
+
+def many(params, xs, key, length, reverse):
+    """Several carries, an int and a key among them; stacked operands and results; something that is never read."""
+
+    def step(carry, x):
+        h, c, i, key = carry
+        key, used = jax.random.split(key)
+        gate = jax.nn.sigmoid(h @ params["w"] + x["a"] + params["b"][None])
+        c = gate * c + (1 - gate) * jnp.cos(x["a"] * i.astype(jnp.float32))
+        h = (
+            h
+            + jnp.tanh(c) * jax.random.bernoulli(used, 0.8, c.shape).astype(c.dtype)
+            + params["table"][x["token"]][None]
+        )
+        return (h, c, i + 1, key), {"h": h.sum(-1), "c2": c * c, "i": i, "unused": jnp.exp(h)}
+
+    carry = params["h"], jnp.ones_like(params["h"]), jnp.int32(0), key
+    (h, c, i, _), ys = lax.scan(step, carry, xs, length=length, reverse=reverse)
+    weights = jnp.arange(length, dtype=jnp.float32)[:, None]
+    return (h * c).sum() * 0.1 + (weights * ys["h"]).mean() + ys["c2"].sum() + (ys["i"].sum() + i).astype(jnp.float32)
+
+
+def many_arguments(length, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 6)
+    params = {
+        "w": 0.3 * jax.random.normal(keys[0], (WIDTH, WIDTH)),
+        "b": jax.random.normal(keys[1], (WIDTH,)),
+        "h": jax.random.normal(keys[2], (2, WIDTH)),
+        "table": jax.random.normal(keys[3], (5, WIDTH)),
+    }
+    tokens = jax.random.randint(keys[5], (length,), 0, 5)
+    return params, {"a": jax.random.normal(keys[4], (length, 2, WIDTH)), "token": tokens}, keys[5]
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 50), st.integers(1, 6), st.booleans())
+def test_gradients_of_scans_of_any_length(length, levels, reverse):
+    f = functools.partial(many, length=length, reverse=reverse)
+    args = many_arguments(length)
+    expected = jax.jit(jax.grad(f))(*args)
+    planned = height_compressed_grad(f, levels=levels, on_error="raise")
+    assert_close(planned(*args), expected)
+    assert "planned_scan" in planned.last_executor.graph.primitives
+
+
+@pytest.mark.parametrize("how", [{"block_size": 4}, {"levels": 2, "block_size": 3}, {"budget": 0.6}, {}], ids=str)
+@pytest.mark.parametrize("length", [13, 16])
+def test_every_door_and_every_argument(length, how):
+    f = functools.partial(many, length=length, reverse=False)
+
+    def loss(params, a):
+        return f(params, {**xs, "a": a}, key)
+
+    params, xs, key = many_arguments(length)
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, xs["a"])
+    assert_close(height_compressed_grad(loss, argnums=(0, 1), **how)(params, xs["a"]), expected)
+    assert_close(jax.jit(jax.grad(checkpoint(loss, **how), argnums=(0, 1)))(params, xs["a"]), expected)
+
+
+def test_zero_steps_and_one_step():
+    for length in (0, 1):
+        f = functools.partial(lambda w, h, n: jnp.sum(rnn(w, h, n) ** 2), n=length)
+        assert_close(height_compressed_grad(f, levels=1)(W, H), jax.grad(f)(W, H))
+
+
+def test_a_scan_in_a_scan():
+    def loss(w, h):
+        return jnp.sum(lax.scan(lambda h, _: (rnn(w, jnp.sin(h), 7), h.mean()), h, None, length=11)[0] ** 2)
+
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1)))(W, H)
+    for how in ({"levels": 1}, {"levels": 3}, {"block_size": 2}, {"budget": 0.5}):
+        assert_close(height_compressed_grad(loss, argnums=(0, 1), **how)(W, H), expected)
+
+
+def test_under_vmap_and_jit():
+    def loss(w, h):
+        return jnp.sum(rnn(w, h, 10, reverse=True) ** 2)
+
+    planned = height_compressed_value_and_grad(loss, levels=2, on_error="raise")
+    hs = jnp.stack([H, -H, 2 * H])
+    expected = jax.vmap(jax.value_and_grad(loss), (None, 0))(W, hs)
+    assert_close(jax.vmap(planned, (None, 0))(W, hs), expected)
+    assert_close(jax.jit(jax.vmap(planned, (None, -1)))(W, jnp.moveaxis(hs, 0, -1)), expected)
+
+
+def test_higher_derivatives_are_those_of_jax():
+    def loss(h):
+        return jnp.sum(rnn(W, h, 6) ** 2)
+
+    v = jnp.cos(H)
+    for of in (lambda g: jax.jvp(g, (H,), (v,))[1], lambda g: jax.grad(lambda h: jnp.vdot(g(h), v))(H)):
+        assert_close(of(height_compressed_grad(loss, levels=1)), of(jax.grad(loss)))
+
+
+LOOPS = {
+    "fori_loop": lambda w, h: lax.fori_loop(0, 9, lambda i, h: jnp.tanh(h @ w) * (1 + i).astype(h.dtype), h),
+    "map": lambda w, h: lax.map(lambda r: jnp.sin(r @ w), jnp.concatenate([h] * 4)),
+    "map in batches": lambda w, h: lax.map(lambda r: jnp.sin(r @ w), jnp.concatenate([h] * 4), batch_size=5),
+    "associative_scan": lambda w, h: lax.associative_scan(jnp.multiply, jnp.cos(jnp.concatenate([h @ w] * 3))),
+    "unroll": lambda w, h: lax.scan(lambda h, _: (jnp.tanh(h @ w), h), h, None, length=10, unroll=3)[1],
+    "in cond": lambda w, h: lax.cond(h.sum() > 1e3, lambda h: h, lambda h: rnn(w, h, 5), h),
+    "while beside it": lambda w, h: (
+        rnn(w, h, 5) * lax.while_loop(lambda i: i < 5, lambda i: i + 2, jnp.int32(1)).astype(h.dtype)
+    ),
+    "custom rule inside": lambda w, h: lax.scan(lambda h, _: (jax.nn.relu(h @ w) + h, None), h, None, length=5)[0],
+    "checkpoint inside": lambda w, h: lax.scan(
+        lambda h, _: (jax.checkpoint(lambda h: jnp.sin(jnp.sin(h @ w)))(h), None), h, None, length=5
+    )[0],
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_other_loops(loop):
+    def loss(w, h):
+        return jnp.sum(loop(w, h) ** 2)
+
+    for how in ({"levels": 2}, {"block_size": 3}):
+        planned = height_compressed_grad(loss, argnums=(0, 1), on_error="raise", **how)
+        assert_close(planned(W, H), jax.jit(jax.grad(loss, argnums=(0, 1)))(W, H))
+
+
+def test_steps_with_effects_run_once(capfd):
+    def loss(w, h):
+        def step(h, i):
+            jax.debug.print("step {}", i)
+            return jnp.tanh(h @ w), None
+
+        return jnp.sum(lax.scan(step, h, jnp.arange(4))[0])
+
+    assert_close(height_compressed_grad(loss, levels=2)(W, H), jax.grad(lambda w, h: jnp.sum(rnn(w, h, 4)))(W, H))
+    jax.effects_barrier()
+    printed = capfd.readouterr().out
+    assert [printed.count(f"step {i}") for i in range(4)] == [1] * 4
+
+
+@pytest.mark.parametrize("choice", [LoopChoice(block_size=5), LoopChoice(levels=2), LoopChoice(levels=5)], ids=str)
+def test_as_many_steps_run_as_the_schedule_says(choice):
+    """Counted on the host: the carry needs the callback's value, but no backward step does by itself."""
+    runs = []
+
+    def count(x):
+        runs.append(1)
+        return np.zeros_like(x)
+
+    def step(h, _):
+        zero = jax.pure_callback(count, jax.ShapeDtypeStruct((), h.dtype), lax.stop_gradient(h[0, 0]))
+        return jnp.tanh(h @ W + lax.stop_gradient(zero)), None
+
+    def loss(h):
+        return jnp.sum(lax.scan(step, h, None, length=23)[0])
+
+    how = {k: v for k, v in vars(choice).items() if v is not None}
+    planned = height_compressed_grad(loss, on_error="raise", **how)
+    planned.plan(H)
+    runs.clear()
+    assert_close(planned(H), jax.grad(lambda h: jnp.sum(rnn(W, h, 23)))(H))
+    jax.effects_barrier()
+    schedule = choice.schedule(23, H.nbytes, H.nbytes)  # a step keeps its carry alone: its tanh is the next one
+    assert len(runs) == 23 + schedule.n_again
+
+
+def wide(length):
+    """A loss whose carry takes 64 KiB, with its arguments."""
+
+    def loss(w, h):
+        return jnp.sum(rnn(w, h, length) ** 2)
+
+    return loss, (jnp.eye(64), jnp.ones((256, 64)))
+
+
+def test_temporaries_grow_as_a_root_of_the_length_and_the_program_does_not():
+    carry_bytes = 256 * 64 * 4
+    for levels, exponent in ((1, 0.55), (2, 0.40)):
+        temp_bytes, n_lines = [], []
+        for length in (64, 4096):
+            loss, args = wide(length)
+            planned = height_compressed_value_and_grad(loss, levels=levels)
+            compiled = jax.jit(planned).lower(*args).compile()
+            temp_bytes.append(measure(compiled).temp_bytes)
+            n_lines.append(len(compiled.as_text().splitlines()))
+        assert np.log(temp_bytes[1] / temp_bytes[0]) / np.log(64) <= exponent
+        assert n_lines[1] <= 1.02 * n_lines[0]
+        assert temp_bytes[1] < 0.05 * 4096 * carry_bytes
+
+
+@pytest.mark.parametrize("how", [{"block_size": 32}, {"levels": 2}, {"budget": "4MiB"}, {"budget": "3MiB"}], ids=str)
+def test_predicted_and_measured_agree(how):
+    loss, args = wide(1000)
+    planned = height_compressed_value_and_grad(loss, on_error="raise", **how)
+    plan, plain = planned.plan(*args), measure(jax.value_and_grad(loss), *args)
+    measured = measure(planned, *args)
+    assert 0.75 * plan.peak_bytes <= measured.peak_bytes <= 1.05 * plan.peak_bytes
+    assert measured.flops / plain.flops == pytest.approx(1 + plan.recompute_fraction, rel=0.02)
+    if "budget" in how:
+        assert plan.peak_bytes <= plan.meta["budget_bytes"]
+    again = height_compressed_value_and_grad(loss, plan=plan, on_error="raise")
+    assert again.plan(*args).graph.fingerprint == plan.graph.fingerprint
+    assert_close(again(*args), planned(*args))
+
+
+def test_a_budget_that_cannot_be_met_and_one_that_is_verified():
+    loss, args = wide(500)
+    with pytest.raises(BudgetError, match="the smallest peak that the planner can reach"):
+        height_compressed_grad(loss, budget="100KiB")(*args)
+    planned = height_compressed_value_and_grad(loss, budget="2.5MiB", verify=True)
+    assert measure(planned, *args).peak_bytes <= 2.5 * 2**20

@@ -1,0 +1,192 @@
+"""A `scan` whose reverse pass follows a schedule: few carries are saved, and the steps between them run again.
+
+Both passes are loops with bounds that are read from a table at run time, so that the compiled program has as many
+copies of the body for a million steps as for ten. What the steps read and write of stacked arrays is indexed in place:
+nothing is sliced, padded or joined, whatever the length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tiny_backprop.integration.jax import compat
+from tiny_backprop.plan.loops import LoopSchedule
+
+Arrays = list[Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop:
+    """The parts of a `scan` and of its reverse pass.
+
+    Attributes:
+      length: Number of steps.
+      is_reverse: Whether the steps go from the last element of the stacked arrays to the first.
+      step: Function from constants, carry and the step's elements to the next carry and what the step returns.
+      advance: The same function without what the step returns.
+      step_forward: Function as `step`, that also returns what `step_backward` wants saved.
+      step_backward: Function from constants, carry, next carry, elements, saved values and cotangents to gradients.
+      differentiated: Which constants, carries and elements have a gradient.
+      cotangent_of: Which of what the step returns has a cotangent; of the carry, those with a gradient have.
+    """
+
+    length: int
+    is_reverse: bool
+    step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+    advance: Callable[[Arrays, Arrays, Arrays], Arrays]
+    step_forward: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
+    step_backward: Callable[[Arrays, Arrays, Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]
+    differentiated: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    cotangent_of: tuple[int, ...]
+
+    def position(self, step: Any) -> Any:
+        """Return where a step's elements stand in the stacked arrays."""
+        return self.length - 1 - step if self.is_reverse else step
+
+    def elements(self, stacked: Arrays, step: Any) -> Arrays:
+        """Return the elements of a step."""
+        return [_read(x, self.position(step)) for x in stacked]
+
+
+def _loop(start: Any, end: Any, body: Callable[[Any, Any], Any], state: Any, trips: int, runs: int) -> Any:
+    """Return `lax.fori_loop(start, end, body, state)`, of which is known that `runs` runs have `trips` trips together.
+
+    The compiled program does not tell: the bounds are data. The scope's name does, for whoever counts its FLOPs.
+    """
+    with jax.named_scope(f"mean_trips_{trips}_of_{max(runs, 1)}"):
+        return lax.fori_loop(start, end, body, state)
+
+
+def _read(stack: Any, i: Any) -> Any:
+    return lax.dynamic_index_in_dim(stack, i, 0, keepdims=False)
+
+
+def _write(stacks: Arrays, values: Arrays, i: Any) -> Arrays:
+    return [lax.dynamic_update_index_in_dim(s, x, i, 0) for s, x in zip(stacks, values, strict=True)]
+
+
+def _stack(n: int, x: Any) -> Any:
+    """Return room for n arrays such as x."""
+    return lax.broadcast(compat.zeros_of(x), (n,))
+
+
+def run_forward(
+    loop: Loop, schedule: LoopSchedule, consts: Arrays, init: Arrays, stacked: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    """Run all steps.
+
+    Returns:
+      The last carry, what the steps return, stacked, and the carries that the schedule saves, stacked.
+    """
+    struct = jax.eval_shape(lambda: loop.step(consts, init, loop.elements(stacked, 0))[1]) if loop.length else []
+    returned = [_stack(loop.length, y) for y in struct]
+    starts = jnp.append(jnp.asarray(schedule.forward[:, 1]), loop.length)
+
+    def one(k: Any, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
+        carry, returned = state
+        carry, y = loop.step(consts, carry, loop.elements(stacked, k))
+        return carry, _write(returned, y, loop.position(k))
+
+    def run(slot: Any, state: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
+        carry, returned, slots = state
+        slots = _write(slots, carry, slot)
+        carry, returned = _loop(
+            starts[slot], starts[slot + 1], one, (carry, returned), loop.length, len(schedule.forward)
+        )
+        return carry, returned, slots
+
+    slots = [_stack(schedule.n_saved, x) for x in init]
+    return lax.fori_loop(0, len(schedule.forward), run, (init, returned, slots))
+
+
+def run_backward(
+    loop: Loop,
+    schedule: LoopSchedule,
+    consts: Arrays,
+    stacked: Arrays,
+    slots: Arrays,
+    carry_cotangents: Arrays,
+    returned_cotangents: Arrays,
+) -> tuple[Arrays, Arrays, Arrays]:
+    """Reverse all steps.
+
+    Args:
+      loop: The loop.
+      schedule: Its schedule.
+      consts: Its constants.
+      stacked: Its stacked operands.
+      slots: The carries that the forward phase has saved, stacked.
+      carry_cotangents: Of the last carry, where it has a gradient.
+      returned_cotangents: Of what the steps return, stacked, where it has one.
+
+    Returns:
+      Gradients of the constants, the first carry and the stacked arrays that have one.
+    """
+    rows, n_rows = jnp.asarray(schedule.backward), len(schedule.backward)
+    size = schedule.block_size if schedule.block_size > 1 else 0
+    first_carry = [_read(s, 0) for s in slots]
+    _, saved = jax.eval_shape(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))
+    # Of a block: the carry at the start of each step and at its end, and what each step saves.
+    block = [_stack(size + 1, x) for x in first_carry] if size else [], [_stack(size, x) for x in saved] if size else []
+
+    def gradients_of_step(k: Any, carry: Arrays, following: Arrays, saved: Arrays, gradients: Any) -> Any:
+        ct_carry, ct_consts, ct_stacked = gradients
+        returned = [_read(y, loop.position(k)) for y in returned_cotangents]
+        of_consts, ct_carry, of_elements = loop.step_backward(
+            consts, carry, following, loop.elements(stacked, k), saved, [*ct_carry, *returned]
+        )
+        ct_consts = [a + b for a, b in zip(ct_consts, of_consts, strict=True)]
+        return ct_carry, ct_consts, _write(ct_stacked, of_elements, loop.position(k))
+
+    def reverse_one(k: Any, state: tuple[Arrays, Any]) -> tuple[Arrays, Any]:
+        carry, gradients = state
+        following, saved = loop.step_forward(consts, carry, loop.elements(stacked, k))
+        # One step at most; were the carry handed on as it is, XLA would run the step before the loop, needed or not.
+        return following, gradients_of_step(k, carry, following, saved, gradients)
+
+    def reverse_block(first: Any, end: Any, carry: Arrays, block: Any, gradients: Any) -> tuple[Any, Any]:
+        if not size:
+            return block, _loop(first, end, reverse_one, (carry, gradients), loop.length, n_rows)[1]
+
+        def keep(k: Any, state: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
+            carry, carries, kept = state
+            carries = _write(carries, carry, k - first)
+            carry, saved = loop.step_forward(consts, carry, loop.elements(stacked, k))
+            return carry, carries, _write(kept, saved, k - first)
+
+        def reverse(i: Any, gradients: Any) -> Any:
+            k = end - 1 - i
+            carry, following = ([_read(x, k - first + d) for x in carries] for d in (0, 1))
+            return gradients_of_step(k, carry, following, [_read(x, k - first) for x in kept], gradients)
+
+        last, carries, kept = _loop(first, end, keep, (carry, *block), loop.length, n_rows)
+        carries = _write(carries, last, end - first)
+        return (carries, kept), _loop(0, end - first, reverse, gradients, loop.length, n_rows)
+
+    def advance(k: Any, carry: Arrays) -> Arrays:
+        return loop.advance(consts, carry, loop.elements(stacked, k))
+
+    def row(i: Any, state: Any) -> Any:
+        slots, block, gradients = state
+        source, start, stop, target, end = rows[i]
+        carry = [_read(s, source) for s in slots]
+        at_stop = _loop(start, stop, advance, carry, schedule.n_again - loop.length, n_rows)
+        is_saved = target != source
+        to_save = [jnp.where(is_saved, a, b) for a, b in zip(at_stop, carry, strict=True)]
+        slots = _write(slots, to_save, target)
+        return slots, *reverse_block(stop, end, at_stop, block, gradients)
+
+    of_consts, _, of_elements = loop.differentiated
+    gradients = (
+        carry_cotangents,
+        [compat.zeros_of(consts[i]) for i in of_consts],
+        [compat.zeros_of(stacked[i]) for i in of_elements],
+    )
+    _, _, (ct_carry, ct_consts, ct_stacked) = lax.fori_loop(0, n_rows, row, (slots, block, gradients))
+    return ct_consts, ct_carry, ct_stacked
