@@ -4,7 +4,7 @@ A gradient is traced once, as `jax.vjp` of the function with its cotangents as a
 alone is traced and its `jit` and `checkpoint` calls are inlined, so that the graph does not depend on how the program
 was cut into calls. Whatever the trace meets after the cotangents arrive is the backward phase.
 
-A known limit: the bodies of `scan`, `while` and `cond` are one node each.
+A `scan`, `while` or `cond` is one node; `scans` plans scans before the gradient is traced.
 """
 
 from __future__ import annotations

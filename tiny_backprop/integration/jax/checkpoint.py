@@ -46,8 +46,8 @@ class Checkpointed(FunctionWrapper):
         return made.planned.plan
 
     def _make(self, call: Call) -> _Checkpointed:
-        planned = PlannedProgram.make(functools.partial(capture_with_loops, call, None), self._request)
-        return _Checkpointed(planned, planned.constants, _with_planned_reverse(planned))
+        planned, constants = PlannedProgram.make(functools.partial(capture_with_loops, call, None), self._request)
+        return _Checkpointed(planned, constants, _with_planned_reverse(planned))
 
 
 def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:
@@ -99,9 +99,10 @@ def checkpoint(
     Args:
       fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
         decorator with options.
-      block_size: Forward nodes per block; see `plan_blocks`.
-      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size`, `levels`, `plan` and
-        `budget`, the block size with the smallest predicted peak among some that are tried.
+      block_size: Forward nodes per block, in loops steps; see `plan_blocks`.
+      levels: Levels of checkpointing; see `plan_height_compressed`. No step of a loop runs again more often. Without
+        `block_size`, `levels`, `plan` and `budget`, the block size with the smallest predicted peak among some that are
+        tried.
       plan: A plan made before for this function and these shapes, as `checkpoint(fun).plan(*args)` returns it.
       budget: The bytes that the function's activations and gradients may take together; see `plan_budget`.
 

@@ -107,12 +107,12 @@ class PlannedGradient(FunctionWrapper):
             _check_scalar(call, captured[0], self._has_aux)
             return captured
 
-        def measured_bytes(planned: PlannedProgram) -> int:
-            return compiled_bytes(_runner(planned, call.name), planned.constants, call.arrays)
+        def measured_bytes(planned: PlannedProgram, constants: Sequence[Any]) -> int:
+            return compiled_bytes(_runner(planned, call.name), constants, call.arrays)
 
-        planned = PlannedProgram.make(capture, self._request, measured_bytes)
+        planned, constants = PlannedProgram.make(capture, self._request, measured_bytes)
         run = jax.jit(_runner(planned, call.name))
-        return _Compiled(planned, planned.constants, HeightCompressedExecutor(planned.plan), run)
+        return _Compiled(planned, constants, HeightCompressedExecutor(planned.plan), run)
 
     def _result(self, planned: PlannedProgram, outs: list[Any], gradients: list[Any], args: Sequence[Any]) -> Any:
         value = planned.program.outputs.unflatten(outs)
@@ -187,9 +187,10 @@ def height_compressed_grad(
       fun: Function whose output is a real scalar, or, with `has_aux`, a pair of that and anything else. Its positional
         and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are, and so are
         Python's bools and ints where `fun` cannot be traced otherwise.
-      block_size: Forward nodes per block; see `plan_blocks`.
-      levels: Levels of checkpointing; see `plan_height_compressed`. Without `block_size`, `levels`, `plan` and
-        `budget`, the block size with the smallest predicted peak among some that are tried.
+      block_size: Forward nodes per block, in loops steps; see `plan_blocks`.
+      levels: Levels of checkpointing; see `plan_height_compressed`. No step of a loop runs again more often. Without
+        `block_size`, `levels`, `plan` and `budget`, the block size with the smallest predicted peak among some that are
+        tried.
       plan: A plan made before, by any planner, for this function and these shapes.
       budget: The bytes that activations, gradients and other outputs may take together; see `plan_budget`.
       verify: Whether the budget is for what XLA allocates instead of what is predicted: the first call for a set of

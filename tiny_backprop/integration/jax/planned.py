@@ -118,13 +118,11 @@ class PlannedProgram:
 
     Attributes:
       program: The traced gradient.
-      constants: Values of the constants that the function closed over; they come before its arguments.
       plan: The plan.
       jaxprs: What runs.
     """
 
     program: Program
-    constants: Sequence[Any]
     plan: Plan
     jaxprs: PlannedJaxprs
 
@@ -133,54 +131,42 @@ class PlannedProgram:
         cls,
         capture: Capture,
         request: Request,
-        measured_bytes: Callable[[PlannedProgram], int] | None = None,
-    ) -> PlannedProgram:
+        measured_bytes: Callable[[PlannedProgram, Sequence[Any]], int] | None = None,
+    ) -> tuple[PlannedProgram, Sequence[Any]]:
         """Capture, plan and rewrite.
 
         Args:
           capture: Traces the gradient, its loops reversed as it is told.
           request: Which plan is asked for.
-          measured_bytes: Compiles a planned program, where the request wants its memory verified.
+          measured_bytes: Compiles a planned program for its constants, where the request wants its memory verified.
+
+        Returns:
+          The planned program and the values of its constants: tracers where the function closed over some.
         """
         captured, known = capture(None), dict[str, Any]()
         if request.budget is not None:  # a fraction is one of what saving everything takes, loops included
             asked, request = request.budget, request.within(parse_budget(captured[0].graph, request.budget))
             known["budget"] = asked
-        found: list[PlannedProgram] = []
+        found: list[tuple[PlannedProgram, Sequence[Any]]] = []
         refusals: list[BudgetError] = []
         for choice in request.loop_choices(captured[0]):
             program, constants = captured if choice is None else capture(choice)
+            of_plan = None
+            if measured_bytes is not None:
+                of_plan = functools.partial(_measured_bytes, measured_bytes, program, constants)
             try:
-                found.append(cls._planned(program, constants, request, choice, known, measured_bytes))
+                plan = request.plan_for(program.graph, of_plan)
             except BudgetError as e:
                 refusals.append(e)
                 continue
-            if len(found) > 1 and found[-1].seconds > found[-2].seconds:  # less memory for the loops costs more
+            loops = {} if choice is None else {"loops": {k: v for k, v in vars(choice).items() if v is not None}}
+            plan = dataclasses.replace(plan, meta={**plan.meta, **known, **loops})
+            found.append((cls(program, plan, rewrite(program, plan)), constants))
+            if len(found) > 1 and found[-1][0].seconds > found[-2][0].seconds:  # less memory for loops costs more
                 break
         if not found:
             raise min(refusals, key=lambda e: e.smallest_peak_bytes)
-        return min(found, key=lambda p: p.seconds)
-
-    @classmethod
-    def _planned(
-        cls,
-        program: Program,
-        constants: Sequence[Any],
-        request: Request,
-        choice: LoopChoice | None,
-        known: dict[str, Any],
-        measured_bytes: Callable[[PlannedProgram], int] | None,
-    ) -> PlannedProgram:
-        if choice is not None:
-            known = {**known, "loops": {k: v for k, v in vars(choice).items() if v is not None}}
-
-        def of_plan(plan: Plan) -> int:
-            assert measured_bytes is not None
-            return measured_bytes(cls(program, constants, plan, rewrite(program, plan)))
-
-        plan = request.plan_for(program.graph, of_plan if measured_bytes else None)
-        plan = dataclasses.replace(plan, meta={**plan.meta, **known})
-        return cls(program, constants, plan, rewrite(program, plan))
+        return min(found, key=lambda pair: pair[0].seconds)
 
     @functools.cached_property
     def seconds(self) -> float:
@@ -252,6 +238,15 @@ class PlannedProgram:
 
         _, pullback = jax.vjp(by_differentiated, *(inputs[i] for i in self.program.differentiated))
         return list(pullback(list(cotangents)))
+
+
+def _measured_bytes(
+    measured_bytes: Callable[[PlannedProgram, Sequence[Any]], int],
+    program: Program,
+    constants: Sequence[Any],
+    plan: Plan,
+) -> int:
+    return measured_bytes(PlannedProgram(program, plan, rewrite(program, plan)), constants)
 
 
 class Made(Protocol):
