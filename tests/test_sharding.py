@@ -50,6 +50,26 @@ CASES = {
             check(got, jax.grad(loss, argnums=1)(WS, X))
             assert jax.typeof(got).sharding.spec == P("i", None)
     """,
+    "loops": """
+        XS = jax.random.normal(jax.random.key(8), (10, 8, 16))
+        def loop(w, h, xs):
+            h, ys = jax.lax.scan(lambda h, x: (jnp.tanh(h @ w + x), h.sum(-1)), h, xs)
+            return jnp.sum(h**2) + jnp.sum(ys**3)
+        want = jax.grad(loop, argnums=2)(WS[0], X, XS)
+        planned = tb.height_compressed_grad(loop, levels=2, argnums=2)
+        assert "planned_scan" in planned.plan(WS[0], X, XS).graph.primitives
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((4,), ("i",), axis_types=(kind,))
+            with jax.set_mesh(mesh):
+                x, xs = (jax.device_put(a, NamedSharding(mesh, s)) for a, s in ((X, P("i")), (XS, P(None, "i"))))
+                check(jax.jit(planned)(WS[0], x, xs), want)
+        mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
+        for check_vma in (False, True):
+            def over(gradient, specs=(P(), P("i"), P(None, "i"))):
+                return jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs[2],
+                check_vma=check_vma))(WS[0], X, XS)
+            check(over(planned), want)
+    """,
     "shard_map": """
         mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
         for check_vma in (False, True):

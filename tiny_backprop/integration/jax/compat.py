@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
+from jax._src import ad_util as _ad_util  # no public zeros of an abstract value with its varying axes
 from jax._src import config as _config  # no public way to key a cache by the trace context
 from jax._src import core as _core  # no public way to know whether a transformation is under way
 from jax._src import source_info_util as _source_info_util  # no public way to a traceback's user frame
@@ -100,7 +101,7 @@ def aval_of(x: Any) -> Any:
 def zero_tangent(x: Any) -> Any:
     """Return the zero tangent of an array, of dtype float0 where it is not of floating-point or complex dtype."""
     dtype = getattr(x, "dtype", None) or jnp.result_type(x)
-    return jnp.zeros_like(x) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(jnp.shape(x), jax.dtypes.float0)
+    return zeros_of(x) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 
 def is_tracer(x: Any) -> bool:
@@ -136,14 +137,15 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def out_avals(fun: Any, avals: Sequence[Any]) -> list[Any]:
+def out_avals(fun: Any, avals: Iterable[Any]) -> list[Any]:
     """Return the abstract values of what a function of arrays returns."""
     return list(jax.make_jaxpr(fun)(*map(struct_of, avals)).out_avals)
 
 
 def zeros_of(x: Any) -> Any:
-    """Return zeros of the shape and dtype of an array or an abstract value; for keys, those made of zeros."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=x.dtype._impl.name)
-    return jnp.zeros(x.shape, x.dtype)
+    """Return zeros of the shape, dtype, sharding and varying axes of an array or an abstract value; keys of zeros."""
+    aval = x if isinstance(x, core.ShapedArray) else jax.typeof(x)
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+        return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=aval.dtype._impl.name)
+    return _ad_util.zeros_like_aval(aval)

@@ -71,6 +71,12 @@ def _write(stacks: Arrays, values: Arrays, i: Any) -> Arrays:
     return [lax.dynamic_update_index_in_dim(s, x, i, 0) for s, x in zip(stacks, values, strict=True)]
 
 
+def _results(step: Callable[..., tuple[Arrays, Arrays]], *parts: Arrays) -> Arrays:
+    """Return the abstract values of what a step returns."""
+    flat, tree = jax.tree.flatten(parts)
+    return compat.out_avals(lambda *xs: jax.tree.leaves(step(*jax.tree.unflatten(tree, xs))), map(jax.typeof, flat))
+
+
 def _stack(n: int, x: Any) -> Any:
     """Return room for n arrays such as x."""
     return lax.broadcast(compat.zeros_of(x), (n,))
@@ -84,8 +90,8 @@ def run_forward(
     Returns:
       The last carry, what the steps return, stacked, and the carries that the schedule saves, stacked.
     """
-    struct = jax.eval_shape(lambda: loop.step(consts, init, loop.elements(stacked, 0))[1]) if loop.length else []
-    returned = [_stack(loop.length, y) for y in struct]
+    n_carry, parts = len(init), (consts, init, loop.elements(stacked, 0))
+    returned = [_stack(loop.length, y) for y in _results(loop.step, *parts)[n_carry:]]
     starts = jnp.append(jnp.asarray(schedule.forward[:, 1]), loop.length)
 
     def one(k: Any, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
@@ -131,7 +137,7 @@ def run_backward(
     rows, n_rows = jnp.asarray(schedule.backward), len(schedule.backward)
     size = schedule.block_size if schedule.block_size > 1 else 0
     first_carry = [_read(s, 0) for s in slots]
-    _, saved = jax.eval_shape(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))
+    saved = _results(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))[len(slots) :]
     # Of a block: the carry at the start of each step and at its end, and what each step saves.
     block = [_stack(size + 1, x) for x in first_carry] if size else [], [_stack(size, x) for x in saved] if size else []
 
