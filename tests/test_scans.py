@@ -1,6 +1,7 @@
 """Planned scans: gradients as of `jax.grad`, as many steps as planned, memory that grows as a root of the length."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from tiny_backprop import (
     height_compressed_value_and_grad,
     measure,
 )
+from tiny_backprop.integration.jax import gradient
 from tiny_backprop.plan.loops import LoopChoice
 
 WIDTH = 8
@@ -149,6 +151,23 @@ def test_other_loops(loop):
         assert_close(planned(W, H), jax.jit(jax.grad(loss, argnums=(0, 1)))(W, H))
 
 
+def test_a_scan_that_names_a_mapped_axis_is_left_to_jax():
+    def f(h):
+        return lax.scan(lambda h, _: (jnp.sin(h) + lax.pmean(h, "i"), None), h, None, length=4)[0]
+
+    xs = jnp.arange(3.0)
+    expected = jax.vmap(jax.grad(f), axis_name="i")(xs)
+    assert_close(jax.vmap(height_compressed_grad(f, levels=1), axis_name="i")(xs), expected)
+
+
+def test_what_is_left_to_jax_is_not_said_to_be_planned():
+    body = jax.custom_jvp(lambda h: rnn(W, h, 20))
+    body.defjvp(lambda p, t: jax.jvp(lambda h: rnn(W, h, 20), p, t))
+    plan = height_compressed_grad(lambda h: jnp.sum(body(h)), levels=1).plan(H)
+    assert "loops" not in plan.meta
+    assert "loops" in height_compressed_grad(lambda h: jnp.sum(rnn(W, h, 20)), levels=1).plan(H).meta
+
+
 def test_steps_with_effects_run_once(capfd):
     def loss(w, h):
         def step(h, i):
@@ -228,9 +247,36 @@ def test_predicted_and_measured_agree(how):
     assert_close(again(*args), planned(*args))
 
 
+def test_with_memory_to_spare_no_step_runs_again_and_with_some_the_cheap_parts_do():
+    def step(h, p):
+        h = h + jnp.tanh(jnp.sin(h @ p["up"])) @ p["down"]
+        return h, h.mean()
+
+    def loss(params, h):
+        h, means = lax.scan(step, h, params)
+        return jnp.sum(h**2) + jnp.sum(means**2)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {"up": jax.random.normal(keys[0], (24, 16, 64)), "down": 0.1 * jax.random.normal(keys[1], (24, 64, 16))}
+    h = jnp.ones((256, 16))
+    expected, peaks, flops = jax.grad(loss)(params, h), [], []
+    for budget in (0.8, 0.3, 0.15):
+        planned = height_compressed_grad(loss, budget=budget, on_error="raise")
+        plan = planned.plan(params, h)
+        assert_close(planned(params, h), expected, n_ulps=512)
+        assert plan.peak_bytes <= plan.meta["budget_bytes"]
+        peaks.append(plan.peak_bytes)
+        flops.append(plan.recompute_fraction)
+    assert flops[0] < 0.02 < flops[1] < 0.3 < flops[2]
+    assert peaks == sorted(peaks, reverse=True)
+
+
 def test_a_budget_that_cannot_be_met_and_one_that_is_verified():
     loss, args = wide(500)
     with pytest.raises(BudgetError, match="the smallest peak that the planner can reach"):
         height_compressed_grad(loss, budget="100KiB")(*args)
     planned = height_compressed_value_and_grad(loss, budget="2.5MiB", verify=True)
-    assert measure(planned, *args).peak_bytes <= 2.5 * 2**20
+    with mock.patch.object(gradient, "compiled_bytes", wraps=gradient.compiled_bytes) as compiled_bytes:
+        plan = planned.plan(*args)
+    assert plan.meta["n_compiled"] == compiled_bytes.call_count <= 12
+    assert measure(planned, *args).peak_bytes == plan.meta["measured_peak_bytes"] <= 2.5 * 2**20

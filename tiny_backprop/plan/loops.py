@@ -35,16 +35,23 @@ class LoopSchedule:
       length: Steps of the loop, 0 or more.
       block_size: Steps that are reversed together, 1 or more; the last block may have fewer.
       n_slots: Carries that are saved at once, the first among them, 1 or more.
+      reruns: Whether steps run again; if not, the forward phase keeps what every backward step reads.
     """
 
     length: int
     block_size: int
     n_slots: int
+    reruns: bool = True
 
     def __post_init__(self):
         for name, least in (("length", 0), ("block_size", 1), ("n_slots", 1)):
             if getattr(self, name) < least:
                 raise PlanError(f"{name} of a loop must be at least {least}; found {getattr(self, name)}")
+
+    @classmethod
+    def keeping_all(cls, length: int) -> LoopSchedule:
+        """Return the schedule that runs no step again."""
+        return cls(length, max(length, 1), 1, reruns=False)
 
     @property
     def n_blocks(self) -> int:
@@ -59,6 +66,8 @@ class LoopSchedule:
     @property
     def n_again(self) -> int:
         """Steps that run again, all together: to advance saved carries, and for the backward steps."""
+        if not self.reruns:
+            return 0
         starts, stops = self.backward[:, 1], self.backward[:, 2]
         return self.length + int((stops - starts).sum())
 
@@ -165,11 +174,13 @@ class StepPlan:
       graph: The gradient graph of the step.
       steps: Its nodes in the order in which they run.
       n_forward_steps: How many of them belong to the forward step.
+      carried: Values that are carries of the next step.
     """
 
     graph: Graph
     steps: list[int]
     n_forward_steps: int
+    carried: frozenset[int]
 
     @functools.cached_property
     def saved(self) -> list[int]:
@@ -188,40 +199,75 @@ class StepPlan:
         return [i for i in self.steps[self.n_forward_steps :] if i < self.graph.n_forward]
 
     @functools.cached_property
+    def again_flops(self) -> float:
+        """FLOPs of the forward nodes that the backward step runs."""
+        return float(self.graph.flops[self.again].sum())
+
+    @functools.cached_property
+    def kept_bytes(self) -> int:
+        """Bytes that the step keeps for its backward step beside the carries."""
+        return int(sum(self.graph.value_bytes[v] for v in self.saved if v not in self.carried))
+
+    @functools.cached_property
     def peak_bytes(self) -> int:
         """Predicted peak of the step, forward and backward."""
         return peak_bytes(self.graph, np.array(self.steps, np.int64))
 
 
-def plan_step(graph: Graph, carries: Sequence[int]) -> StepPlan:
-    """Plan one step of a loop: it keeps as few bytes as it can for its backward step at next to no recomputation.
+def step_plans(graph: Graph, carries: Sequence[int]) -> list[StepPlan]:
+    """Plan one step of a loop, from what keeps most for its backward step to what keeps least, by minimum cuts.
 
     Args:
       graph: The gradient graph of the step.
       carries: Which of the function's outputs are carries: they are kept anyway.
-
-    Returns:
-      The plan; what it saves is what a step keeps.
     """
     outputs = graph.outputs.copy()
     primal = outputs[: graph.n_primal_outputs]
     primal[[i for i in range(len(primal)) if i not in carries]] = LITERAL
     segments = Segments(dataclasses.replace(graph, outputs=outputs), np.zeros(1, np.int64))
-    costs = node_costs(graph, "flops")
-    (menu,) = menus(segments, costs)
-    most = _CHEAP * float(costs.sum())
-    cheap = [o for o in menu.leaf if o.again_cost <= most]
-    option = min(cheap, key=lambda o: (o.keep_bytes, o.again_cost))
+    (menu,) = menus(segments, node_costs(graph, "flops"))
     first = int(graph.output_start[0])
-    keep = [first + v for v in option.keep]
     returned = [v for v in graph.outputs[: graph.n_primal_outputs].tolist() if v >= first]
-    rerun = Rerun(graph)
-    steps = rerun.make([*returned, *keep])
-    for v in set(returned).difference(keep, primal.tolist()):
-        rerun.there[v] = 0
-    n_forward_steps = len(steps)
-    steps += rerun.make(v for v in segments.required_values[0] if not rerun.there[v])
-    return StepPlan(graph, [*steps, *range(graph.n_forward, graph.n_nodes)], n_forward_steps)
+    carried = frozenset(v for v in primal.tolist() if v >= first)
+    plans = []
+    for keep in dict.fromkeys(o.keep for o in sorted(menu.leaf, key=lambda o: -o.keep_bytes)):
+        kept = [first + v for v in keep]
+        rerun = Rerun(graph)
+        steps = rerun.make([*returned, *kept])
+        for v in set(returned).difference(kept, carried):
+            rerun.there[v] = 0
+        n_forward_steps = len(steps)
+        steps += rerun.make(v for v in segments.required_values[0] if not rerun.there[v])
+        plans.append(StepPlan(graph, [*steps, *range(graph.n_forward, graph.n_nodes)], n_forward_steps, carried))
+    return plans
+
+
+def plan_loop(
+    length: int, carry_bytes: int, plans: Sequence[StepPlan], choice: LoopChoice
+) -> tuple[StepPlan, LoopSchedule]:
+    """Return how a loop is reversed, and the plan of its steps.
+
+    Where steps run again, they keep as few bytes as they can at next to no recomputation. Within so many bytes, what
+    every step keeps may also wait from the forward phase on: whichever has the fewest FLOPs.
+
+    Args:
+      length: Steps of the loop.
+      carry_bytes: Bytes of a carry.
+      plans: Plans of a step to choose from; see `step_plans`.
+      choice: How it is to be reversed.
+    """
+    forward_flops = float(plans[0].graph.flops[: plans[0].graph.n_forward].sum())
+    most = _CHEAP * float(plans[0].graph.flops.sum())
+    cheap = min((p for p in plans if p.again_flops <= most), key=lambda p: (p.kept_bytes, p.again_flops))
+    schedule = choice.schedule(length, carry_bytes, cheap.kept_bytes + carry_bytes)
+    found = [] if schedule is None else [(cheap, schedule)]
+    if choice.memory_bytes is not None:
+        for plan in plans:
+            if (length + 1) * carry_bytes + length * plan.kept_bytes <= choice.memory_bytes:
+                found.append((plan, LoopSchedule.keeping_all(length)))
+    if not found:
+        return cheap, LoopSchedule(length, 1, 1)
+    return min(found, key=lambda pair: pair[1].n_again * forward_flops + length * pair[0].again_flops)
 
 
 def split(n: int, n_slots: int) -> int:

@@ -182,6 +182,11 @@ class Program:
         return self.graph.n_inputs - len(self.cotangent_of)
 
     @property
+    def has_scans(self) -> bool:
+        """Whether the forward phase has scans that are left to JAX."""
+        return "scan" in self.graph.primitives[: self.graph.n_forward]
+
+    @property
     def input_variables(self) -> Sequence[Any]:
         """Variables of the constants and arguments."""
         return self.variables[: self.n_primal_inputs]

@@ -194,7 +194,8 @@ def height_compressed_grad(
       plan: A plan made before, by any planner, for this function and these shapes.
       budget: The bytes that activations, gradients and other outputs may take together; see `plan_budget`.
       verify: Whether the budget is for what XLA allocates instead of what is predicted: the first call for a set of
-        shapes then compiles up to six plans and keeps the cheapest whose temporaries and outputs fit, by XLA's count.
+        shapes then compiles up to six plans (with loops, up to six for each amount of memory tried for them) and keeps
+        the best whose temporaries and outputs fit, by XLA's count.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"`

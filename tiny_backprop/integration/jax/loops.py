@@ -30,7 +30,7 @@ class Loop:
       is_reverse: Whether the steps go from the last element of the stacked arrays to the first.
       step: Function from constants, carry and the step's elements to the next carry and what the step returns.
       advance: The same function without what the step returns.
-      step_forward: Function as `step`, that also returns what `step_backward` wants saved.
+      step_forward: Function from the same to the next carry and what `step_backward` wants saved.
       step_backward: Function from constants, carry, next carry, elements, saved values and cotangents to gradients.
       differentiated: Which constants, carries and elements have a gradient.
       cotangent_of: Which of what the step returns has a cotangent; of the carry, those with a gradient have.
@@ -88,10 +88,13 @@ def run_forward(
     """Run all steps.
 
     Returns:
-      The last carry, what the steps return, stacked, and the carries that the schedule saves, stacked.
+      The last carry, what the steps return, stacked, and what the schedule saves: carries, stacked; where no step runs
+      again, all of them, the last one too, and what each step saves.
     """
     n_carry, parts = len(init), (consts, init, loop.elements(stacked, 0))
     returned = [_stack(loop.length, y) for y in _results(loop.step, *parts)[n_carry:]]
+    if not schedule.reruns:
+        return _run_keeping_all(loop, *parts[:2], stacked, returned)
     starts = jnp.append(jnp.asarray(schedule.forward[:, 1]), loop.length)
 
     def one(k: Any, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
@@ -111,10 +114,28 @@ def run_forward(
     return lax.fori_loop(0, len(schedule.forward), run, (init, returned, slots))
 
 
+def _run_keeping_all(
+    loop: Loop, consts: Arrays, init: Arrays, stacked: Arrays, returned: Arrays
+) -> tuple[Arrays, Arrays, Arrays]:
+    saved = _results(loop.step_forward, consts, init, loop.elements(stacked, 0))[len(init) :]
+    carries, kept = [_stack(loop.length + 1, x) for x in init], [_stack(loop.length, x) for x in saved]
+
+    def one(k: Any, state: Any) -> Any:
+        carry, returned, carries, kept = state
+        elements = loop.elements(stacked, k)
+        following, saved = loop.step_forward(consts, carry, elements)
+        _, y = loop.step(consts, carry, elements)  # XLA merges it with the line above
+        return following, _write(returned, y, loop.position(k)), _write(carries, carry, k), _write(kept, saved, k)
+
+    carry, returned, carries, kept = lax.fori_loop(0, loop.length, one, (init, returned, carries, kept))
+    return carry, returned, [*_write(carries, carry, loop.length), *kept]
+
+
 def run_backward(
     loop: Loop,
     schedule: LoopSchedule,
     consts: Arrays,
+    n_carry: int,
     stacked: Arrays,
     slots: Arrays,
     carry_cotangents: Arrays,
@@ -126,20 +147,21 @@ def run_backward(
       loop: The loop.
       schedule: Its schedule.
       consts: Its constants.
+      n_carry: How many carries it has.
       stacked: Its stacked operands.
-      slots: The carries that the forward phase has saved, stacked.
+      slots: What the forward phase has saved.
       carry_cotangents: Of the last carry, where it has a gradient.
       returned_cotangents: Of what the steps return, stacked, where it has one.
 
     Returns:
       Gradients of the constants, the first carry and the stacked arrays that have one.
     """
-    rows, n_rows = jnp.asarray(schedule.backward), len(schedule.backward)
-    size = schedule.block_size if schedule.block_size > 1 else 0
-    first_carry = [_read(s, 0) for s in slots]
-    saved = _results(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))[len(slots) :]
-    # Of a block: the carry at the start of each step and at its end, and what each step saves.
-    block = [_stack(size + 1, x) for x in first_carry] if size else [], [_stack(size, x) for x in saved] if size else []
+    of_consts, _, of_elements = loop.differentiated
+    gradients = (
+        carry_cotangents,
+        [compat.zeros_of(consts[i]) for i in of_consts],
+        [compat.zeros_of(stacked[i]) for i in of_elements],
+    )
 
     def gradients_of_step(k: Any, carry: Arrays, following: Arrays, saved: Arrays, gradients: Any) -> Any:
         ct_carry, ct_consts, ct_stacked = gradients
@@ -149,6 +171,22 @@ def run_backward(
         )
         ct_consts = [a + b for a, b in zip(ct_consts, of_consts, strict=True)]
         return ct_carry, ct_consts, _write(ct_stacked, of_elements, loop.position(k))
+
+    if not schedule.reruns:
+
+        def reverse_kept(i: Any, gradients: Any) -> Any:
+            k = loop.length - 1 - i
+            carry, following = ([_read(x, k + d) for x in slots[:n_carry]] for d in (0, 1))
+            return gradients_of_step(k, carry, following, [_read(x, k) for x in slots[n_carry:]], gradients)
+
+        ct_carry, ct_consts, ct_stacked = lax.fori_loop(0, loop.length, reverse_kept, gradients)
+        return ct_consts, ct_carry, ct_stacked
+    rows, n_rows = jnp.asarray(schedule.backward), len(schedule.backward)
+    size = schedule.block_size if schedule.block_size > 1 else 0
+    first_carry = [_read(s, 0) for s in slots]
+    saved = _results(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))[len(slots) :]
+    # Of a block: the carry at the start of each step and at its end, and what each step saves.
+    block = [_stack(size + 1, x) for x in first_carry] if size else [], [_stack(size, x) for x in saved] if size else []
 
     def reverse_one(k: Any, state: tuple[Arrays, Any]) -> tuple[Arrays, Any]:
         carry, gradients = state
@@ -188,11 +226,5 @@ def run_backward(
         slots = _write(slots, to_save, target)
         return slots, *reverse_block(stop, end, at_stop, block, gradients)
 
-    of_consts, _, of_elements = loop.differentiated
-    gradients = (
-        carry_cotangents,
-        [compat.zeros_of(consts[i]) for i in of_consts],
-        [compat.zeros_of(stacked[i]) for i in of_elements],
-    )
     _, _, (ct_carry, ct_consts, ct_stacked) = lax.fori_loop(0, n_rows, row, (slots, block, gradients))
     return ct_consts, ct_carry, ct_stacked

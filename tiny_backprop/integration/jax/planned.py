@@ -16,6 +16,7 @@ from tiny_backprop.errors import BudgetError, PlanError, TinyBackpropError, Untr
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture import Call, Program
+from tiny_backprop.integration.jax.cost import PLANNED_SCAN
 from tiny_backprop.integration.jax.inline import drop_dead
 from tiny_backprop.integration.jax.rewrite import PlannedJaxprs, rewrite
 from tiny_backprop.integration.jax.verify import plan_verified
@@ -26,7 +27,7 @@ from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.loops import LoopChoice
 
 _MOST_CACHED = 256
-_LOOP_TRIES = 10
+_LOOP_TRIES = 14
 _CONSTANT_OBJECTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 
 
@@ -103,13 +104,13 @@ class Request:
         if self.plan is not None:
             known = self.plan.meta.get("loops")
             return [LoopChoice(**known) if known else None]
-        if "scan" not in program.graph.primitives[: program.graph.n_forward]:
+        if not program.has_scans:
             return [None]
         if self.budget is None:
             levels = self.levels or (1 if self.block_size is None else None)
             return [LoopChoice(block_size=self.block_size, levels=levels)]
         assert isinstance(self.budget, int)
-        return [None, *(LoopChoice(memory_bytes=int(self.budget * 2 ** (-i / 2))) for i in range(_LOOP_TRIES))]
+        return [None, *(LoopChoice(memory_bytes=int(self.budget * 2 ** (-i / 3))) for i in range(_LOOP_TRIES))]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,20 +150,34 @@ class PlannedProgram:
             known["budget"] = asked
         found: list[tuple[PlannedProgram, Sequence[Any]]] = []
         refusals: list[BudgetError] = []
+        n_compiled = 0
+
+        def count(planned: PlannedProgram, constants: Sequence[Any]) -> int:
+            nonlocal n_compiled
+            n_compiled += 1
+            assert measured_bytes is not None
+            return measured_bytes(planned, constants)
+
         for choice in request.loop_choices(captured[0]):
             program, constants = captured if choice is None else capture(choice)
-            of_plan = None
-            if measured_bytes is not None:
-                of_plan = functools.partial(_measured_bytes, measured_bytes, program, constants)
+            is_looped = PLANNED_SCAN in program.graph.primitives
+            if choice is not None and not is_looped and found:
+                break  # there is nothing to choose
+            of_plan = functools.partial(_measured_bytes, count, program, constants) if measured_bytes else None
             try:
+                if request.verify and choice is None and captured[0].has_scans:
+                    plan_budget(program.graph, request.budget or 0)  # not worth compiling where not even this fits
                 plan = request.plan_for(program.graph, of_plan)
             except BudgetError as e:
                 refusals.append(e)
                 continue
-            loops = {} if choice is None else {"loops": {k: v for k, v in vars(choice).items() if v is not None}}
-            plan = dataclasses.replace(plan, meta={**plan.meta, **known, **loops})
+            if is_looped and choice is not None:
+                known["loops"] = {k: v for k, v in vars(choice).items() if v is not None}
+            compiled = {"n_compiled": n_compiled} if n_compiled else {}
+            plan = dataclasses.replace(plan, meta={**plan.meta, **known, **compiled})
             found.append((cls(program, plan, rewrite(program, plan)), constants))
-            if len(found) > 1 and found[-1][0].seconds > found[-2][0].seconds:  # less memory for loops costs more
+            is_worse = len(found) > 1 and found[-1][0].seconds > found[-2][0].seconds
+            if request.verify or is_worse:  # less memory for loops costs more
                 break
         if not found:
             raise min(refusals, key=lambda e: e.smallest_peak_bytes)

@@ -5,8 +5,9 @@ its schedule wants, and `planned_scan_gradient`, which takes them and reverses t
 own: it is captured with its gradient, its own scans planned likewise, and what a step keeps for its backward step comes
 from a minimum cut, at next to no recomputation.
 
-Scans are left to JAX where there is nothing to plan (no gradient goes through them, or they have no steps) and where
-steps must not run again (they print, or call back to the host). Scans inside `cond` and `while` are left, too.
+Scans are left to JAX where there is nothing to plan (no gradient goes through them, or they have no steps), where
+steps must not run again (they print, say; a pure callback may be called again), and where they name a mapped axis.
+Scans inside `cond`, `while` and functions with derivative rules of their own are left, too. `unroll` is not kept.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from jax.interpreters import batching, mlir
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture import Call, Program, capture_program
 from tiny_backprop.integration.jax.compat import Literal, Var
-from tiny_backprop.integration.jax.cost import aval_bytes
+from tiny_backprop.integration.jax.cost import PLANNED_SCAN, PLANNED_SCAN_GRADIENT, aval_bytes
 from tiny_backprop.integration.jax.inline import drop_dead
 from tiny_backprop.integration.jax.loops import Arrays, Loop, run_backward, run_forward
 from tiny_backprop.integration.jax.rewrite import PlannedJaxprs, rewrite_step
 from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.loops import LoopChoice, LoopSchedule, plan_step
+from tiny_backprop.plan.loops import LoopChoice, LoopSchedule, plan_loop, step_plans
 
-planned_scan_p = Primitive("planned_scan")
-planned_scan_gradient_p = Primitive("planned_scan_gradient")
+planned_scan_p = Primitive(PLANNED_SCAN)
+planned_scan_gradient_p = Primitive(PLANNED_SCAN_GRADIENT)
 
 
 @jax.tree_util.register_static
@@ -46,6 +47,7 @@ class PlannedScan:
       schedule: Its schedule.
       n_consts: Operands that are the same in all steps; they come first.
       n_carry: Carries; they come next, then the stacked operands.
+      n_stacked: Stacked operands.
       forward_cost: FLOPs and bytes moved of the forward phase.
       backward_cost: FLOPs and bytes moved of the backward phase, with what runs again.
       rerun_flops: Those of its FLOPs that run again.
@@ -57,6 +59,7 @@ class PlannedScan:
     schedule: LoopSchedule
     n_consts: int
     n_carry: int
+    n_stacked: int
     forward_cost: tuple[float, float]
     backward_cost: tuple[float, float]
     rerun_flops: float
@@ -69,20 +72,20 @@ class PlannedScan:
         return list(operands[:first]), list(operands[first:last]), list(operands[last:])
 
     def forward(self, *operands: Any) -> Arrays:
-        """Return what the scan returns, the saved carries, and nothing, which stands for the scratch space."""
+        """Return what the scan returns, what is saved, and nothing, which stands for the scratch space."""
         carry, returned, slots = run_forward(self.loop, self.schedule, *self.split(operands))
         return [*carry, *returned, *slots, _nothing()]
 
     def backward(self, *operands: Any) -> Arrays:
-        """Return gradients, and nothing, for constants, stacked operands, saved carries and cotangents."""
-        n_stacked = len(operands) - self.n_consts - self.n_carry - len(self.loop.differentiated[1])
-        n_stacked -= len(self.loop.cotangent_of)
-        ends = np.cumsum([self.n_consts, n_stacked, self.n_carry, len(self.loop.differentiated[1])]).tolist()
+        """Return gradients, and nothing, for constants, stacked operands, what was saved, and cotangents."""
+        n_returned, n_carry = len(self.loop.cotangent_of), len(self.loop.differentiated[1])
+        first, last = self.n_consts + self.n_stacked, len(operands) - n_returned
+        ends = [self.n_consts, first, last - n_carry, last]
         consts, stacked, slots, carry, returned = (
             list(operands[i:j]) for i, j in zip([0, *ends], [*ends, len(operands)], strict=True)
         )
         of_consts, of_carry, of_stacked = run_backward(
-            self.loop, self.schedule, consts, stacked, slots, carry, returned
+            self.loop, self.schedule, consts, self.n_carry, stacked, slots, carry, returned
         )
         return [*of_consts, *of_carry, *of_stacked, _nothing()]
 
@@ -140,9 +143,7 @@ def with_planned_scans(choice: LoopChoice, primal: Any) -> Any:
 
 
 def _can_be_planned(eqn: Any) -> bool:
-    if eqn.primitive.name != "scan" or not eqn.params["length"]:
-        return False
-    return not any(map(compat.is_side_effect, eqn.effects))
+    return eqn.primitive.name == "scan" and bool(eqn.params["length"]) and not eqn.effects
 
 
 def _planned(eqn: Any, is_read: Sequence[bool], choice: LoopChoice) -> Any:
@@ -205,28 +206,31 @@ def plan_scan(eqn: Any, perturbed: Sequence[bool], is_read: Sequence[bool], choi
         for low, high in ((0, n_consts), (n_consts, n_consts + n_carry), (n_consts + n_carry, len(inputs)))
     )
     cotangent_of = tuple(i for i in range(len(outputs) - n_carry) if outputs[n_carry + i] and is_read[n_carry + i])
-    step = _Step.make(body, n_consts, n_carry, differentiated, cotangent_of, choice)
     length = eqn.params["length"]
     carry_bytes = sum(aval_bytes(v.aval) for v in eqn.invars[n_consts : n_consts + n_carry])
-    schedule = choice.schedule(length, carry_bytes, step.kept_bytes + carry_bytes)
-    schedule = schedule or LoopSchedule(length, 1, 1)
-    graph, n_again = step.program.graph, schedule.n_again
+    step = _Step.make(body, n_consts, n_carry, differentiated, cotangent_of, choice)
+    plans = step_plans(step.program.graph, [step.order.index(i) for i in range(n_carry)])
+    plan, schedule = plan_loop(length, carry_bytes, plans, choice)
+    graph, n_again = plan.graph, schedule.n_again
     costs = np.stack([graph.flops, graph.bytes_moved])
-    forward = costs[:, : graph.n_forward].sum(1)
-    backward = costs[:, graph.n_forward :].sum(1)
-    again = n_again * forward + length * step.again_cost
-    slots_bytes = schedule.n_saved * carry_bytes
-    kept_bytes = schedule.block_size * (step.kept_bytes + carry_bytes) if schedule.block_size > 1 else step.kept_bytes
+    forward, backward = costs[:, : graph.n_forward].sum(1), costs[:, graph.n_forward :].sum(1)
+    again = n_again * forward + length * costs[:, plan.again].sum(1)
+    saved_bytes, block_bytes = schedule.n_saved * carry_bytes, 0
+    if not schedule.reruns:
+        saved_bytes = (length + 1) * carry_bytes + length * plan.kept_bytes
+    elif schedule.block_size > 1:
+        block_bytes = (schedule.block_size + 1) * carry_bytes + schedule.block_size * plan.kept_bytes
     return PlannedScan(
-        loop=step.loop(length, eqn.params["reverse"]),
+        loop=step.loop(rewrite_step(step.program, plan), length, eqn.params["reverse"]),
         schedule=schedule,
         n_consts=n_consts,
         n_carry=n_carry,
-        forward_cost=tuple(length * forward + [0, slots_bytes]),
-        backward_cost=tuple(again + length * backward + [0, slots_bytes]),
+        n_stacked=len(eqn.invars) - n_consts - n_carry,
+        forward_cost=tuple(length * forward + [0, saved_bytes]),
+        backward_cost=tuple(again + length * backward + [0, saved_bytes]),
         rerun_flops=float(again[0] + length * graph.rerun_flops.sum()),
-        forward_scratch_bytes=step.forward_peak_bytes,
-        backward_scratch_bytes=kept_bytes + step.peak_bytes,
+        forward_scratch_bytes=int(frontier(graph)[: graph.n_forward].max(initial=0)),
+        backward_scratch_bytes=block_bytes + plan.peak_bytes,
     )
 
 
@@ -253,27 +257,21 @@ class _Step:
       body: The body of the scan.
       program: The step as a program: it returns first what has a cotangent.
       constants: Values of the program's constants.
-      jaxprs: What runs.
       order: Which output of the body each of the program's is.
       n_consts: Constants of the scan.
       n_carry: Its carries.
       differentiated: See `Loop`.
       cotangent_of: See `Loop`.
-      again_cost: FLOPs and bytes moved that the backward step runs again.
-      peak_bytes: Predicted peak of a step forward and backward.
     """
 
     body: Any
     program: Program
     constants: Sequence[Any]
-    jaxprs: PlannedJaxprs
     order: tuple[int, ...]
     n_consts: int
     n_carry: int
     differentiated: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     cotangent_of: tuple[int, ...]
-    again_cost: np.ndarray
-    peak_bytes: int
 
     @classmethod
     def make(cls, body: Any, n_consts: int, n_carry: int, differentiated: Any, cotangent_of: Any, choice: Any) -> _Step:
@@ -291,49 +289,29 @@ class _Step:
         positions = [low + i for low, places in zip(offsets, differentiated, strict=True) for i in places]
         call = Call.of(step, structs, {})
         program, constants = capture_with_loops(call, positions, choice, has_aux=True)
-        plan = plan_step(program.graph, [order.index(i) for i in range(n_carry)])
         return cls(
             body=body,
             program=program,
             constants=constants,
-            jaxprs=rewrite_step(program, plan),
             order=order,
             n_consts=n_consts,
             n_carry=n_carry,
             differentiated=differentiated,
             cotangent_of=cotangent_of,
-            again_cost=np.array([program.graph.flops[plan.again].sum(), program.graph.bytes_moved[plan.again].sum()]),
-            peak_bytes=plan.peak_bytes,
         )
 
-    @property
-    def _saved(self) -> list[Any]:
-        return list(self.jaxprs.forward.jaxpr.outvars[self.jaxprs.n_outs :])
-
-    @functools.cached_property
-    def from_carry(self) -> list[int]:
-        """For each saved value the carry that equals it after the step, -1 for none: it is kept anyway."""
-        outs = self.jaxprs.forward.jaxpr.outvars
+    def _from_carry(self, jaxprs: PlannedJaxprs) -> list[int]:
+        """Return for each saved value the carry that equals it after the step, -1 for none: it is kept anyway."""
+        outs = jaxprs.forward.jaxpr.outvars
         carry = {outs[k]: i for k, i in enumerate(self.order) if i < self.n_carry and isinstance(outs[k], Var)}
-        return [carry.get(v, -1) for v in self._saved]
+        return [carry.get(v, -1) for v in outs[jaxprs.n_outs :]]
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that a step keeps for its backward step beside the carry."""
-        return sum(aval_bytes(v.aval) for v, i in zip(self._saved, self.from_carry, strict=True) if i < 0)
-
-    @property
-    def forward_peak_bytes(self) -> int:
-        """Predicted peak of a step of the forward phase."""
-        graph = self.program.graph
-        return int(frontier(graph)[: graph.n_forward].max(initial=0))
-
-    def loop(self, length: int, is_reverse: bool) -> Loop:
-        """Return the parts of the scan."""
-        n_carry, n_outs = self.n_carry, self.jaxprs.n_outs
+    def loop(self, jaxprs: PlannedJaxprs, length: int, is_reverse: bool) -> Loop:
+        """Return the parts of the scan whose steps run as the jaxprs say."""
+        n_carry, n_outs, from_carry = self.n_carry, jaxprs.n_outs, self._from_carry(jaxprs)
         run, advance = compat.jaxpr_as_fun(self.body), _first_outputs(self.body, n_carry)
-        run_forward, run_backward = map(compat.jaxpr_as_fun, (self.jaxprs.forward, self.jaxprs.backward))
-        is_own = [i < 0 for i in self.from_carry]
+        run_forward, run_backward = map(compat.jaxpr_as_fun, (jaxprs.forward, jaxprs.backward))
+        is_own = [i < 0 for i in from_carry]
         n_of_consts, n_of_carry = len(self.differentiated[0]), len(self.differentiated[1])
 
         def step(consts: Arrays, carry: Arrays, elements: Arrays) -> tuple[Arrays, Arrays]:
@@ -350,7 +328,7 @@ class _Step:
             consts: Arrays, carry: Arrays, following: Arrays, elements: Arrays, saved: Arrays, cotangents: Arrays
         ) -> tuple[Arrays, Arrays, Arrays]:
             own = iter(saved)
-            all_saved = [next(own) if i < 0 else following[i] for i in self.from_carry]
+            all_saved = [next(own) if i < 0 else following[i] for i in from_carry]
             gradients = run_backward(*self.constants, *consts, *carry, *elements, *all_saved, *cotangents)
             ends = n_of_consts, n_of_consts + n_of_carry
             return gradients[: ends[0]], gradients[ends[0] : ends[1]], gradients[ends[1] :]
