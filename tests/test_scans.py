@@ -14,13 +14,16 @@ from jax import lax
 from tests.programs import assert_close
 from tiny_backprop import (
     BudgetError,
+    capture_gradient,
     checkpoint,
     height_compressed_grad,
     height_compressed_value_and_grad,
     measure,
+    plan_save_everything,
 )
 from tiny_backprop.integration.jax import gradient
 from tiny_backprop.plan.loops import LoopChoice
+from tiny_backprop.units import format_bytes
 
 WIDTH = 8
 W = 0.3 * jax.random.normal(jax.random.key(0), (WIDTH, WIDTH))
@@ -165,7 +168,11 @@ def test_what_is_left_to_jax_is_not_said_to_be_planned():
     body.defjvp(lambda p, t: jax.jvp(lambda h: rnn(W, h, 20), p, t))
     plan = height_compressed_grad(lambda h: jnp.sum(body(h)), levels=1).plan(H)
     assert "loops" not in plan.meta
-    assert "loops" in height_compressed_grad(lambda h: jnp.sum(rnn(W, h, 20)), levels=1).plan(H).meta
+    looped = height_compressed_grad(lambda h: jnp.sum(rnn(W, h, 20)), levels=1).plan(H)
+    assert looped.meta["loops"] == {"levels": 1}
+    unlooped = capture_gradient(lambda h: jnp.sum(rnn(W, h, 20)), H)
+    assert looped.meta["save_everything_bytes"] == plan_save_everything(unlooped).peak_bytes > looped.peak_bytes
+    assert format_bytes(looped.meta["save_everything_bytes"]) in looped._repr_html_()
 
 
 def test_steps_with_effects_run_once(capfd):

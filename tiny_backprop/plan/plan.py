@@ -26,6 +26,7 @@ _FORMAT = "tiny_backprop.plan"
 _VERSION = 1
 _SHOWN = ("strategy", "budget", "block_size", "levels")
 _MEASURED = "measured_peak_bytes"
+_UNLOOPED = "save_everything_bytes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Plan:
       targets: Node or value of each action, int64 of shape (n_actions,).
       meta: How the plan was made: `strategy`; `block_size` (as it was asked for), `levels`, `n_blocks`; or `budget` (as
         it was asked for), `budget_bytes`, `cost` (what was minimised), `recompute_percent` (of that cost), and, where
-        it was verified, `measured_peak_bytes`; and `peak_frontier`, the same number as `peak_bytes`.
+        it was verified, `measured_peak_bytes`; where loops are planned, `loops` (how it was asked for) and
+        `save_everything_bytes` (the peak where nothing runs again); and `peak_frontier`, the same as `peak_bytes`.
       timeline: What the referee saw.
     """
 
@@ -239,8 +241,11 @@ class Plan:
 
     def _html(self) -> str:
         plain = frontier(self.graph)
+        plain_bytes = int(plain.max(initial=0))
+        if _UNLOOPED in self.meta:  # in this graph loops are planned already
+            plain, plain_bytes = self.timeline.live_bytes, self.meta[_UNLOOPED]
         rows = [
-            ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(int(plain.max(initial=0)))),
+            ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(plain_bytes)),
             ("saved (predicted)", format_bytes(self.saved_bytes), "every residual"),
             ("recompute (predicted)", self._recompute, "none"),
         ]

@@ -20,6 +20,7 @@ from tiny_backprop.integration.jax.cost import PLANNED_SCAN
 from tiny_backprop.integration.jax.inline import drop_dead
 from tiny_backprop.integration.jax.rewrite import PlannedJaxprs, rewrite
 from tiny_backprop.integration.jax.verify import plan_verified
+from tiny_backprop.liveness import frontier
 from tiny_backprop.plan import Plan, plan_blocks, plan_budget, plan_height_compressed, plan_save_everything
 from tiny_backprop.plan.blocks import check_count
 from tiny_backprop.plan.budget import parse_budget
@@ -173,6 +174,7 @@ class PlannedProgram:
                 continue
             if is_looped and choice is not None:
                 known["loops"] = {k: v for k, v in vars(choice).items() if v is not None}
+                known["save_everything_bytes"] = int(frontier(captured[0].graph).max(initial=0))
             compiled = {"n_compiled": n_compiled} if n_compiled else {}
             plan = dataclasses.replace(plan, meta={**plan.meta, **known, **compiled})
             found.append((cls(program, plan, rewrite(program, plan)), constants))
