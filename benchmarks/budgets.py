@@ -34,7 +34,7 @@ STOCK_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_
 MOST_OF_POLICY = 0.85
 COSTS = ("flops", "seconds")
 _PLAIN, _AROUND, _BY_HAND = "jax.value_and_grad", "around the loss", "by hand in each layer"
-# Plans are made for memories in steps of 9 %, as `verify=True` makes them, down to a thirtieth of saving everything.
+# Plans are made for memories in steps of 4 %, down to a thirty-second of saving everything.
 RUNGS_PER_OCTAVE, LOWEST_RUNG = 16, 80
 
 
