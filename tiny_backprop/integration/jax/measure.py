@@ -304,8 +304,8 @@ def _devices_of(compiled: jax.stages.Compiled) -> list[Any]:
     try:
         executable: Any = compiled.runtime_executable()
         return executable.local_devices()
-    except (AttributeError, NotImplementedError):
-        return jax.local_devices()[:1]
+    except (AttributeError, NotImplementedError) as error:
+        raise MeasureError(f"{_no_record('devices')}: {error}") from error
 
 
 def _time_step(call: Any, compiled: jax.stages.Compiled, args: tuple, kwargs: dict, repeats: int) -> float:
