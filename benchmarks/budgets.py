@@ -27,7 +27,7 @@ import tiny_backprop as tb
 from benchmarks.demo import MOST_EPSILONS, difference
 from benchmarks.figures import Figure, figures_table, print_figures
 from benchmarks.models import flax_gpt2, gpt, resnet, unet, vit
-from tiny_backprop.plan.budget import Planner
+from tiny_backprop.plan.budget import BudgetPlanner
 from tiny_backprop.units import format_bytes
 
 STOCK_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
@@ -75,7 +75,7 @@ class Bench:
         self.graph = tb.capture_gradient(self.loss, *self.args)
         self.rows: dict[str, dict[str, Any]] = {}
         self.plans: dict[tb.Plan, str] = {}
-        self.planners = {cost: Planner.of(self.graph, cost).for_temporaries() for cost in COSTS}
+        self.planners = {cost: BudgetPlanner.of(self.graph, cost).for_temporaries() for cost in COSTS}
         self.rungs: dict[tuple[str, int], tb.Plan | None] = {}
 
     def add(self, name: str, way: Callable[..., Any], plan: tb.Plan | None = None) -> pd.Series:
@@ -138,8 +138,8 @@ class Bench:
         key = cost, rung
         if key not in self.rungs:
             planner = self.planners[cost]
-            steps = planner.tightest(round(planner.most_bytes * 2 ** (-rung / RUNGS_PER_OCTAVE)))
-            self.rungs[key] = None if steps is None else planner.plan(self.graph, steps, {"strategy": "byte budget"})
+            found = planner.tightest(round(planner.most_bytes * 2 ** (-rung / RUNGS_PER_OCTAVE)))
+            self.rungs[key] = None if found is None else planner.plan(found, {"strategy": "byte budget"})
         plan = self.rungs[key]
         return None if plan is None else self.add_plan(plan, cost)
 

@@ -21,7 +21,7 @@ from tiny_backprop import (
     plan_budget,
     plan_save_everything,
 )
-from tiny_backprop.plan.budget import Planner
+from tiny_backprop.plan.planner import Planner
 
 SEARCHES = (0.0, 0.05)
 

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_policy, plan_save_everything
-from tiny_backprop.plan.budget import Planner
+from tiny_backprop.plan.planner import Planner
 
 
 def net(ws, x):

@@ -33,6 +33,7 @@ from tiny_backprop.integration.jax import jit as jit
 from tiny_backprop.integration.jax import measure as measure
 from tiny_backprop.plan import Certificate as Certificate
 from tiny_backprop.plan import CostModel as CostModel
+from tiny_backprop.plan import LoopChoice as LoopChoice
 from tiny_backprop.plan import Op as Op
 from tiny_backprop.plan import Pareto as Pareto
 from tiny_backprop.plan import Plan as Plan

@@ -25,7 +25,7 @@ LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
 _FORMAT = "tiny_backprop.graph"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,46 @@ class Node:
         return sum(v.bytes for v in self.outputs)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Nested:
+    """Control flow that is one node in each phase: a loop, or branches of which one runs.
+
+    What its steps or branches keep for the backward phase is planned like a program of its own. In the graph it stands
+    as one value, the last but one that the forward node makes; the last value of each of the two nodes stands for the
+    scratch space that it needs.
+
+    Attributes:
+      kind: `"scan"` or `"cond"`.
+      forward_node: The node that runs it.
+      backward_node: The node that reverses it.
+      length: Steps of a loop; 1 for branches.
+      bodies: The gradient graph of one step of the loop, or of each branch.
+      carries: Which outputs of a step are carries of the next; none for branches.
+      carry_bytes: Bytes of all carries together.
+      choice: How it is planned, as plain data; see `tiny_backprop.plan.nested`.
+    """
+
+    kind: str
+    forward_node: int
+    backward_node: int
+    length: int
+    bodies: tuple[Graph, ...]
+    carries: tuple[int, ...]
+    carry_bytes: int
+    choice: Mapping[str, Any]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "bodies": [body.to_data() for body in self.bodies]}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Nested:
+        """Return what `to_data` returned as plain data."""
+        bodies = tuple(map(Graph.from_data, data["bodies"]))
+        return cls(**{**data, "bodies": bodies, "carries": tuple(data["carries"])})
+
+
 class _Nodes(Sequence[Node]):
     """`Graph.nodes`: nodes are made when asked for, so that a graph of 10,000 of them stays cheap."""
 
@@ -115,7 +155,8 @@ class Graph:
       is_backward: Whether each node belongs to the backward phase; forward nodes come first.
       flops: Floating-point operations of each node.
       bytes_moved: Bytes that each node reads and writes.
-      rerun_flops: Those of the FLOPs of each node that run again what the node has run before: steps of a planned loop.
+      rerun_flops: Those of the FLOPs of each node that run again what ran before: steps of a planned loop.
+      rerun_bytes_moved: Those of the bytes that each node moves to run that again.
       has_effect: Whether each node may run only once.
       sources: Source line of each node, or `""`.
       scopes: Name stack of each node.
@@ -128,6 +169,7 @@ class Graph:
       input_names: Name of each input; there are `n_inputs` of them.
       outputs: Numbers of the values that the program returns; `LITERAL` for a literal.
       n_primal_outputs: How many of `outputs` the function itself returns; the others are its gradients.
+      nested: The loops and branches that are planned as programs of their own.
     """
 
     name: str
@@ -136,6 +178,7 @@ class Graph:
     flops: np.ndarray
     bytes_moved: np.ndarray
     rerun_flops: np.ndarray
+    rerun_bytes_moved: np.ndarray
     has_effect: np.ndarray
     sources: tuple[str, ...]
     scopes: tuple[str, ...]
@@ -148,6 +191,7 @@ class Graph:
     input_names: tuple[str, ...]
     outputs: np.ndarray
     n_primal_outputs: int
+    nested: tuple[Nested, ...] = ()
 
     def __post_init__(self):
         _check(self)
@@ -291,7 +335,7 @@ class Graph:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of what a plan depends on (nodes, edges, shapes, dtypes; not names, lines and costs)."""
+        """Hash of what a plan depends on (nodes, edges, shapes, dtypes, loops; not names, lines and costs)."""
         h = hashlib.sha256()
         h.update(json.dumps([self.primitives, self.value_shapes, self.value_dtypes, self.n_inputs]).encode())
         for a in (
@@ -304,6 +348,8 @@ class Graph:
         ):
             h.update(np.ascontiguousarray(a, np.int64).tobytes() + b"|")
         h.update(np.ascontiguousarray(self.outputs, np.int64).tobytes() + str(self.n_primal_outputs).encode())
+        for n in self.nested:
+            h.update(json.dumps([n.kind, n.length, [body.fingerprint for body in n.bodies], n.choice]).encode())
         return h.hexdigest()[:16]
 
     # ---- making, saving, showing ----
@@ -373,6 +419,7 @@ class Graph:
             flops=np.array([n.get("flops", 0.0) for n in nodes], float),
             bytes_moved=np.array([n.get("bytes_moved", 0.0) for n in nodes], float),
             rerun_flops=np.zeros(len(nodes)),
+            rerun_bytes_moved=np.zeros(len(nodes)),
             has_effect=np.array([bool(n.get("has_effect", False)) for n in nodes], bool),
             sources=tuple(str(n.get("source", "")) for n in nodes),
             scopes=tuple(str(n.get("scope", "")) for n in nodes),
@@ -389,9 +436,7 @@ class Graph:
 
     def to_json(self) -> str:
         """Return the graph as JSON text; `Graph.from_json` reads it back."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **plain})
+        return json.dumps({"format": _FORMAT, "version": _VERSION, **self.to_data()})
 
     @classmethod
     def from_json(cls, text: str) -> Graph:
@@ -400,20 +445,28 @@ class Graph:
         Raises:
           GraphError: The text is not such a graph, or was written by another version of the format.
         """
-        data = read_json(text, _FORMAT, _VERSION, GraphError)
+        return cls.from_data(read_json(text, _FORMAT, _VERSION, GraphError))
+
+    def to_data(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+        return {**plain, "nested": [n.to_data() for n in self.nested]}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Graph:
+        """Return the graph that `to_data` returned as plain data.
+
+        Raises:
+          GraphError: The data are not those of a graph.
+        """
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
-        dtypes = {"is_backward": bool, "has_effect": bool, "flops": float, "bytes_moved": float, "rerun_flops": float}
-        arrays = {"operand_start", "operands", "output_start", "value_bytes", "outputs", *dtypes}
         try:
-            for k, v in data.items():
-                if k in arrays:
-                    data[k] = np.array(v, dtypes.get(k, np.int64))
-                elif isinstance(v, list):
-                    data[k] = tuple(tuple(x) if isinstance(x, list) else x for x in v)
-            return cls(**data)
-        except (TypeError, ValueError, OverflowError, IndexError) as e:
+            fields = {k: _as_array(k, v) for k, v in data.items() if k != "nested"}
+            return cls(**fields, nested=tuple(map(Nested.from_data, data["nested"])))
+        except (TypeError, ValueError, OverflowError, IndexError, KeyError) as e:
             raise e if isinstance(e, GraphError) else GraphError(f"the saved graph is damaged: {e}") from None
 
     def to_pandas(self) -> pd.DataFrame:
@@ -449,6 +502,21 @@ class Graph:
         return display.guarded(lambda: display.graph_html(self), self)
 
 
+_INT_ARRAYS = ("operand_start", "operands", "output_start", "value_bytes", "outputs")
+_BOOL_ARRAYS = ("is_backward", "has_effect")
+_FLOAT_ARRAYS = ("flops", "bytes_moved", "rerun_flops", "rerun_bytes_moved")
+
+
+def _as_array(name: str, plain: Any) -> Any:
+    """Return a field of a graph from plain data: an array, a tuple (of tuples), or what it is."""
+    for names, dtype in ((_INT_ARRAYS, np.int64), (_BOOL_ARRAYS, bool), (_FLOAT_ARRAYS, float)):
+        if name in names:
+            return np.array(plain, dtype)
+    if isinstance(plain, list):
+        return tuple(tuple(x) if isinstance(x, list) else x for x in plain)
+    return plain
+
+
 def read_json(text: str, format_name: str, version: int, error: type[Exception]) -> dict[str, Any]:
     """Return the fields of a JSON text that says it is `format_name` in `version`; raise `error` otherwise."""
     try:
@@ -468,7 +536,8 @@ def read_json(text: str, format_name: str, version: int, error: type[Exception])
 def _check(g: Graph) -> None:
     """Refuse arrays that do not make a graph; everything downstream relies on these invariants."""
     n, v = g.n_nodes, g.n_values
-    per_node = (g.is_backward, g.flops, g.bytes_moved, g.rerun_flops, g.has_effect, g.sources, g.scopes)
+    costs = (g.flops, g.bytes_moved, g.rerun_flops, g.rerun_bytes_moved)
+    per_node = (g.is_backward, *costs, g.has_effect, g.sources, g.scopes)
     if any(len(a) != n for a in per_node) or len(g.operand_start) != n + 1 or len(g.output_start) != n + 1:
         raise GraphError(f"a graph of {n} nodes needs {n} entries in every array per node")
     if (
@@ -488,7 +557,7 @@ def _check(g: Graph) -> None:
         raise GraphError("operand_start and output_start must not fall, and must end where their arrays end")
     if g.operand_start[0] != 0 or g.outputs.ndim != 1 or not 0 <= g.n_primal_outputs <= len(g.outputs):
         raise GraphError("operand_start must begin with 0, and n_primal_outputs be at most the number of outputs")
-    if not all(np.all(np.isfinite(a)) for a in (g.flops, g.bytes_moved, g.rerun_flops)):
+    if not all(np.all(np.isfinite(a)) for a in costs):
         raise GraphError("FLOPs and bytes moved must be finite numbers")
     if v and g.value_bytes.min() < 0:
         raise GraphError(
@@ -503,3 +572,6 @@ def _check(g: Graph) -> None:
         raise GraphError(f"node {i} ({g.primitives[i]}) reads a value that is made only later")
     if np.any(g.operands < LITERAL) or np.any(g.outputs < LITERAL) or np.any(g.outputs >= v):
         raise GraphError(f"operands and outputs must be {LITERAL} (a literal) or the number of a value below {v}")
+    if not all(0 <= x.forward_node < g.n_forward <= x.backward_node < n for x in g.nested):
+        found = [(x.forward_node, x.backward_node) for x in g.nested]
+        raise GraphError(f"a loop or branches need a forward and a backward node of the graph; found {found}")

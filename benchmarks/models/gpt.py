@@ -24,6 +24,7 @@ class GPTConfig:
       n_vocabulary: Vocabulary size.
       n_batch: Sequences per batch.
       dropout_rate: Probability of zeroing a residual-branch output; 0 needs no key.
+      is_scanned: Whether the blocks are one `lax.scan` over stacked weights, as MaxText writes them.
     """
 
     n_layers: int = 12
@@ -33,6 +34,7 @@ class GPTConfig:
     n_vocabulary: int = 8000
     n_batch: int = 8
     dropout_rate: float = 0.0
+    is_scanned: bool = False
 
 
 def init_params(config: GPTConfig, key: jax.Array) -> Params:
@@ -63,7 +65,7 @@ def init_params(config: GPTConfig, key: jax.Array) -> Params:
     return {
         "token_embedding": normal(config.n_vocabulary, d),
         "position_embedding": normal(config.n_tokens, d),
-        "blocks": blocks,
+        "blocks": jax.tree.map(lambda *xs: jnp.stack(xs), *blocks) if config.is_scanned else blocks,
         "norm": norm(),
     }
 
@@ -119,7 +121,10 @@ def make_loss(config: GPTConfig, layer_policy: Callable[..., Any] | None = None)
     def loss(params: Params, tokens: jax.Array, key: jax.Array | None = None) -> jax.Array:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         x = params["token_embedding"][inputs] + params["position_embedding"]
-        for i, p in enumerate(params["blocks"]):
+        if config.is_scanned:
+            keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(config.n_layers))
+            x, _ = jax.lax.scan(lambda x, pk: (apply_block(pk[0], x, pk[1]), None), x, (params["blocks"], keys))
+        for i, p in enumerate([] if config.is_scanned else params["blocks"]):
             with jax.named_scope(f"block{i}"):
                 x = apply_block(p, x, None if key is None else jax.random.fold_in(key, i))
         with jax.named_scope("head"):

@@ -10,6 +10,7 @@ from tiny_backprop.plan.certificate import Certificate as Certificate
 from tiny_backprop.plan.certificate import certify as certify
 from tiny_backprop.plan.cost import CostModel as CostModel
 from tiny_backprop.plan.exact import plan_exact as plan_exact
+from tiny_backprop.plan.loops import LoopChoice as LoopChoice
 from tiny_backprop.plan.pareto import Pareto as Pareto
 from tiny_backprop.plan.pareto import pareto as pareto
 from tiny_backprop.plan.plan import Action as Action

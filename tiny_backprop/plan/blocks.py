@@ -20,8 +20,11 @@ import numpy as np
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import NEVER, crossing_bytes, first_backward_read
+from tiny_backprop.plan.loops import LoopChoice
+from tiny_backprop.plan.nested import by_choice, keeping_everything
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.schedule import Rerun, schedule
+from tiny_backprop.plan.schedule import schedule
+from tiny_backprop.plan.steps import Rerun
 
 _OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
@@ -35,10 +38,10 @@ def plan_save_everything(graph: Graph) -> Plan:
     Returns:
       The plan; its `recompute_flops` is 0.
     """
-    return schedule(graph, np.arange(graph.n_nodes), {"strategy": "save everything"})
+    return schedule(keeping_everything(graph), np.arange(graph.n_nodes), {"strategy": "save everything"})
 
 
-def plan_blocks(graph: Graph, block_size: int | None = None) -> Plan:
+def plan_blocks(graph: Graph, block_size: int | None = None, *, loops: LoopChoice | None = None) -> Plan:
     """Cut the forward phase into blocks of about `block_size` nodes and save only what crosses from one into another.
 
     Each block but the last is recomputed once, when the backward phase first reads one of its values. A cut may move by
@@ -50,6 +53,8 @@ def plan_blocks(graph: Graph, block_size: int | None = None) -> Plan:
       graph: A gradient graph, forward and backward phase.
       block_size: Forward nodes per block, 1 or more; more nodes than the forward phase has mean one block. By default
         the size whose plan has the smallest predicted peak among some that are tried.
+      loops: How loops are reversed; by default in blocks of `block_size` steps, or, where none is given, such that no
+        step runs again more than once.
 
     Returns:
       The plan; `plan.peak_bytes` and `plan.recompute_flops` are its price, `plan.meta["block_size"]` is the block size.
@@ -59,11 +64,15 @@ def plan_blocks(graph: Graph, block_size: int | None = None) -> Plan:
     """
     check_gradient(graph)
     if block_size is None:
-        return best_plan(graph, 1)
-    return _plan_tree(graph, check_count("block_size", block_size), 1, {"strategy": "blocks"})
+        return best_plan(graph, 1, loops=loops)
+    block_size = check_count("block_size", block_size)
+    graph = by_choice(graph, loops or LoopChoice(block_size=block_size))
+    return _plan_tree(graph, block_size, 1, {"strategy": "blocks"})
 
 
-def plan_height_compressed(graph: Graph, levels: int | None = None, block_size: int | None = None) -> Plan:
+def plan_height_compressed(
+    graph: Graph, levels: int | None = None, block_size: int | None = None, *, loops: LoopChoice | None = None
+) -> Plan:
     """Checkpoint recursively: a balanced tree of intervals over blocks, each recomputed from its parent's boundaries.
 
     Args:
@@ -72,6 +81,8 @@ def plan_height_compressed(graph: Graph, levels: int | None = None, block_size: 
         blocks, of height log2(n_forward / block_size).
       block_size: Forward nodes per leaf, 1 or more; see `plan_blocks`. By default the size whose plan has the smallest
         predicted peak among some that are tried.
+      loops: How loops are reversed; by default no step runs again more than `levels` times, in blocks of `block_size`
+        steps where that is given.
 
     Returns:
       The plan; `plan.meta` has `levels` and `block_size`.
@@ -84,11 +95,13 @@ def plan_height_compressed(graph: Graph, levels: int | None = None, block_size: 
     if levels is None and block_size is None:
         raise PlanError("plan_height_compressed needs levels or block_size; neither was given. Try levels=2.")
     if block_size is None:
-        return best_plan(graph, check_count("levels", levels))
+        return best_plan(graph, check_count("levels", levels), loops=loops)
     block_size = check_count("block_size", block_size)
     if levels is None:
         levels = max(1, math.ceil(math.log2(max(2, graph.n_forward / block_size))))
-    return _plan_tree(graph, block_size, check_count("levels", levels), {"strategy": "height compression"})
+    levels = check_count("levels", levels)
+    graph = by_choice(graph, loops or LoopChoice(block_size=block_size, levels=levels))
+    return _plan_tree(graph, block_size, levels, {"strategy": "height compression"})
 
 
 def block_starts(graph: Graph, block_size: int) -> np.ndarray:
@@ -132,7 +145,7 @@ def check_gradient(graph: Graph) -> None:
         )
 
 
-def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES) -> Plan:
+def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES, loops: LoopChoice | None = None) -> Plan:
     """Return the plan with the smallest predicted peak over some block sizes; within 2 % of it, what recomputes least.
 
     Args:
@@ -140,10 +153,12 @@ def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES) ->
       levels: Height of the tree of blocks, 1 or more.
       octaves: The block sizes to try, as powers of two times n_forward ** (1 / (levels + 1)), the best size for a chain
         of equal nodes.
+      loops: How loops are reversed; by default no step runs again more than `levels` times.
 
     Returns:
       The plan.
     """
+    graph = by_choice(graph, loops or LoopChoice(levels=levels))
     ideal = graph.n_forward ** (1 / (levels + 1))
     sizes = sorted({max(1, min(graph.n_forward, round(ideal * 2**e))) for e in octaves})
     strategy = "blocks" if levels == 1 else "height compression"

@@ -1,19 +1,14 @@
-"""Plans by byte budget: the cheapest schedule found whose peak, at every step of both phases, stays within it.
+"""Plans by byte budget: the cheapest gradient found whose peak, at every step of both phases, stays within it.
 
-A schedule comes from the dynamic programme over blocks (`chain`) for several ways to cut the forward phase; the referee
-counts its true peak, and the memory given to the programme is corrected until that fits. Room that is left is filled
-by leaving recomputations out (`search.fill`). On request a local search goes on from there.
-
-A known weakness: a block's node cannot be split, and the backward phase keeps the order of its windows.
+What is nested in the graph, its loops and branches, is planned together with it: of the points on their path from the
+cheapest to the smallest (`path`), the planner is asked for schedules of the graph around them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import numbers
-import time
 from typing import Any
 
 import numpy as np
@@ -22,38 +17,32 @@ from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier
 from tiny_backprop.plan.blocks import check_gradient
-from tiny_backprop.plan.bounds import working_set_bound
-from tiny_backprop.plan.chain import Chain, MemoryGrid
-from tiny_backprop.plan.cost import Cost, CostModel, node_costs
-from tiny_backprop.plan.exact import tighten
-from tiny_backprop.plan.menu import Menu, menus
-from tiny_backprop.plan.order import better_order, permuted
+from tiny_backprop.plan.cost import Cost, CostModel, least_cost, node_costs
+from tiny_backprop.plan.loops import LoopChoice
+from tiny_backprop.plan.nested import by_choice, keeping_everything, nested_plans, with_nested
+from tiny_backprop.plan.path import path
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.relaxation import Phases
-from tiny_backprop.plan.schedule import peak_bytes, schedule
-from tiny_backprop.plan.search import Tape, evict_until, fill, improve, squeeze
-from tiny_backprop.plan.segments import Segments, cheap_cuts
+from tiny_backprop.plan.planner import Candidate, Planner
+from tiny_backprop.plan.schedule import schedule
 from tiny_backprop.units import format_bytes, parse_bytes
 
-_UNITS = 256
-_MOST_WORK = 6e7  # elements that one dynamic programme may fill
-_MOST_BLOCKS = 256
-_MOST_TRIES = 6
-_LEAST_SHARE = 0.01
-_TINY = 60  # nodes up to which searching on from each plan, for so many tries, takes no time to speak of
-_TINY_TRIES = 20
-_SMALL = 400  # nodes up to which greedy eviction, quadratic in nodes, is worth its time
-_MIDDLING = 3000  # nodes up to which room is filled in more than the cheapest schedule
+_MOST_WORSE = 2  # points of the path in a row that are dearer than the best, before the search ends
 
 
 def plan_budget(
-    graph: Graph, budget: int | float | str, *, cost: Cost = "seconds", search_seconds: float = 0.0
+    graph: Graph,
+    budget: int | float | str,
+    *,
+    cost: Cost = "seconds",
+    search_seconds: float = 0.0,
+    loops: LoopChoice | None = None,
 ) -> Plan:
     """Return the cheapest gradient found whose peak is within a byte budget.
 
     The budget holds for what the referee counts: every value alive at any step of the forward and backward phase,
-    gradients and other outputs included, arguments not. Blocks, cuts and menus are kept with the graph, so that another
-    budget takes a fraction of the first one's time; so are plans found before, which are taken where they fit.
+    gradients and other outputs included, arguments not. Loops are planned together with what is around them. Blocks,
+    cuts and menus are kept with the graph, so that another budget takes a fraction of the first one's time; so are
+    plans found before, which are taken where they fit.
 
     Args:
       graph: A gradient graph, forward and backward phase.
@@ -64,6 +53,7 @@ def plan_budget(
       search_seconds: How long to search on for a cheaper plan, by integer programming (see `plan_exact`) and then by
         local search; less where a plan is proven optimal. A few seconds bring graphs of up to a few thousand nodes to
         or near the optimum.
+      loops: How loops are reversed, where the planner is not to choose.
 
     Returns:
       The plan; `plan.peak_bytes` is at most the budget, and `plan.certificate` says how much cheaper another could be.
@@ -86,9 +76,13 @@ def plan_budget(
     budget_bytes = parse_budget(graph, budget)
     if isinstance(search_seconds, bool) or not isinstance(search_seconds, numbers.Real) or not search_seconds >= 0:
         raise PlanError(f"search_seconds must be a number of at least 0; found {search_seconds!r}")
-    planner = Planner.of(graph, cost)
-    steps = planner.steps(budget_bytes, float(search_seconds))
-    return planner.plan(graph, steps, budget_meta(budget, budget_bytes, cost))
+    planner = BudgetPlanner.of(graph, cost, loops)
+    found = planner.best(budget_bytes)
+    if search_seconds:
+        found = planner.search(budget_bytes, float(search_seconds), found)
+    if found is None:
+        raise planner.no_plan(budget_bytes)
+    return planner.plan(found, budget_meta(budget, budget_bytes, cost))
 
 
 def budget_meta(budget: int | float | str, budget_bytes: int, cost: Cost) -> dict[str, Any]:
@@ -117,269 +111,147 @@ def parse_budget(graph: Graph, budget: Any) -> int:
     if is_whole and not isinstance(budget, bool) and int(budget) >= 0:
         return int(budget)
     if isinstance(budget, numbers.Real) and not is_whole and 0 < float(budget) <= 1:
-        return int(float(budget) * frontier(graph).max(initial=0))
+        return int(float(budget) * frontier(keeping_everything(graph)).max(initial=0))
     hint = ". For bytes, pass an int" if isinstance(budget, float) and budget > 1 else ""
     raise PlanError(f"{wanted}; found {budget!r}{hint}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Candidate:
-    """A schedule with its price.
+class Found:
+    """A schedule with the graph that it is for.
 
     Attributes:
-      steps: Nodes in the order in which they run.
-      peak_bytes: Peak by the referee's count.
-      cost: Cost of all steps.
+      planner: The planner of that graph, what is nested in it planned.
+      candidate: The schedule and its price, nodes numbered as in `planner.graph`.
     """
 
-    steps: np.ndarray
-    peak_bytes: int
-    cost: float
+    planner: Planner
+    candidate: Candidate
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Cost and then bytes: the less the better."""
+        return self.candidate.cost, self.candidate.peak_bytes
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The order in which the nodes of the program's own graph run."""
+        return self.planner.order[self.candidate.steps]
 
 
-class Planner:
-    """Makes plans for one graph and one cost, and keeps what they have in common.
+class BudgetPlanner:
+    """Makes plans for one graph, what is nested in it included, and one cost; keeps what it found.
 
     Attributes:
-      graph: The graph, its nodes in a better order where one was found.
-      order: The node of the original graph that each node of `graph` is.
+      original: The graph that plans are for.
+      cost: What is minimised.
+      points: The graph, perhaps with other bytes, for different plans of what is nested in it; see `path`.
     """
 
-    def __init__(self, original: Graph, cost: Cost):
-        self.original, self.cost = original, cost
-        order = better_order(original)
-        self.order = np.arange(original.n_nodes) if order is None else order
-        self.graph = original if order is None else permuted(original, order)
-        self.costs = node_costs(self.graph, cost)
-        self.cost_list: list[float] = self.costs.tolist()
-        self.least_cost = float(self.costs.sum())
-        self.most_bytes = int(frontier(self.graph).max(initial=0))
-        self._menus: dict[int, tuple[Segments, list[Menu]]] = {}
-        self._chains: dict[tuple[int, float, float], Chain] = {}
-        self._seen: dict[tuple[Chain, int], Candidate] = {}
-        self._answers: dict[int, Candidate | None] = {}
+    def __init__(self, original: Graph, points: list[Graph], cost: Cost):
+        self.original, self.points, self.cost = original, points, cost
+        self._found: dict[int, Found | None] = {}
 
     @classmethod
-    def of(cls, graph: Graph, cost: Cost) -> Planner:
+    def of(cls, graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> BudgetPlanner:
         """Return the planner that is kept with a graph."""
-        key = ("budget", repr(cost))
+        key = ("budget", repr(cost), loops)
         if key not in graph.memo:
-            graph.memo[key] = cls(graph, cost)
+            points = path(graph, cost) if loops is None else [by_choice(graph, loops)]
+            graph.memo[key] = cls(graph, points, cost)
         return graph.memo[key]
 
-    def plan(self, graph: Graph, steps: np.ndarray, meta: dict[str, Any]) -> Plan:
-        """Return the plan of `graph` for an order of its nodes; `meta` is told what the recomputation costs."""
-        if graph.rerun_flops.any():  # what loops run again is known in FLOPs alone
-            return schedule(graph, steps, meta)
-        spent = float(self.costs[np.argsort(self.order)[steps]].sum())
-        share = 100 * (spent / self.least_cost - 1) if self.least_cost else 0.0
-        return schedule(graph, steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})
-
-    def steps(self, budget_bytes: int, search_seconds: float) -> np.ndarray:
-        """Return the order in which nodes of the original graph run, within the budget.
-
-        Raises:
-          BudgetError: No such order was found.
-        """
-        end = time.monotonic() + search_seconds
-        found = self.best(budget_bytes)
-        steps = None if found is None else found.steps
-        if search_seconds:
-            steps = self._search(budget_bytes, steps, end)
-            self._answers[budget_bytes] = None if steps is None else self._candidate(steps)
-        if steps is None:
-            raise self._no_plan(budget_bytes)
-        return self.order[steps]
-
-    def _search(self, budget_bytes: int, steps: np.ndarray | None, end: float) -> np.ndarray | None:
-        """Return the cheapest order found until the time `end`: by the integer programme, then by local search."""
-        start = None if steps is None else schedule(self.graph, steps, {})
-        seconds = (end - time.monotonic()) / 2
-        found = tighten(Phases.of(self.graph), budget_bytes, self.costs, max(seconds, 0.01), start)
-        if found.plan is None:
-            return None
-        steps = found.plan.timeline.steps
-        left = end - time.monotonic()
-        if found.is_closed or left <= 0:
-            return steps
-        return np.array(improve(self.graph, self.cost_list, steps.tolist(), budget_bytes, seconds=left), np.int64)
-
-    def best(self, budget_bytes: int) -> Candidate | None:
-        """Return the cheapest schedule found within the budget, room that it leaves already filled.
-
-        What was found for other budgets is asked, too: more memory then costs no more than less did before.
-        """
-        plain = self._candidate(np.arange(self.graph.n_nodes))
-        if plain.peak_bytes <= budget_bytes:
-            return plain
-        if budget_bytes not in self._answers:
-            self._answers[budget_bytes] = self._find(budget_bytes)
-        known = [c for c in self._answers.values() if c is not None and c.peak_bytes <= budget_bytes]
-        return min(known, key=lambda c: (c.cost, c.peak_bytes), default=None)
-
-    def _find(self, budget_bytes: int) -> Candidate | None:
-        if budget_bytes < self.bound_bytes:
-            return None
-        fitting = sorted(self._fitting(budget_bytes), key=lambda c: (c.cost, c.peak_bytes))
-        n_filled = 8 if self._is_small else 3 if self.graph.n_nodes <= _MIDDLING else 1
-        filled = [self._fill(c.steps, budget_bytes) for c in fitting[:n_filled]]
-        if not filled and self.smallest.peak_bytes <= budget_bytes:
-            filled.append(self._fill(self.smallest.steps, budget_bytes))
-        starts = [range(self.graph.n_nodes)] if filled and self._is_small else []
-        if not filled and self.graph.n_nodes <= _TINY:
-            starts = [self.smallest.steps.tolist()]
-        for start in starts:
-            order = evict_until(self.graph, self.cost_list, start, budget_bytes)
-            if order is not None:
-                filled.append(self._fill(np.array(order, np.int64), budget_bytes))
-        best = min(filled, key=lambda c: (c.cost, c.peak_bytes), default=None)
-        if best is not None and self.graph.n_nodes <= _TINY:
-            steps = improve(self.graph, self.cost_list, best.steps.tolist(), budget_bytes, rounds=_TINY_TRIES)
-            best = self._candidate(np.array(steps, np.int64))
-        return best
-
-    @functools.cached_property
-    def bound_bytes(self) -> int:
-        """What every plan with this order of the backward phase needs."""
-        return working_set_bound(self.graph)
-
-    @functools.cached_property
-    def smallest(self) -> Candidate:
-        """The schedule with the smallest peak that the planner can reach."""
-        found = [self._candidate(np.arange(self.graph.n_nodes))]
-        for chain in self._chains_for(self.most_bytes):
-            found += [self._run(chain, units) for units in chain.useful_units[:4].tolist()]
-        least = min(found, key=lambda c: (c.peak_bytes, c.cost))
-        for seed in range(_TINY_TRIES if self.graph.n_nodes <= _TINY else 1):
-            noise = np.random.default_rng(seed) if seed else None
-            start = np.arange(self.graph.n_nodes) if seed % 2 else least.steps
-            steps = squeeze(self.graph, self.cost_list, start.tolist(), noise)
-            least = min(least, self._candidate(np.array(steps, np.int64)), key=lambda c: (c.peak_bytes, c.cost))
-        return least
-
-    def for_temporaries(self) -> Planner:
+    def for_temporaries(self) -> BudgetPlanner:
         """Return a new planner that counts as XLA allocates: what the program returns has buffers of its own all along.
 
         It has kept no plans: what it answers depends on what it alone was asked.
         """
-        n_bytes = self.original.value_bytes.copy()
-        n_bytes[self.original.outputs[self.original.outputs >= 0]] = 0
-        return Planner(dataclasses.replace(self.original, value_bytes=n_bytes), self.cost)
+        outputs = self.original.outputs[self.original.outputs >= 0]
+        points = []
+        for graph in self.points:
+            n_bytes = graph.value_bytes.copy()
+            n_bytes[outputs] = 0
+            points.append(dataclasses.replace(graph, value_bytes=n_bytes))
+        return BudgetPlanner(self.original, points, self.cost)
 
-    def tightest(self, memory_bytes: int) -> np.ndarray | None:
-        """Return the order of nodes for a memory that no peak by the referee's count need fit.
-
-        XLA fuses, so that it needs less than the referee counts. Below the smallest peak, the programmes are asked with
-        windows taken to need only a share of their bytes. None where even that finds nothing.
-        """
-        smallest = self.smallest.peak_bytes
-        if memory_bytes >= smallest:
-            found = self.best(memory_bytes)
-            return None if found is None else self.order[found.steps]
-        share = (memory_bytes / smallest) ** 2
-        while share > _LEAST_SHARE:
-            options = []
-            for chain in self._chains_for(self.most_bytes, share):
-                units = min(int(memory_bytes / chain.grid.unit_bytes), chain.grid.n_units)
-                options.append((float(chain.costs()[units]), len(options), chain, units))
-            cost, _, chain, units = min(options)
-            if math.isfinite(cost):
-                return self.order[chain.steps(units)]
-            share *= 0.7
-        return None
+    def plan(self, found: Found, meta: dict[str, Any]) -> Plan:
+        """Return the plan of what was found; `meta` is told what the recomputation costs."""
+        graph = with_nested(self.original, nested_plans(found.planner.original))
+        least, spent = least_cost(graph, self.cost), float(node_costs(graph, self.cost)[found.steps].sum())
+        share = 100 * (spent / least - 1) if least else 0.0
+        return schedule(graph, found.steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})
 
     @property
-    def _is_small(self) -> bool:
-        return self.graph.n_nodes <= _SMALL
-
-    def _no_plan(self, budget_bytes: int) -> BudgetError:
-        least, bound = self.smallest.peak_bytes, self.bound_bytes
-        asked = f"a gradient of {self.graph.name!r} within {format_bytes(budget_bytes)} ({budget_bytes} bytes)"
-        least_text = f"the smallest peak that the planner can reach is {format_bytes(least)} ({least} bytes)"
-        if budget_bytes < bound:
-            why = f"in this order of the backward phase, one step alone takes {format_bytes(bound)} ({bound} bytes)"
-            message = f"{asked} is impossible: {why}; {least_text}"
-        else:
-            message = (
-                f"found no plan for {asked}; {least_text}, and in this order one step alone takes {format_bytes(bound)}"
-            )
-        return BudgetError(message + ".", budget_bytes, least, bound)
-
-    # ---- candidates ----
-
-    def _candidate(self, steps: np.ndarray) -> Candidate:
-        return Candidate(steps, peak_bytes(self.graph, steps), float(self.costs[steps].sum()))
-
-    def _run(self, chain: Chain, units: int) -> Candidate:
-        key = (chain, units)
-        if key not in self._seen:
-            self._seen[key] = self._candidate(chain.steps(units))
-        return self._seen[key]
-
-    def _chains_for(self, budget_bytes: int, window_share: float = 1.0) -> list[Chain]:
-        """Return the programmes to ask; few bytes are counted exactly where sizes allow it, many to a grid's unit."""
-        grid = MemoryGrid.of(self.graph.value_bytes, self.most_bytes, _UNITS)
-        if grid.is_exact:
-            asked = 2 ** math.ceil(math.log2(max(2.0, budget_bytes / grid.unit_bytes + 1)))
-            if asked <= _UNITS // 2 or self._is_small:
-                grid = dataclasses.replace(grid, n_units=min(grid.n_units, asked))
-            else:
-                grid = MemoryGrid.coarse(self.most_bytes, _UNITS)
-        return [
-            self._chain(starts, grid, window_share)
-            for starts in self._cuts
-            if len(starts) ** 3 / 6 * grid.n_units <= _MOST_WORK
-        ]
+    def most_bytes(self) -> int:
+        """The peak where nothing runs again."""
+        return self._planner(0).most_bytes
 
     @functools.cached_property
-    def _cuts(self) -> list[np.ndarray]:
-        """Ways to cut the forward phase, each as the first nodes of its blocks."""
-        n = self.graph.n_forward
-        counts = (8, 16, 32, 64) if self._is_small else (12, 24, 48) if n <= 2000 else (16, 48)
-        cuts = {len(starts): starts for starts in (cheap_cuts(self.graph, count) for count in (*counts, n))}
-        return [starts for length, starts in cuts.items() if length <= _MOST_BLOCKS]
+    def smallest(self) -> Candidate:
+        """The schedule with the smallest peak that the planner can reach."""
+        return self._planner(len(self.points) - 1).smallest
 
-    def _chain(self, starts: np.ndarray, grid: MemoryGrid, window_share: float) -> Chain:
-        """Return the programme for a cut, a larger one where that is known already."""
-        key = len(starts), window_share, grid.unit_bytes
-        if key not in self._chains or self._chains[key].grid.n_units < grid.n_units:
-            if len(starts) not in self._menus:
-                segments = Segments(self.graph, starts)
-                self._menus[len(starts)] = segments, menus(segments, self.costs)
-            self._chains[key] = Chain(*self._menus[len(starts)], grid, window_share)
-        return self._chains[key]
+    def best(self, budget_bytes: int) -> Found | None:
+        """Return the cheapest schedule found within the budget; what was found for other budgets is asked, too."""
+        if budget_bytes not in self._found:
+            self._found[budget_bytes] = self._find(budget_bytes)
+        asked = [self._found[budget_bytes], *self._found.values()]  # its own answer first: others must be cheaper
+        known = [f for f in asked if f is not None and f.candidate.peak_bytes <= budget_bytes]
+        return min(known, key=lambda f: f.candidate.cost, default=None)
 
-    def _fitting(self, budget_bytes: int) -> list[Candidate]:
-        """Return schedules within the budget: of each programme the one with the most memory whose true peak fits.
+    def search(self, budget_bytes: int, search_seconds: float, start: Found | None) -> Found | None:
+        """Search on from what was found, for so long; what is found is remembered."""
+        planner = self._planner(len(self.points) - 1) if start is None else start.planner
+        candidate = planner.search(budget_bytes, search_seconds)
+        if candidate is not None:
+            self._found[budget_bytes] = Found(planner, candidate)
+        return self.best(budget_bytes)
 
-        A programme that cannot beat what was found already is not asked further.
-        """
-        fitting: list[Candidate] = []
-        for chain in self._chains_for(budget_bytes):
-            units, costs = chain.useful_units, chain.costs()
-            low, high = -1, len(units)
-            guess = int(np.searchsorted(units, budget_bytes / chain.grid.unit_bytes))
-            for _ in range(_MOST_TRIES):
-                if high - low <= 1 or self._is_beaten(float(costs[units[high - 1]]), fitting):
-                    break
-                guess = min(max(guess, low + 1), high - 1)
-                found = self._run(chain, int(units[guess]))
-                if found.peak_bytes <= budget_bytes:
-                    low = guess
-                    fitting.append(found)
-                else:
-                    high = guess
-                off = (budget_bytes - found.peak_bytes) / chain.grid.unit_bytes
-                guess = int(np.searchsorted(units, units[guess] + off, side="right")) - 1
-        return fitting
+    def tightest(self, memory_bytes: int) -> Found | None:
+        """Return what to try for a memory that no peak by the referee's count need fit; see `Planner.tightest`."""
+        if memory_bytes >= self.smallest.peak_bytes:
+            return self.best(memory_bytes)
+        planner = self._planner(len(self.points) - 1)
+        candidate = planner.tightest(memory_bytes)
+        return None if candidate is None else Found(planner, candidate)
 
-    def _is_beaten(self, predicted_cost: float, fitting: list[Candidate]) -> bool:
-        """Return whether a schedule of so much recomputation is no better than what fits; small graphs try all."""
-        least = min((c.cost for c in fitting), default=math.inf)
-        return not self._is_small and self.least_cost + predicted_cost >= least
+    def no_plan(self, budget_bytes: int) -> BudgetError:
+        """Return the error that says why there is no plan."""
+        least, bound = self.smallest.peak_bytes, self._planner(len(self.points) - 1).bound_bytes
+        asked = f"a gradient of {self.original.name!r} within {format_bytes(budget_bytes)} ({budget_bytes} bytes)"
+        least_text = f"the smallest peak that the planner can reach is {format_bytes(least)} ({least} bytes)"
+        step = f"one step alone takes {format_bytes(bound)} ({bound} bytes)"
+        if budget_bytes < bound:
+            message = f"{asked} is impossible: in this order of the backward phase, {step}; {least_text}"
+        else:
+            message = f"found no plan for {asked}; {least_text}, and in this order {step}"
+        return BudgetError(message + ".", budget_bytes, least, bound)
 
-    def _fill(self, steps: np.ndarray, budget_bytes: int) -> Candidate:
-        """Return the schedule without the recomputations that it has room to leave out."""
-        tape = Tape(self.graph, self.cost_list, steps.tolist())
-        fill(tape, budget_bytes)
-        return Candidate(np.array(tape.order(), np.int64), tape.peak(), tape.cost())
+    def _planner(self, i: int) -> Planner:
+        return Planner.of(self.points[i], self.cost)
+
+    def _at(self, i: int, budget_bytes: int) -> Found | None:
+        planner = self._planner(i)
+        candidate = planner.best(budget_bytes)
+        return None if candidate is None else Found(planner, candidate)
+
+    def _find(self, budget_bytes: int) -> Found | None:
+        """Return the best along the path: from its first point that fits on, until the next ones are dearer."""
+        low, high = -1, len(self.points) - 1
+        best = self._at(high, budget_bytes)
+        if best is None:
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = self._at(middle, budget_bytes)
+            low, high = (middle, high) if found is None else (low, middle)
+            best = best if found is None else min(best, found, key=lambda f: f.rank)
+        n_worse = 0
+        for i in range(high + 1, len(self.points)):
+            found = self._at(i, budget_bytes)
+            n_worse += 1
+            if found is not None and found.rank < best.rank:
+                best, n_worse = found, 0
+            if n_worse == _MOST_WORSE:
+                break
+        return best

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tiny_backprop.plan.menu import Menu, Option, Pieces
-from tiny_backprop.plan.schedule import Rerun
 from tiny_backprop.plan.segments import Segments
+from tiny_backprop.plan.steps import Rerun
 
 _MOST_EXACT_UNITS = 512
 

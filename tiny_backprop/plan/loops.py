@@ -13,18 +13,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import numbers
+from collections.abc import Iterator
 
 import numpy as np
 
 from tiny_backprop.errors import PlanError
-from tiny_backprop.graph import LITERAL, Graph
-from tiny_backprop.plan.cost import node_costs
-from tiny_backprop.plan.menu import menus
-from tiny_backprop.plan.schedule import Rerun, peak_bytes
-from tiny_backprop.plan.segments import Segments
 
-_CHEAP = 0.03  # of the FLOPs of a step: recomputation that is worth any byte
+_SIZES = 200  # block sizes to try, in equal ratios
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +64,8 @@ class LoopSchedule:
         """Steps that run again, all together: to advance saved carries, and for the backward steps."""
         if not self.reruns:
             return 0
-        starts, stops = self.backward[:, 1], self.backward[:, 2]
-        return self.length + int((stops - starts).sum())
+        # No carry is advanced over the last block, which may be shorter.
+        return self.length + self.block_size * (_again(self.n_blocks, self.n_slots) - self.n_blocks)
 
     @functools.cached_property
     def forward(self) -> np.ndarray:
@@ -119,19 +115,40 @@ class LoopSchedule:
                 free.append(slot)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LoopChoice:
-    """How the loops of a program are to be reversed: one of three ways of asking.
+    """How the loops of a program are to be reversed: one of four ways of asking; `block_size` goes with two of them.
 
     Attributes:
-      block_size: Steps that are reversed together; a carry is saved for each block.
+      block_size: Steps that are reversed together. By itself, a carry is saved for each block.
       levels: How often a step may run again, at most; what is saved is as small as that allows.
+      saved_carries: Carries that may be saved at once, the first among them; as few steps run again as that allows, by
+        the binomial schedule. By default of blocks of one step.
       memory_bytes: Bytes that saved carries and the steps of one block may take; as few steps run again as that allows.
+
+    Raises:
+      PlanError: No way of asking is given, or several, or a number is below 1.
     """
 
     block_size: int | None = None
     levels: int | None = None
+    saved_carries: int | None = None
     memory_bytes: int | None = None
+
+    def __repr__(self) -> str:
+        return f"LoopChoice({', '.join(f'{k}={v}' for k, v in vars(self).items() if v is not None)})"
+
+    def __post_init__(self):
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        ways = [k for k in given if k != "block_size"]
+        if not given or len(ways) > 1 or (self.memory_bytes is not None and self.block_size is not None):
+            raise PlanError(
+                "a LoopChoice needs one of block_size, levels, saved_carries and memory_bytes; block_size may go with "
+                f"levels or saved_carries. Found {given or 'none'}"
+            )
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise PlanError(f"{name} of a LoopChoice must be a whole number of at least 1; found {value!r}")
 
     def schedule(self, length: int, carry_bytes: int, step_bytes: int) -> LoopSchedule | None:
         """Return the schedule of a loop, or None where too few bytes are given for any.
@@ -141,9 +158,11 @@ class LoopChoice:
           carry_bytes: Bytes of a saved carry.
           step_bytes: Bytes that a step keeps for its backward step.
         """
+        if self.saved_carries is not None:
+            return LoopSchedule(length, self.block_size or 1, self.saved_carries)
         if self.block_size is not None and self.levels is None:
             return LoopSchedule(length, self.block_size, max(1, -(-length // self.block_size)))
-        sizes = np.unique(np.geomspace(1, max(length, 1), 200).round().astype(int)).tolist()
+        sizes = np.unique(np.geomspace(1, max(length, 1), _SIZES).round().astype(int)).tolist()
         if self.block_size is not None:
             sizes = [self.block_size]
         found = []
@@ -166,110 +185,6 @@ class LoopChoice:
         return min(max(n, 1), (self.memory_bytes - block_bytes) // max(carry_bytes, 1))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class StepPlan:
-    """A plan of one step of a loop. Unlike in a `Plan`, the backward step may begin with recomputation.
-
-    Attributes:
-      graph: The gradient graph of the step.
-      steps: Its nodes in the order in which they run.
-      n_forward_steps: How many of them belong to the forward step.
-      carried: Values that are carries of the next step.
-    """
-
-    graph: Graph
-    steps: list[int]
-    n_forward_steps: int
-    carried: frozenset[int]
-
-    @functools.cached_property
-    def saved(self) -> list[int]:
-        """The values that the forward step makes and the backward step reads."""
-        graph, there, saved = self.graph, set[int](), dict[int, None]()
-        for node in self.steps[: self.n_forward_steps]:
-            there.update(range(graph.output_start[node], graph.output_start[node + 1]))
-        for node in self.steps[self.n_forward_steps :]:
-            saved.update((v, None) for v in graph.read_lists[node] if v in there)
-            there.difference_update(range(graph.output_start[node], graph.output_start[node + 1]))
-        return list(saved)
-
-    @property
-    def again(self) -> list[int]:
-        """The forward nodes that the backward step runs."""
-        return [i for i in self.steps[self.n_forward_steps :] if i < self.graph.n_forward]
-
-    @functools.cached_property
-    def again_flops(self) -> float:
-        """FLOPs of the forward nodes that the backward step runs."""
-        return float(self.graph.flops[self.again].sum())
-
-    @functools.cached_property
-    def kept_bytes(self) -> int:
-        """Bytes that the step keeps for its backward step beside the carries."""
-        return int(sum(self.graph.value_bytes[v] for v in self.saved if v not in self.carried))
-
-    @functools.cached_property
-    def peak_bytes(self) -> int:
-        """Predicted peak of the step, forward and backward."""
-        return peak_bytes(self.graph, np.array(self.steps, np.int64))
-
-
-def step_plans(graph: Graph, carries: Sequence[int]) -> list[StepPlan]:
-    """Plan one step of a loop, from what keeps most for its backward step to what keeps least, by minimum cuts.
-
-    Args:
-      graph: The gradient graph of the step.
-      carries: Which of the function's outputs are carries: they are kept anyway.
-    """
-    outputs = graph.outputs.copy()
-    primal = outputs[: graph.n_primal_outputs]
-    primal[[i for i in range(len(primal)) if i not in carries]] = LITERAL
-    segments = Segments(dataclasses.replace(graph, outputs=outputs), np.zeros(1, np.int64))
-    (menu,) = menus(segments, node_costs(graph, "flops"))
-    first = int(graph.output_start[0])
-    returned = [v for v in graph.outputs[: graph.n_primal_outputs].tolist() if v >= first]
-    carried = frozenset(v for v in primal.tolist() if v >= first)
-    plans = []
-    for keep in dict.fromkeys(o.keep for o in sorted(menu.leaf, key=lambda o: -o.keep_bytes)):
-        kept = [first + v for v in keep]
-        rerun = Rerun(graph)
-        steps = rerun.make([*returned, *kept])
-        for v in set(returned).difference(kept, carried):
-            rerun.there[v] = 0
-        n_forward_steps = len(steps)
-        steps += rerun.make(v for v in segments.required_values[0] if not rerun.there[v])
-        plans.append(StepPlan(graph, [*steps, *range(graph.n_forward, graph.n_nodes)], n_forward_steps, carried))
-    return plans
-
-
-def plan_loop(
-    length: int, carry_bytes: int, plans: Sequence[StepPlan], choice: LoopChoice
-) -> tuple[StepPlan, LoopSchedule]:
-    """Return how a loop is reversed, and the plan of its steps.
-
-    Where steps run again, they keep as few bytes as they can at next to no recomputation. Within so many bytes, what
-    every step keeps may also wait from the forward phase on: whichever has the fewest FLOPs.
-
-    Args:
-      length: Steps of the loop.
-      carry_bytes: Bytes of a carry.
-      plans: Plans of a step to choose from; see `step_plans`.
-      choice: How it is to be reversed.
-    """
-    forward_flops = float(plans[0].graph.flops[: plans[0].graph.n_forward].sum())
-    most = _CHEAP * float(plans[0].graph.flops.sum())
-    cheap = min((p for p in plans if p.again_flops <= most), key=lambda p: (p.kept_bytes, p.again_flops))
-    schedule = choice.schedule(length, carry_bytes, cheap.kept_bytes + carry_bytes)
-    found = [] if schedule is None else [(cheap, schedule)]
-    if choice.memory_bytes is not None:
-        for plan in plans:
-            if (length + 1) * carry_bytes + length * plan.kept_bytes <= choice.memory_bytes:
-                found.append((plan, LoopSchedule.keeping_all(length)))
-    if not found:
-        return cheap, LoopSchedule(length, 1, 1)
-    return min(found, key=lambda pair: pair[1].n_again * forward_flops + length * pair[0].again_flops)
-
-
 def split(n: int, n_slots: int) -> int:
     """Return after how many of n blocks to save the next carry, where the first is in one of `n_slots` slots.
 
@@ -290,14 +205,17 @@ def _least_slots(n: int, repeats: int) -> int:
     return next(s for s in range(1, max(n, 1) + 1) if n < _reach(s, repeats))
 
 
+@functools.lru_cache(100_000)
 def _again(n: int, n_slots: int) -> int:
     """Return how many blocks run again for n blocks: to advance carries, and for the backward steps."""
+    if n_slots >= n:
+        return n
     total, left, slots = n, n, n_slots
-    while slots > 1 and left > 1:  # what the forward phase leaves: runs of blocks, each with the slots that are free
+    while slots > 1 and left > slots:  # what the forward phase leaves: runs of blocks, each with the free slots
         first = split(left, slots)
         total += _advanced(first, slots)
         left, slots = left - first, slots - 1
-    return total + left * (left - 1) // 2
+    return total + (left * (left - 1) // 2 if slots == 1 else 0)
 
 
 @functools.cache

@@ -68,7 +68,7 @@ def permuted(graph: Graph, order: np.ndarray) -> Graph:
     number[LITERAL] = LITERAL  # the last entry
     bounds = graph.operand_start
     operands = np.concatenate([np.zeros(0, np.int64), *(graph.operands[bounds[i] : bounds[i + 1]] for i in order)])
-    indices, values = order.tolist(), old.tolist()
+    indices, values, place = order.tolist(), old.tolist(), np.argsort(order)
     return dataclasses.replace(
         graph,
         primitives=tuple(graph.primitives[i] for i in indices),
@@ -76,6 +76,7 @@ def permuted(graph: Graph, order: np.ndarray) -> Graph:
         flops=graph.flops[order],
         bytes_moved=graph.bytes_moved[order],
         rerun_flops=graph.rerun_flops[order],
+        rerun_bytes_moved=graph.rerun_bytes_moved[order],
         has_effect=graph.has_effect[order],
         sources=tuple(graph.sources[i] for i in indices),
         scopes=tuple(graph.scopes[i] for i in indices),
@@ -85,6 +86,10 @@ def permuted(graph: Graph, order: np.ndarray) -> Graph:
         value_shapes=tuple(graph.value_shapes[v] for v in values),
         value_dtypes=tuple(graph.value_dtypes[v] for v in values),
         value_bytes=graph.value_bytes[old],
+        nested=tuple(
+            dataclasses.replace(n, forward_node=int(place[n.forward_node]), backward_node=int(place[n.backward_node]))
+            for n in graph.nested
+        ),
         outputs=number[graph.outputs],
     )
 

@@ -15,8 +15,8 @@ from tiny_backprop import display
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import check_count, check_gradient, plan_save_everything
-from tiny_backprop.plan.budget import Planner, plan_budget
-from tiny_backprop.plan.cost import Cost, cost_unit, node_costs
+from tiny_backprop.plan.budget import BudgetPlanner, plan_budget
+from tiny_backprop.plan.cost import Cost, cost_unit, least_cost, node_costs
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES, plan_policy
 from tiny_backprop.units import format_bytes
@@ -32,16 +32,24 @@ class Pareto:
         recomputes nothing; its peak is below that of `save_everything` where another order is better.
       save_everything: The program as it is, which ratios refer to.
       references: What `jax.checkpoint` around the whole function would do, by the name of the policy.
-      unit: Unit of the cost, `"seconds"` or `"flops"`.
-      node_costs: Cost of each node, float64 of shape (n_nodes,).
+      cost: What is minimised; see `plan_budget`.
     """
 
     graph: Graph
     plans: tuple[Plan, ...]
     save_everything: Plan
     references: Mapping[str, Plan]
-    unit: str
-    node_costs: np.ndarray
+    cost: Cost
+
+    @property
+    def unit(self) -> str:
+        """Unit of the cost, `"seconds"` or `"flops"`."""
+        return cost_unit(self.cost)
+
+    @functools.cached_property
+    def least_cost(self) -> float:
+        """Cost of every node once, no step of a loop running again."""
+        return least_cost(self.graph, self.cost)
 
     @functools.cached_property
     def peak_bytes(self) -> np.ndarray:
@@ -55,7 +63,7 @@ class Pareto:
 
     def recompute_cost(self, plan: Plan) -> float:
         """Return what the steps of a plan cost beyond every node once."""
-        return float(self.node_costs[plan.timeline.steps].sum() - self.node_costs.sum())
+        return float(node_costs(plan.graph, self.cost)[plan.timeline.steps].sum()) - self.least_cost
 
     @functools.cached_property
     def knee(self) -> Plan:
@@ -71,7 +79,7 @@ class Pareto:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per plan and reference: predicted peak, cost, their ratios to saving everything, the knee."""
-        top, least = self.save_everything.peak_bytes, float(self.node_costs.sum())
+        top, least = self.save_everything.peak_bytes, self.least_cost
         rows = []
         named = [("plan", p) for p in self.plans] + [(f"jax.checkpoint, {k}", p) for k, p in self.references.items()]
         for name, p in named:
@@ -112,8 +120,7 @@ class Pareto:
         )
 
     def _percent(self, plan: Plan) -> str:
-        least = float(self.node_costs.sum())
-        return f"{self.recompute_cost(plan) / least if least else 0.0:.1%}"
+        return f"{self.recompute_cost(plan) / self.least_cost if self.least_cost else 0.0:.1%}"
 
     def _repr_html_(self) -> str:
         return display.guarded(self._html, self)
@@ -158,11 +165,10 @@ def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Paret
       PlanError: The graph has no backward phase, or an argument is not as described.
     """
     check_gradient(graph)
-    planner = Planner.of(graph, cost)
+    planner = BudgetPlanner.of(graph, cost)
     most, least = planner.most_bytes, planner.smallest.peak_bytes
     n_points = max(2, check_count("n_points", n_points))
     everything = plan_save_everything(graph)
-    costs = node_costs(graph, cost)
     found = [everything]
     for budget in np.geomspace(max(most, 1), max(least, 1), n_points).round().astype(np.int64).tolist():
         try:
@@ -170,10 +176,11 @@ def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Paret
         except BudgetError:  # the smallest peak was reached by another way than this budget's
             continue
     found.append(plan_budget(graph, least, cost=cost))
-    priced = sorted(((float(costs[p.timeline.steps].sum()), p.peak_bytes, i, p) for i, p in enumerate(found)))
+    spent = [float(node_costs(p.graph, cost)[p.timeline.steps].sum()) for p in found]
+    priced = sorted((s, p.peak_bytes, i, p) for i, (s, p) in enumerate(zip(spent, found, strict=True)))
     plans: list[Plan] = []
     for _, peak, _, p in priced:
         if not plans or peak < plans[-1].peak_bytes:
             plans.append(p)
     references = {policy: plan_policy(graph, policy) for policy in POLICIES}
-    return Pareto(graph, tuple(plans), everything, references, cost_unit(cost), costs)
+    return Pareto(graph, tuple(plans), everything, references, cost)

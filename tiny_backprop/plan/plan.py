@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -16,6 +16,7 @@ from tiny_backprop import display
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph, read_json
 from tiny_backprop.liveness import frontier
+from tiny_backprop.plan.nested import NestedPlan, keeping_everything, nested_plans, with_choices
 from tiny_backprop.plan.simulate import Op, Timeline, simulate
 from tiny_backprop.units import format_bytes, format_flops
 
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from tiny_backprop.plan.certificate import Certificate
 
 _FORMAT = "tiny_backprop.plan"
-_VERSION = 1
+_VERSION = 2
 _SHOWN = ("strategy", "budget", "block_size", "levels")
 _MEASURED = "measured_peak_bytes"
-_UNLOOPED = "save_everything_bytes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +75,12 @@ class Plan:
     they do the same on the same graph.
 
     Attributes:
-      graph: The gradient graph that the plan is for.
+      graph: The gradient graph that the plan is for, its loops planned; see `nested`.
       ops: `Op` of each action, uint8 of shape (n_actions,).
       targets: Node or value of each action, int64 of shape (n_actions,).
       meta: How the plan was made: `strategy`; `block_size` (as it was asked for), `levels`, `n_blocks`; or `budget` (as
         it was asked for), `budget_bytes`, `cost` (what was minimised), `recompute_percent` (of that cost), and, where
-        it was verified, `measured_peak_bytes`; where loops are planned, `loops` (how it was asked for) and
-        `save_everything_bytes` (the peak where nothing runs again); and `peak_frontier`, the same as `peak_bytes`.
+        it was verified, `measured_peak_bytes`; and `peak_frontier`, the same as `peak_bytes`.
       timeline: What the referee saw.
     """
 
@@ -104,13 +103,18 @@ class Plan:
         return cls(graph, ops, targets, {**meta, "peak_frontier": timeline.peak_bytes}, timeline)
 
     def on(self, graph: Graph) -> Plan:
-        """Return the plan for another graph with the same fingerprint, its price that of the other's costs.
+        """Return the plan for another graph of the same program, its loops planned as here and its costs the other's.
 
         Raises:
-          PlanError: The graph has another fingerprint.
+          PlanError: The graph is not one of the same program.
         """
-        check_fits(self.graph.fingerprint, graph)
+        graph = _fitting(self.graph.fingerprint, [n.choice for n in self.graph.nested], graph)
         return self if graph is self.graph else Plan.from_actions(graph, self.ops, self.targets, self.meta)
+
+    @property
+    def nested(self) -> tuple[NestedPlan, ...]:
+        """How the loops and branches of the program are reversed, one entry for each of `graph.nested`."""
+        return nested_plans(self.graph)
 
     @property
     def actions(self) -> Sequence[Action]:
@@ -177,6 +181,7 @@ class Plan:
                 "version": _VERSION,
                 "fingerprint": self.graph.fingerprint,
                 "meta": self.meta,
+                "nested": [n.choice for n in self.graph.nested],
                 "ops": self.ops.tolist(),
                 "targets": self.targets.tolist(),
             }
@@ -191,10 +196,10 @@ class Plan:
           IllegalPlanError: The actions were altered and no longer make a legal plan.
         """
         data = read_json(text, _FORMAT, _VERSION, PlanError)
-        missing = {"fingerprint", "meta", "ops", "targets"} - set(data)
+        missing = {"fingerprint", "meta", "nested", "ops", "targets"} - set(data)
         if missing:
             raise PlanError(f"the saved plan lacks {sorted(missing)}")
-        check_fits(data["fingerprint"], graph)
+        graph = _fitting(data["fingerprint"], data["nested"], graph)
         try:
             actions = np.array([data["ops"], data["targets"]], np.int64)
             meta = dict(data["meta"])
@@ -240,10 +245,8 @@ class Plan:
         return display.guarded(self._html, self)
 
     def _html(self) -> str:
-        plain = frontier(self.graph)
+        plain = frontier(keeping_everything(self.graph))
         plain_bytes = int(plain.max(initial=0))
-        if _UNLOOPED in self.meta:  # in this graph loops are planned already
-            plain, plain_bytes = self.timeline.live_bytes, self.meta[_UNLOOPED]
         rows = [
             ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(plain_bytes)),
             ("saved (predicted)", format_bytes(self.saved_bytes), "every residual"),
@@ -255,6 +258,14 @@ class Plan:
         picture = display.frontier_svg(self.timeline.live_bytes, self.timeline.n_forward_steps, plain)
         header = ("", "this plan", "save everything")
         return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{display.table(rows, header)}</div>"
+
+
+def _fitting(fingerprint: str, choices: Sequence[Mapping[str, Any]], graph: Graph) -> Graph:
+    """Return the graph with its loops planned by `choices`, or raise PlanError where that has another fingerprint."""
+    if len(choices) == len(graph.nested):
+        graph = with_choices(graph, choices)
+    check_fits(fingerprint, graph)
+    return graph
 
 
 def check_fits(fingerprint: str, graph: Graph) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import LITERAL, Graph
 from tiny_backprop.plan.blocks import check_gradient
+from tiny_backprop.plan.nested import keeping_everything
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.schedule import schedule
 
@@ -35,6 +36,7 @@ def plan_policy(graph: Graph, policy: str) -> Plan:
     check_gradient(graph)
     if policy not in POLICIES:
         raise PlanError(f"policy must be one of {', '.join(map(repr, POLICIES))}; found {policy!r}")
+    graph = keeping_everything(graph)
     is_saved = np.zeros(graph.n_values, bool)
     is_saved[: graph.n_inputs] = True
     for i in range(graph.n_forward):

@@ -88,7 +88,7 @@ def _draw(pareto: Pareto, ax: Axes) -> None:
 
 
 def _percent(pareto: Pareto, plan: Plan) -> float:
-    least = float(pareto.node_costs.sum())
+    least = pareto.least_cost
     return 100 * pareto.recompute_cost(plan) / least if least else 0.0
 
 

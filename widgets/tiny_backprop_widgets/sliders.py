@@ -13,7 +13,7 @@ from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier
 from tiny_backprop.plan.blocks import check_count
-from tiny_backprop.plan.budget import Planner, parse_budget
+from tiny_backprop.plan.budget import BudgetPlanner, parse_budget
 from tiny_backprop.units import format_bytes
 
 MAX_LEVELS = 8
@@ -135,7 +135,7 @@ class BudgetSlider(widgets.HBox):
         """Make the slider, unless it is there: where it begins takes the planner up to some seconds to find."""
         if self._slider is not None:
             return
-        least_bytes = Planner.of(self.graph, "seconds").smallest.peak_bytes
+        least_bytes = BudgetPlanner.of(self.graph, "seconds").smallest.peak_bytes
         stops = np.geomspace(max(least_bytes, 1), max(self._most_bytes, 1), _N_STOPS)
         self._stops = np.unique(stops.round().astype(np.int64))
         self._slider = widgets.SelectionSlider(

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.capture import Call
+from tiny_backprop.integration.jax.call import Call
+from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
-from tiny_backprop.integration.jax.scans import capture_with_loops
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
+from tiny_backprop.plan.loops import LoopChoice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +47,8 @@ class Checkpointed(FunctionWrapper):
         return made.planned.plan
 
     def _make(self, call: Call) -> _Checkpointed:
-        planned, constants = PlannedProgram.make(functools.partial(capture_with_loops, call, None), self._request)
+        program, constants = capture_program(call, None)
+        planned = PlannedProgram.make(program, self._request)
         return _Checkpointed(planned, constants, _with_planned_reverse(planned))
 
 
@@ -87,6 +89,7 @@ def checkpoint(
     levels: int | None = None,
     plan: Plan | None = None,
     budget: int | float | str | None = None,
+    loops: LoopChoice | None = None,
 ) -> Any:
     """Return a function with the same values as `fun` and a planned reverse pass.
 
@@ -105,6 +108,7 @@ def checkpoint(
         tried.
       plan: A plan made before for this function and these shapes, as `checkpoint(fun).plan(*args)` returns it.
       budget: The bytes that the function's activations and gradients may take together; see `plan_budget`.
+      loops: How loops are reversed; see `height_compressed_grad`.
 
     Returns:
       The function; `.plan(*args)` returns its plan for arguments or `jax.ShapeDtypeStruct` objects.
@@ -122,5 +126,6 @@ def checkpoint(
       1.0
     """
     if fun is None:
-        return functools.partial(checkpoint, block_size=block_size, levels=levels, plan=plan, budget=budget)
-    return Checkpointed(fun, Request(block_size, levels, plan, budget))
+        options = {"block_size": block_size, "levels": levels, "plan": plan, "budget": budget, "loops": loops}
+        return functools.partial(checkpoint, **options)
+    return Checkpointed(fun, Request(block_size, levels, plan, budget, loops=loops))

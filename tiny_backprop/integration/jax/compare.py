@@ -9,7 +9,8 @@ import jax
 import pandas as pd
 
 from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.capture import Call, capture_program, check_argnums
+from tiny_backprop.integration.jax.call import Call, check_argnums
+from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.gradient import height_compressed_value_and_grad
 from tiny_backprop.integration.jax.measure import Measurement, measure
 from tiny_backprop.plan import Plan, plan_blocks, plan_height_compressed, plan_save_everything

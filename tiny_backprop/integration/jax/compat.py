@@ -63,6 +63,12 @@ def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]]
     return getattr(called, "jaxpr", called), getattr(called, "consts", ())
 
 
+def called_jaxprs(eqn: Any) -> list[Any]:
+    """Return the jaxprs that the parameters of an equation hold, closed or not."""
+    values = [x for v in eqn.params.values() for x in (v if isinstance(v, tuple | list) else [v])]
+    return [x for x in values if hasattr(x, "eqns")]
+
+
 def is_side_effect(effect: Any) -> bool:
     """Return whether an effect means that an equation may run only once; naming a mapped axis does not."""
     return type(effect).__name__ != "NamedAxisEffect"

@@ -57,8 +57,8 @@ _FLOPS_PER_ELEMENT = {
 EXPANDED = tuple(name for name, flops in _FLOPS_PER_ELEMENT.items() if flops >= 30)
 """Primitives that XLA expands into so many cheap operations that it takes the whole for cheap, and repeats it."""
 _LOGADDEXP_FLOPS = 6
-PLANNED_SCAN, PLANNED_SCAN_GRADIENT = "planned_scan", "planned_scan_gradient"
-"""Primitives of `scans`: their parameter `scan` tells their cost."""
+NESTED, NESTED_GRADIENT = "nested", "nested_gradient"
+"""Primitives of `nested`. What they cost depends on their plan, which the graph knows; here they are not planned."""
 
 _element_bits_by_dtype: dict[Any, int] = {}
 
@@ -806,22 +806,11 @@ _RULES: dict[str, Callable[[Any], Cost]] = {
     "random_bits": _random_bits,
     "rng_bit_generator": _rng_bit_generator,
     "scan": _scan,
-    PLANNED_SCAN: lambda eqn: eqn.params["scan"].forward_cost,
-    PLANNED_SCAN_GRADIENT: lambda eqn: eqn.params["scan"].backward_cost,
+    NESTED: lambda eqn: eqn_cost(eqn.params["what"].eqn),
+    NESTED_GRADIENT: lambda eqn: (0.0, 0.0),
     "while": _while,
     "cond": _cond,
     "custom_linear_solve": _linear_solve,
     "shard_map": _shard_map,
     "pallas_call": _pallas_call,
 }
-
-SCRATCH: dict[str, Callable[[Any], int]] = {
-    PLANNED_SCAN: lambda eqn: eqn.params["scan"].forward_scratch_bytes,
-    PLANNED_SCAN_GRADIENT: lambda eqn: eqn.params["scan"].backward_scratch_bytes,
-}
-"""Bytes that an equation needs beside its operands and results, by the name of its primitive."""
-
-RERUN_FLOPS: dict[str, Callable[[Any], float]] = {
-    PLANNED_SCAN_GRADIENT: lambda eqn: eqn.params["scan"].rerun_flops,
-}
-"""Those FLOPs of an equation that run again what ran before, by the name of its primitive."""

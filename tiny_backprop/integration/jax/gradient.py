@@ -14,15 +14,11 @@ from jax import lax
 
 from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UntraceableError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.capture import (
-    Call,
-    Program,
-    check_argnums,
-    function_name,
-)
+from tiny_backprop.integration.jax.call import Call, check_argnums, function_name
+from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.measure import compiled_bytes
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
-from tiny_backprop.integration.jax.scans import capture_with_loops
+from tiny_backprop.integration.jax.trace import Program
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan import Plan
 from tiny_backprop.plan.loops import LoopChoice
@@ -100,17 +96,13 @@ class PlannedGradient(FunctionWrapper):
         return compiled.planned.plan
 
     def _compile(self, call: Call) -> _Compiled:
-        positions = check_argnums(call, self._argnums)
+        program, constants = capture_program(call, check_argnums(call, self._argnums), self._has_aux)
+        _check_scalar(call, program, self._has_aux)
 
-        def capture(choice: LoopChoice | None) -> tuple[Program, Sequence[Any]]:
-            captured = capture_with_loops(call, positions, choice, self._has_aux)
-            _check_scalar(call, captured[0], self._has_aux)
-            return captured
-
-        def measured_bytes(planned: PlannedProgram, constants: Sequence[Any]) -> int:
+        def measured_bytes(planned: PlannedProgram) -> int:
             return compiled_bytes(_runner(planned, call.name), constants, call.arrays)
 
-        planned, constants = PlannedProgram.make(capture, self._request, measured_bytes)
+        planned = PlannedProgram.make(program, self._request, measured_bytes)
         run = jax.jit(_runner(planned, call.name))
         return _Compiled(planned, constants, HeightCompressedExecutor(planned.plan), run)
 
@@ -173,6 +165,7 @@ def height_compressed_grad(
     *,
     budget: int | float | str | None = None,
     verify: bool = False,
+    loops: LoopChoice | None = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     on_error: str = "fallback",
@@ -194,8 +187,9 @@ def height_compressed_grad(
       plan: A plan made before, by any planner, for this function and these shapes.
       budget: The bytes that activations, gradients and other outputs may take together; see `plan_budget`.
       verify: Whether the budget is for what XLA allocates instead of what is predicted: the first call for a set of
-        shapes then compiles up to six plans (with loops, up to six for each amount of memory tried for them) and keeps
-        the best whose temporaries and outputs fit, by XLA's count.
+        shapes then compiles up to six plans and keeps the best whose temporaries and outputs fit, by XLA's count.
+      loops: How loops are reversed, where `block_size`, `levels` or the budget's planner are not to say: with so many
+        saved carries, for example.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"`
@@ -218,7 +212,8 @@ def height_compressed_grad(
       >>> gradient.last_executor.checkpoint_plan.meta["block_size"]
       2
     """
-    return PlannedGradient(fun, Request(block_size, levels, plan, budget, verify), argnums, has_aux, False, on_error)
+    request = Request(block_size, levels, plan, budget, verify, loops)
+    return PlannedGradient(fun, request, argnums, has_aux, False, on_error)
 
 
 def height_compressed_value_and_grad(
@@ -229,6 +224,7 @@ def height_compressed_value_and_grad(
     *,
     budget: int | float | str | None = None,
     verify: bool = False,
+    loops: LoopChoice | None = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     on_error: str = "fallback",
@@ -242,6 +238,7 @@ def height_compressed_value_and_grad(
       plan: A plan made before.
       budget: Bytes for activations, gradients and other outputs.
       verify: Whether the budget is for what XLA allocates.
+      loops: How loops are reversed.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       on_error: `"fallback"` or `"raise"`.
@@ -259,4 +256,5 @@ def height_compressed_value_and_grad(
       >>> float(value), gradient.tolist()
       (2.0, [2.0, 2.0])
     """
-    return PlannedGradient(fun, Request(block_size, levels, plan, budget, verify), argnums, has_aux, True, on_error)
+    request = Request(block_size, levels, plan, budget, verify, loops)
+    return PlannedGradient(fun, request, argnums, has_aux, True, on_error)

@@ -12,28 +12,20 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
-from tiny_backprop.errors import BudgetError, PlanError, TinyBackpropError, UntraceableError
+from tiny_backprop.errors import PlanError, TinyBackpropError, UntraceableError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
-from tiny_backprop.integration.jax.capture import Call, Program
-from tiny_backprop.integration.jax.cost import PLANNED_SCAN
+from tiny_backprop.integration.jax.call import Call
 from tiny_backprop.integration.jax.inline import drop_dead
 from tiny_backprop.integration.jax.rewrite import PlannedJaxprs, rewrite
+from tiny_backprop.integration.jax.trace import Program
 from tiny_backprop.integration.jax.verify import plan_verified
-from tiny_backprop.liveness import frontier
 from tiny_backprop.plan import Plan, plan_blocks, plan_budget, plan_height_compressed, plan_save_everything
 from tiny_backprop.plan.blocks import check_count
-from tiny_backprop.plan.budget import parse_budget
-from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.loops import LoopChoice
 
 _MOST_CACHED = 256
-_LOOP_TRIES = 14
 _CONSTANT_OBJECTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
-
-
-Capture = Callable[[LoopChoice | None], tuple[Program, Sequence[Any]]]
-"""Traces the gradient of a call, its loops reversed as it is told; returns the values of its constants, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +38,7 @@ class Request:
       plan: A plan that was made before, or None.
       budget: A byte budget, or None; see `plan_budget`.
       verify: Whether the budget is for what XLA allocates.
+      loops: How loops are reversed, where the planner is not to choose, or None.
     """
 
     block_size: int | None = None
@@ -53,10 +46,14 @@ class Request:
     plan: Plan | None = None
     budget: int | float | str | None = None
     verify: bool = False
+    loops: LoopChoice | None = None
 
     def __post_init__(self):
-        if self.plan is not None and (self.block_size is not None or self.levels is not None):
-            raise PlanError("give either plan or block_size and levels, not both: a plan has its block size already")
+        others = {k: getattr(self, k) for k in ("block_size", "levels", "loops")}
+        if self.plan is not None and any(v is not None for v in others.values()):
+            raise PlanError("give either plan or block_size, levels and loops, not both: a plan has them already")
+        if self.loops is not None and not isinstance(self.loops, LoopChoice):
+            raise PlanError(f"loops must be a tiny_backprop.LoopChoice; found {type(self.loops).__name__}")
         if self.budget is not None and not (self.plan is self.block_size is self.levels is None):
             raise PlanError("give either budget or plan, block_size and levels: by budget, the planner chooses them")
         if self.verify and self.budget is None:
@@ -66,10 +63,6 @@ class Request:
         for name in ("block_size", "levels"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-
-    def within(self, budget_bytes: int) -> Request:
-        """Return the same request, its budget in bytes."""
-        return dataclasses.replace(self, budget=budget_bytes)
 
     def plan_for(self, graph: Graph, measured_bytes: Callable[[Plan], int] | None = None) -> Plan:
         """Return the plan for a gradient graph.
@@ -88,30 +81,11 @@ class Request:
             return plan_save_everything(graph)
         if self.budget is not None:
             if self.verify and measured_bytes is not None:
-                return plan_verified(graph, self.budget, measured_bytes)
-            return plan_budget(graph, self.budget)
+                return plan_verified(graph, self.budget, measured_bytes, self.loops)
+            return plan_budget(graph, self.budget, loops=self.loops)
         if self.levels is None:
-            return plan_blocks(graph, self.block_size)
-        return plan_height_compressed(graph, self.levels, self.block_size)
-
-    def loop_choices(self, program: Program) -> list[LoopChoice | None]:
-        """Return the ways to reverse the loops of a program that are to be tried, the cheapest first.
-
-        None leaves loops to JAX, which saves everything of every step.
-
-        Args:
-          program: The program, its loops left to JAX.
-        """
-        if self.plan is not None:
-            known = self.plan.meta.get("loops")
-            return [LoopChoice(**known) if known else None]
-        if not program.has_scans:
-            return [None]
-        if self.budget is None:
-            levels = self.levels or (1 if self.block_size is None else None)
-            return [LoopChoice(block_size=self.block_size, levels=levels)]
-        assert isinstance(self.budget, int)
-        return [None, *(LoopChoice(memory_bytes=int(self.budget * 2 ** (-i / 3))) for i in range(_LOOP_TRIES))]
+            return plan_blocks(graph, self.block_size, loops=self.loops)
+        return plan_height_compressed(graph, self.levels, self.block_size, loops=self.loops)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,65 +104,22 @@ class PlannedProgram:
 
     @classmethod
     def make(
-        cls,
-        capture: Capture,
-        request: Request,
-        measured_bytes: Callable[[PlannedProgram, Sequence[Any]], int] | None = None,
-    ) -> tuple[PlannedProgram, Sequence[Any]]:
-        """Capture, plan and rewrite.
+        cls, program: Program, request: Request, measured_bytes: Callable[[PlannedProgram], int] | None = None
+    ) -> PlannedProgram:
+        """Plan and rewrite a traced gradient.
 
         Args:
-          capture: Traces the gradient, its loops reversed as it is told.
+          program: The traced gradient.
           request: Which plan is asked for.
-          measured_bytes: Compiles a planned program for its constants, where the request wants its memory verified.
-
-        Returns:
-          The planned program and the values of its constants: tracers where the function closed over some.
+          measured_bytes: Compiles a planned program, where the request wants its memory verified.
         """
-        captured, known = capture(None), dict[str, Any]()
-        if request.budget is not None:  # a fraction is one of what saving everything takes, loops included
-            asked, request = request.budget, request.within(parse_budget(captured[0].graph, request.budget))
-            known["budget"] = asked
-        found: list[tuple[PlannedProgram, Sequence[Any]]] = []
-        refusals: list[BudgetError] = []
-        n_compiled = 0
 
-        def count(planned: PlannedProgram, constants: Sequence[Any]) -> int:
-            nonlocal n_compiled
-            n_compiled += 1
+        def of_plan(plan: Plan) -> int:
             assert measured_bytes is not None
-            return measured_bytes(planned, constants)
+            return measured_bytes(cls(program, plan, rewrite(program, plan)))
 
-        for choice in request.loop_choices(captured[0]):
-            program, constants = captured if choice is None else capture(choice)
-            is_looped = PLANNED_SCAN in program.graph.primitives
-            if choice is not None and not is_looped and found:
-                break  # there is nothing to choose
-            of_plan = functools.partial(_measured_bytes, count, program, constants) if measured_bytes else None
-            try:
-                if request.verify and choice is None and captured[0].has_scans:
-                    plan_budget(program.graph, request.budget or 0)  # not worth compiling where not even this fits
-                plan = request.plan_for(program.graph, of_plan)
-            except BudgetError as e:
-                refusals.append(e)
-                continue
-            if is_looped and choice is not None:
-                known["loops"] = {k: v for k, v in vars(choice).items() if v is not None}
-                known["save_everything_bytes"] = int(frontier(captured[0].graph).max(initial=0))
-            compiled = {"n_compiled": n_compiled} if n_compiled else {}
-            plan = dataclasses.replace(plan, meta={**plan.meta, **known, **compiled})
-            found.append((cls(program, plan, rewrite(program, plan)), constants))
-            is_worse = len(found) > 1 and found[-1][0].seconds > found[-2][0].seconds
-            if request.verify or is_worse:  # less memory for loops costs more
-                break
-        if not found:
-            raise min(refusals, key=lambda e: e.smallest_peak_bytes)
-        return min(found, key=lambda pair: pair[0].seconds)
-
-    @functools.cached_property
-    def seconds(self) -> float:
-        """Predicted seconds of the whole gradient, by the default cost model."""
-        return float(node_costs(self.program.graph, "seconds")[self.plan.timeline.steps].sum())
+        plan = request.plan_for(program.graph, of_plan if measured_bytes else None)
+        return cls(program, plan, rewrite(program, plan))
 
     @property
     def n_outs(self) -> int:
@@ -255,15 +186,6 @@ class PlannedProgram:
 
         _, pullback = jax.vjp(by_differentiated, *(inputs[i] for i in self.program.differentiated))
         return list(pullback(list(cotangents)))
-
-
-def _measured_bytes(
-    measured_bytes: Callable[[PlannedProgram, Sequence[Any]], int],
-    program: Program,
-    constants: Sequence[Any],
-    plan: Plan,
-) -> int:
-    return measured_bytes(PlannedProgram(program, plan, rewrite(program, plan)), constants)
 
 
 class Made(Protocol):

@@ -22,13 +22,14 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
-from tiny_backprop.integration.jax.capture import Program
 from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.cost import EXPANDED
 from tiny_backprop.integration.jax.hold import hold_p
+from tiny_backprop.integration.jax.nested import realized
 from tiny_backprop.integration.jax.pooling import in_slices
-from tiny_backprop.plan.loops import StepPlan
-from tiny_backprop.plan.plan import Plan, check_fits
+from tiny_backprop.integration.jax.trace import Program
+from tiny_backprop.plan.nested import StepPlan
+from tiny_backprop.plan.plan import Plan
 
 _SMALL_BYTES = 64  # keys and scalars
 _LEAST_SHARED_BYTES = 4096  # below that a hold costs more than it spares
@@ -63,27 +64,38 @@ def rewrite(program: Program, plan: Plan) -> PlannedJaxprs:
     Raises:
       PlanError: The plan belongs to another graph.
     """
-    check_fits(plan.graph.fingerprint, program.graph)
+    plan = plan.on(program.graph)
     n_forward_steps = plan.timeline.n_forward_steps if program.graph.n_backward else len(plan.timeline.steps)
     steps = plan.timeline.steps.tolist()
     forward, backward = steps[:n_forward_steps], steps[n_forward_steps:]
-    return _play(program, forward, backward, plan.saved.tolist(), forward[-1:])
+    return _play(program, plan.graph, forward, backward, plan.saved.tolist(), forward[-1:])
 
 
 def rewrite_step(program: Program, step: StepPlan) -> PlannedJaxprs:
     """Turn the plan of a loop's step into the jaxprs that carry it out.
 
-    Nothing is held apart: both phases run in loops of their own, between which XLA merges nothing.
+    Both phases run in loops of their own, between which XLA merges nothing. Unless the backward part is planned by
+    itself, nothing runs again in it, and it is XLA's to order.
     """
     forward, backward = step.steps[: step.n_forward_steps], step.steps[step.n_forward_steps :]
-    return _play(program, forward, backward, step.saved, [])
+    if not step.is_lean:
+        backward = sorted(backward)
+    return _play(program, step.graph, forward, backward, step.saved, [])
 
 
 def _play(
-    program: Program, forward: Sequence[int], backward: Sequence[int], saved: Sequence[int], last: Sequence[int]
+    program: Program,
+    graph: Graph,
+    forward: Sequence[int],
+    backward: Sequence[int],
+    saved: Sequence[int],
+    last: Sequence[int],
 ) -> PlannedJaxprs:
-    """Emit both phases, where the backward phase waits for the nodes `last`."""
+    """Emit both phases, loops planned as in the graph, where the backward phase waits for the nodes `last`."""
+    kept = [program.variables[v] for v in saved]
+    program, handed_on = realized(program, graph, rewrite_step)
     player = _Player(program)
+    saved = [player.number[w] for v in kept for w in handed_on.get(v, [v])]
     player.play_segment(forward, [])
     outs = [player.current(v) for v in program.primal_outs]
     # A saved value may itself be recomputed before the border; what crosses is its latest making.

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Plan, plan_save_everything
-from tiny_backprop.plan.budget import Planner, budget_meta, parse_budget
+from tiny_backprop.plan.budget import BudgetPlanner, budget_meta, parse_budget
+from tiny_backprop.plan.loops import LoopChoice
 from tiny_backprop.units import format_bytes
 
 _MOST_COMPILATIONS = 6  # the plain gradient, and a bisection
@@ -29,7 +30,12 @@ class _Measured:
     n_bytes: int
 
 
-def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Callable[[Plan], int]) -> Plan:
+def plan_verified(
+    graph: Graph,
+    budget: int | float | str,
+    measured_bytes: Callable[[Plan], int],
+    loops: LoopChoice | None = None,
+) -> Plan:
     """Return the cheapest plan found whose gradient, as XLA allocates it, is within a byte budget.
 
     Up to six plans are compiled. Which ones depends on the graph, the budget and XLA alone. The measured peak of the
@@ -39,6 +45,7 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
       graph: A gradient graph.
       budget: See `plan_budget`.
       measured_bytes: Compiles the gradient of a plan and returns XLA's temporary and output bytes.
+      loops: How loops are reversed, where the planner is not to choose.
 
     Returns:
       The plan; its `meta` has `measured_peak_bytes` and `n_compiled`. Its predicted peak may be above the budget.
@@ -48,18 +55,18 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
       PlanError: See `plan_budget`.
     """
     budget_bytes = parse_budget(graph, budget)
-    planner = Planner.of(graph, "seconds").for_temporaries()
+    planner = BudgetPlanner.of(graph, "seconds", loops).for_temporaries()
     meta = budget_meta(budget, budget_bytes, "seconds")
     plan = dataclasses.replace(everything := plan_save_everything(graph), meta={**everything.meta, **meta})
     tried = [_Measured(plan, measured_bytes(plan))]
     above, below = 0, _LOWEST  # the lowest rung that needs too much, the highest that fits or has no plan
     while below - above > 1 and tried[0].n_bytes > budget_bytes:
         rung = (above + below) // 2
-        steps = planner.tightest(_memory_bytes(planner, rung))
-        if steps is not None:
-            plan = planner.plan(graph, steps, meta)
+        found = planner.tightest(_memory_bytes(planner, rung))
+        if found is not None:
+            plan = planner.plan(found, meta)
             tried.append(_Measured(plan, measured_bytes(plan)))
-        if steps is None or tried[-1].n_bytes <= budget_bytes:
+        if found is None or tried[-1].n_bytes <= budget_bytes:
             below = rung
         else:
             above = rung
@@ -71,7 +78,7 @@ def plan_verified(graph: Graph, budget: int | float | str, measured_bytes: Calla
     return dataclasses.replace(best.plan, meta={**best.plan.meta, **known})
 
 
-def _memory_bytes(planner: Planner, rung: int) -> int:
+def _memory_bytes(planner: BudgetPlanner, rung: int) -> int:
     """Return the memory to plan for on a rung: from all, by equal ratios, to less than any plan needs."""
     least = max(1.0, _FUSED_SHARE * planner.smallest.peak_bytes)
     return round(planner.most_bytes * (least / max(least, planner.most_bytes)) ** (rung / _LOWEST))

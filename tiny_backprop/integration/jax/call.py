@@ -1,0 +1,161 @@
+"""A call taken apart: arrays, other leaves and structure of what a function is given and returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tiny_backprop.errors import CaptureError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A function together with its arguments, leaves separated from structure.
+
+    Attributes:
+      fun: The function.
+      name: Its name, for messages.
+      leaves: All leaves of `(args, kwargs)`.
+      tree: Their tree.
+      traced: Positions of the leaves that are arrays; the others (strings, callables, …) are passed on as they are.
+    """
+
+    fun: Callable[..., Any]
+    name: str
+    leaves: list[Any]
+    tree: Any
+    traced: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], fix_numbers: bool = False
+    ) -> Call:
+        """Take a call apart; with `fix_numbers`, Python's bools and ints are passed on as they are, too."""
+        leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
+        is_array = is_array_type if not fix_numbers else _is_array_type_but_no_number
+        traced = tuple([i for i, x in enumerate(leaves) if is_array(type(x))])
+        return cls(fun, function_name(fun), leaves, tree, traced)
+
+    @property
+    def arrays(self) -> list[Any]:
+        """The leaves that are arrays."""
+        return [self.leaves[i] for i in self.traced]
+
+    @property
+    def n_args(self) -> int:
+        """Number of positional arguments."""
+        return len(self.tree.children()[0].children())
+
+    def with_arrays(self, arrays: Sequence[Any]) -> Any:
+        """Call the function with other arrays in the places of these."""
+        leaves = list(self.leaves)
+        for i, x in zip(self.traced, arrays, strict=True):
+            leaves[i] = x
+        args, kwargs = jax.tree.unflatten(self.tree, leaves)
+        return self.fun(*args, **kwargs)
+
+    def argument_names(self) -> list[str]:
+        """Return a name such as `args[0]['w']` for each array."""
+        paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.tree, self.leaves))
+        names = ["args" + jax.tree_util.keystr(p[1:]) if p[0].idx == 0 else _keyword(p) for p, _ in paths]
+        return [names[i] for i in self.traced]
+
+    def positions(self, argnums: Sequence[int]) -> list[int]:
+        """Return which of `arrays` belong to the positional arguments `argnums`, -1 for a leaf that is none of them."""
+        ends = list(itertools.accumulate(t.num_leaves for t in self.tree.children()[0].children()))
+        leaves = [i for k in argnums for i in range(ends[k - 1] if k else 0, ends[k])]
+        return [self.traced.index(i) if i in self.traced else -1 for i in leaves]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a function returned, leaves separated from structure.
+
+    Attributes:
+      tree: Tree of all leaves.
+      fixed: The leaves that are no arrays, by position; each call returns them as the traced one did.
+    """
+
+    tree: Any
+    fixed: Mapping[int, Any]
+
+    def unflatten(self, arrays: Sequence[Any]) -> Any:
+        """Return what the function returns, with these arrays in their places."""
+        if not self.fixed:
+            return jax.tree.unflatten(self.tree, arrays)
+        rest = iter(arrays)
+        leaves = [self.fixed[i] if i in self.fixed else next(rest) for i in range(self.tree.num_leaves)]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def main(self, name: str) -> tuple[Any, int]:
+        """Return the tree and the number of arrays of the first part of a pair.
+
+        Raises:
+          CaptureError: The function `name` does not return a pair.
+        """
+        kind = (self.tree.node_data() or (None,))[0]
+        children = self.tree.children()
+        if not (isinstance(kind, type) and issubclass(kind, (tuple, list)) and len(children) == 2):
+            raise CaptureError(f"has_aux=True: {name} must return a pair (output, aux); found {self.tree}")
+        n_leaves = children[0].num_leaves
+        return children[0], n_leaves - sum(i < n_leaves for i in self.fixed)
+
+
+def _keyword(path: tuple[Any, ...]) -> str:
+    return str(path[1].key) + jax.tree_util.keystr(path[2:])
+
+
+def function_name(fun: Any) -> str:
+    """Return the name of a function, or of the class of a callable object, for messages."""
+    return getattr(fun, "__name__", type(fun).__name__)
+
+
+@functools.cache
+def is_array_type(kind: type) -> bool:
+    """Return whether objects of a type are arrays to JAX, Python's numbers among them."""
+    return issubclass(kind, (bool, int, float, complex)) or (hasattr(kind, "shape") and hasattr(kind, "dtype"))
+
+
+@functools.cache
+def _is_array_type_but_no_number(kind: type) -> bool:
+    return is_array_type(kind) and (not issubclass(kind, int) or hasattr(kind, "shape"))
+
+
+def check_argnums(call: Call, argnums: int | Sequence[int]) -> list[int]:
+    """Return the positions, among the arrays of a call, of the leaves of `argnums`.
+
+    Raises:
+      CaptureError: An index is no integer, repeated or out of range, or a leaf cannot be differentiated.
+    """
+    n_args = call.n_args
+    try:
+        wanted = [operator.index(k) for k in (argnums if isinstance(argnums, Sequence) else [argnums])]
+    except TypeError:
+        raise CaptureError(f"argnums must be an integer or a tuple of them; found {argnums!r}") from None
+    for k in wanted:
+        if not -n_args <= k < n_args:
+            raise CaptureError(
+                f"argnums={argnums!r} was asked for; {call.name} was given {n_args} positional arguments"
+            )
+    if not wanted or len({k % n_args for k in wanted}) < len(wanted):
+        raise CaptureError(f"argnums={argnums!r} must name at least one argument, and none twice")
+    positions = call.positions([k % n_args for k in wanted])
+    names = call.argument_names()
+    for i in positions:
+        if i < 0:
+            raise CaptureError(f"argnums={argnums!r} of {call.name} has a leaf that is no array; it has no gradient")
+        dtype = getattr(call.arrays[i], "dtype", None) or jnp.result_type(call.arrays[i])
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise CaptureError(
+                f"argnums={argnums!r} of {call.name}: {names[i]} has dtype {dtype}, which has no gradient. "
+                "Differentiate "
+                "by floating-point arguments alone (see argnums), or convert it."
+            )
+    return positions
