@@ -86,6 +86,11 @@ def source_line(eqn: Any) -> str:
     return "" if frame is None else f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
 
 
+def function_source(jaxpr: Any) -> str:
+    """Return `name at file:line` of the function that a jaxpr was traced from, or `""`."""
+    return getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or ""
+
+
 def aval_of(x: Any) -> Any:
     """Return the abstract value of an array, a tracer, a Python scalar or a `jax.ShapeDtypeStruct`; hashable."""
     aval = getattr(x, "aval", None)  # at hand in arrays and tracers; every call of a planned gradient comes here
