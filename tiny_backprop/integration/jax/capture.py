@@ -27,6 +27,7 @@ from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.compat import Literal
 from tiny_backprop.integration.jax.cost import RERUN_FLOPS, SCRATCH, aval_bytes, eqn_cost
 from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
+from tiny_backprop.integration.jax.pads import join_pads
 from tiny_backprop.integration.jax.while_loops import while_lines
 
 _UNTRACEABLE = (
@@ -370,7 +371,7 @@ def capture_program(
         traced = _trace_joint(prepared, differentiated, cotangent_of)
     except Exception as e:
         raise CaptureError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
-    joint = flatten(traced, keep_custom_rules=False)
+    joint = join_pads(flatten(traced, keep_custom_rules=False))
     program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
     return program, [*flat.consts, *joint.consts]
 

@@ -116,12 +116,21 @@ def is_tracer(x: Any) -> bool:
 
 def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
     """Return the shape, dtype, sharding and varying axes of an abstract value as an example argument."""
-    sharding = getattr(aval, "sharding", None)
-    if sharding is None or sharding.mesh.empty:
+    if not is_sharded(aval):
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
     return jax.ShapeDtypeStruct(
-        aval.shape, aval.dtype, weak_type=aval.weak_type, sharding=sharding, manual_axis_type=aval.manual_axis_type
+        aval.shape,
+        aval.dtype,
+        weak_type=aval.weak_type,
+        sharding=aval.sharding,
+        manual_axis_type=aval.manual_axis_type,
     )
+
+
+def is_sharded(aval: Any) -> bool:
+    """Return whether an abstract value says how it is laid out on a mesh of devices."""
+    sharding = getattr(aval, "sharding", None)
+    return sharding is not None and not sharding.mesh.empty
 
 
 def without_sharding(aval: Any) -> Any:
