@@ -92,6 +92,11 @@ def source_line(eqn: Any) -> str:
     return "" if frame is None else f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
 
 
+def function_source(jaxpr: Any) -> str:
+    """Return `name at file:line` of the function that a jaxpr was traced from, or `""`."""
+    return getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or ""
+
+
 def aval_of(x: Any) -> Any:
     """Return the abstract value of an array, a tracer, a Python scalar or a `jax.ShapeDtypeStruct`; hashable."""
     aval = getattr(x, "aval", None)  # at hand in arrays and tracers; every call of a planned gradient comes here
@@ -117,12 +122,21 @@ def is_tracer(x: Any) -> bool:
 
 def struct_of(aval: Any) -> jax.ShapeDtypeStruct:
     """Return the shape, dtype, sharding and varying axes of an abstract value as an example argument."""
-    sharding = getattr(aval, "sharding", None)
-    if sharding is None or sharding.mesh.empty:
+    if not is_sharded(aval):
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
     return jax.ShapeDtypeStruct(
-        aval.shape, aval.dtype, weak_type=aval.weak_type, sharding=sharding, manual_axis_type=aval.manual_axis_type
+        aval.shape,
+        aval.dtype,
+        weak_type=aval.weak_type,
+        sharding=aval.sharding,
+        manual_axis_type=aval.manual_axis_type,
     )
+
+
+def is_sharded(aval: Any) -> bool:
+    """Return whether an abstract value says how it is laid out on a mesh of devices."""
+    sharding = getattr(aval, "sharding", None)
+    return sharding is not None and not sharding.mesh.empty
 
 
 def without_sharding(aval: Any) -> Any:

@@ -8,11 +8,13 @@ nothing is sliced, padded or joined, whatever the length.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tiny_backprop.integration.jax import compat
@@ -131,6 +133,31 @@ def _run_keeping_all(
     return carry, returned, [*_write(carries, carry, loop.length), *kept]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Table:
+    """The backward phase of a schedule by blocks: runs of steps that advance a carry, then the block's gradient.
+
+    Attributes:
+      blocks: Per block (slot to take, first run, end of runs, first step, end).
+      runs: Per run (first step, end, slot to save the carry in, 1 to save it and 0 not to).
+      n_advanced: Steps of all runs together.
+    """
+
+    blocks: Any
+    runs: Any
+    n_advanced: int
+
+    @classmethod
+    def of(cls, schedule: LoopSchedule) -> _Table:
+        source, start, stop, target, end = schedule.backward.T
+        (last,) = np.nonzero(end > stop)  # every block ends with the run before its gradient
+        first = np.append(0, last[:-1] + 1)
+        blocks = np.stack([source[first], first, last + 1, stop[last], end[last]], axis=1)
+        runs = np.stack([start, stop, target, target != source], axis=1)
+        as_table = functools.partial(jnp.asarray, dtype=jnp.int32)
+        return cls(as_table(blocks), as_table(runs), int((stop - start).sum()))
+
+
 def run_backward(
     loop: Loop,
     schedule: LoopSchedule,
@@ -181,22 +208,17 @@ def run_backward(
 
         ct_carry, ct_consts, ct_stacked = lax.fori_loop(0, loop.length, reverse_kept, gradients)
         return ct_consts, ct_carry, ct_stacked
-    rows, n_rows = jnp.asarray(schedule.backward), len(schedule.backward)
-    size = schedule.block_size if schedule.block_size > 1 else 0
+    table = _Table.of(schedule)
     first_carry = [_read(s, 0) for s in slots]
     saved = _results(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))[len(slots) :]
     # Of a block: the carry at the start of each step and at its end, and what each step saves.
-    block = [_stack(size + 1, x) for x in first_carry] if size else [], [_stack(size, x) for x in saved] if size else []
+    size = schedule.block_size if schedule.block_size > 1 else 0
+    room = [_stack(size + 1, x) for x in first_carry] if size else [], [_stack(size, x) for x in saved] if size else []
 
-    def reverse_one(k: Any, state: tuple[Arrays, Any]) -> tuple[Arrays, Any]:
-        carry, gradients = state
-        following, saved = loop.step_forward(consts, carry, loop.elements(stacked, k))
-        # One step at most; were the carry handed on as it is, XLA would run the step before the loop, needed or not.
-        return following, gradients_of_step(k, carry, following, saved, gradients)
-
-    def reverse_block(first: Any, end: Any, carry: Arrays, block: Any, gradients: Any) -> tuple[Any, Any]:
+    def reverse_block(first: Any, end: Any, carry: Arrays, room: Any, gradients: Any) -> tuple[Any, Any]:
         if not size:
-            return block, _loop(first, end, reverse_one, (carry, gradients), loop.length, n_rows)[1]
+            following, saved = loop.step_forward(consts, carry, loop.elements(stacked, first))
+            return room, gradients_of_step(first, carry, following, saved, gradients)
 
         def keep(k: Any, state: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
             carry, carries, kept = state
@@ -209,22 +231,27 @@ def run_backward(
             carry, following = ([_read(x, k - first + d) for x in carries] for d in (0, 1))
             return gradients_of_step(k, carry, following, [_read(x, k - first) for x in kept], gradients)
 
-        last, carries, kept = _loop(first, end, keep, (carry, *block), loop.length, n_rows)
+        last, carries, kept = _loop(first, end, keep, (carry, *room), loop.length, schedule.n_blocks)
         carries = _write(carries, last, end - first)
-        return (carries, kept), _loop(0, end - first, reverse, gradients, loop.length, n_rows)
+        return (carries, kept), _loop(0, end - first, reverse, gradients, loop.length, schedule.n_blocks)
 
     def advance(k: Any, carry: Arrays) -> Arrays:
         return loop.advance(consts, carry, loop.elements(stacked, k))
 
-    def row(i: Any, state: Any) -> Any:
-        slots, block, gradients = state
-        source, start, stop, target, end = rows[i]
-        carry = [_read(s, source) for s in slots]
-        at_stop = _loop(start, stop, advance, carry, schedule.n_again - loop.length, n_rows)
-        is_saved = target != source
-        to_save = [jnp.where(is_saved, a, b) for a, b in zip(at_stop, carry, strict=True)]
-        slots = _write(slots, to_save, target)
-        return slots, *reverse_block(stop, end, at_stop, block, gradients)
+    def run(i: Any, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
+        start, stop, target, n_saved = table.runs[i]
+        carry, slots = state
+        carry = _loop(start, stop, advance, carry, table.n_advanced, len(table.runs))
+        # At most one trip: a condition would copy the slots.
+        slots = lax.fori_loop(0, n_saved, lambda _, slots: _write(slots, carry, target), slots)
+        return carry, slots
 
-    _, _, (ct_carry, ct_consts, ct_stacked) = lax.fori_loop(0, n_rows, row, (slots, block, gradients))
+    def block(i: Any, state: Any) -> Any:
+        slots, room, gradients = state
+        source, first_run, end_run, first, end = table.blocks[i]
+        carry = [_read(s, source) for s in slots]
+        carry, slots = _loop(first_run, end_run, run, (carry, slots), len(table.runs), schedule.n_blocks)
+        return slots, *reverse_block(first, end, carry, room, gradients)
+
+    _, _, (ct_carry, ct_consts, ct_stacked) = lax.fori_loop(0, schedule.n_blocks, block, (slots, room, gradients))
     return ct_consts, ct_carry, ct_stacked

@@ -23,6 +23,8 @@ from tiny_backprop.integration.jax.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.compat import Literal
 from tiny_backprop.integration.jax.cost import NESTED, NESTED_GRADIENT, aval_bytes, eqn_cost
 from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
+from tiny_backprop.integration.jax.pads import join_pads
+from tiny_backprop.integration.jax.while_loops import while_lines
 from tiny_backprop.plan.nested import keeping_everything
 
 _PAIR = (NESTED, NESTED_GRADIENT)
@@ -147,12 +149,17 @@ def trace_gradient(
     else:
         differentiated = [n_constants + i for i in positions]
     cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if compat.is_inexact(v.aval))
-    joint = flatten(_trace_joint(call, prepare(flat.closed()), differentiated, cotangent_of), keep_custom_rules=False)
+    primal = flat.closed()
+    try:
+        traced = _trace_joint(prepare(primal), differentiated, cotangent_of)
+    except Exception as e:
+        raise CaptureError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
+    joint = join_pads(flatten(traced, keep_custom_rules=False))
     program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
     return program, [*flat.consts, *joint.consts]
 
 
-def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:
+def _trace_joint(primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:
     """Trace `(inputs, cotangents) -> (outputs, gradients)`; an optimisation barrier marks where cotangents arrive."""
     run = compat.jaxpr_as_fun(primal)
 
@@ -171,16 +178,32 @@ def _trace_joint(call: Call, primal: Any, differentiated: Sequence[int], cotange
 
     inputs = [compat.struct_of(v.aval) for v in primal.jaxpr.invars]
     cotangents = [compat.struct_of(primal.jaxpr.outvars[i].aval) for i in cotangent_of]
+    return jax.make_jaxpr(joint)(inputs, cotangents)
+
+
+def _why_not(
+    name: str, primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int], error: Exception
+) -> str:
+    """Say why a function cannot be differentiated in reverse mode."""
     try:
-        return jax.make_jaxpr(joint)(inputs, cotangents)
-    except Exception as e:
-        raise CaptureError(
-            f"the gradient of {call.name} was asked for; JAX cannot differentiate it in reverse mode:\n  "
-            f"{type(e).__name__}: {str(e).strip()}\n"
-            "jax.grad by the same arguments fails likewise. A while_loop on the differentiated path needs a static "
-            "trip count (lax.scan, or fori_loop with constant bounds); other operations without a derivative need "
-            "jax.custom_vjp or stop_gradient."
-        ) from e
+        lines = while_lines(primal, differentiated, cotangent_of)
+    except Exception:  # nor in forward mode: it is no while_loop, and the first error tells
+        lines = []
+    asked = f"the gradient of {name} was asked for; JAX cannot differentiate it in reverse mode:"
+    if not lines:
+        return (
+            f"{asked}\n  {type(error).__name__}: {str(error).strip()}\n"
+            "jax.grad by the same arguments fails likewise. Operations without a derivative need jax.custom_vjp or "
+            "stop_gradient."
+        )
+    return (
+        f"{asked} a while_loop, or a fori_loop whose bounds are not constant, is on the differentiated path at\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + "jax.grad by the same arguments fails likewise: how many steps there are, and so how much they save, is "
+        "known only when they run. Where the steps are bounded, write lax.scan with lax.cond inside, or fori_loop with "
+        "constant bounds, or equinox.internal.while_loop(kind='checkpointed'): see checkpointed_while in "
+        "docs/while-loops.md. Where no gradient is wanted through it, wrap what it reads in lax.stop_gradient."
+    )
 
 
 def _split(
