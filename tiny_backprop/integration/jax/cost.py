@@ -806,7 +806,7 @@ _RULES: dict[str, Callable[[Any], Cost]] = {
     "random_bits": _random_bits,
     "rng_bit_generator": _rng_bit_generator,
     "scan": _scan,
-    NESTED: lambda eqn: eqn_cost(eqn.params["what"].eqn),
+    NESTED: lambda eqn: eqn_cost(getattr(eqn.params["what"], "program", eqn.params["what"]).eqn),
     NESTED_GRADIENT: lambda eqn: (0.0, 0.0),
     "while": _while,
     "cond": _cond,

@@ -25,31 +25,38 @@ Arrays = list[Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loop:
-    """The parts of a `scan` and of its reverse pass.
+    """Some consecutive steps of a `scan`, and their reverse.
 
     Attributes:
-      length: Number of steps.
+      first: The first of them; here they are numbered from 0 on.
+      length: Their number.
+      n_steps: Steps of the whole scan.
       is_reverse: Whether the steps go from the last element of the stacked arrays to the first.
       step: Function from constants, carry and the step's elements to the next carry and what the step returns.
       advance: The same function without what the step returns.
       step_forward: Function from the same to the next carry and what `step_backward` wants saved.
       step_backward: Function from constants, carry, next carry, elements, saved values and cotangents to gradients.
+      n_kept: How many arrays `step_forward` returns to be saved.
       differentiated: Which constants, carries and elements have a gradient.
       cotangent_of: Which of what the step returns has a cotangent; of the carry, those with a gradient have.
     """
 
+    first: int
     length: int
+    n_steps: int
     is_reverse: bool
     step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
     advance: Callable[[Arrays, Arrays, Arrays], Arrays]
     step_forward: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
     step_backward: Callable[[Arrays, Arrays, Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]
+    n_kept: int
     differentiated: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     cotangent_of: tuple[int, ...]
 
     def position(self, step: Any) -> Any:
         """Return where a step's elements stand in the stacked arrays."""
-        return self.length - 1 - step if self.is_reverse else step
+        step = self.first + step
+        return self.n_steps - 1 - step if self.is_reverse else step
 
     def elements(self, stacked: Arrays, step: Any) -> Arrays:
         """Return the elements of a step."""
@@ -84,19 +91,31 @@ def _stack(n: int, x: Any) -> Any:
     return lax.broadcast(compat.zeros_of(x), (n,))
 
 
+def room_for_returned(loop: Loop, consts: Arrays, init: Arrays, stacked: Arrays) -> Arrays:
+    """Return room for what all steps of the scan return, stacked."""
+    results = _results(loop.step, consts, init, loop.elements(stacked, 0))
+    return [_stack(loop.n_steps, y) for y in results[len(init) :]]
+
+
 def run_forward(
-    loop: Loop, schedule: LoopSchedule, consts: Arrays, init: Arrays, stacked: Arrays
+    loop: Loop, schedule: LoopSchedule, consts: Arrays, init: Arrays, stacked: Arrays, returned: Arrays
 ) -> tuple[Arrays, Arrays, Arrays]:
-    """Run all steps.
+    """Run the steps.
+
+    Args:
+      loop: The steps.
+      schedule: Their schedule.
+      consts: Constants.
+      init: Carry before the first step.
+      stacked: Stacked operands of the whole scan.
+      returned: Room for what the steps return; see `room_for_returned`.
 
     Returns:
-      The last carry, what the steps return, stacked, and what the schedule saves: carries, stacked; where no step runs
-      again, all of them, the last one too, and what each step saves.
+      The last carry, `returned` with what these steps return, and what the schedule saves: carries, stacked; where no
+      step runs again, all of them, the last one too, and what each step saves.
     """
-    n_carry, parts = len(init), (consts, init, loop.elements(stacked, 0))
-    returned = [_stack(loop.length, y) for y in _results(loop.step, *parts)[n_carry:]]
     if not schedule.reruns:
-        return _run_keeping_all(loop, *parts[:2], stacked, returned)
+        return _run_keeping_all(loop, consts, init, stacked, returned)
     starts = jnp.append(jnp.asarray(schedule.forward[:, 1]), loop.length)
 
     def one(k: Any, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
@@ -158,6 +177,15 @@ class _Table:
         return cls(as_table(blocks), as_table(runs), int((stop - start).sum()))
 
 
+def no_gradients(loop: Loop, consts: Arrays, stacked: Arrays, carry_cotangents: Arrays) -> tuple[Arrays, ...]:
+    """Return the gradients with which `run_backward` begins: zeros, and those of the last carry."""
+    of_consts, _, of_elements = loop.differentiated
+    zeros_of_consts, zeros_of_stacked = (
+        [compat.zeros_of(x[i]) for i in places] for x, places in ((consts, of_consts), (stacked, of_elements))
+    )
+    return carry_cotangents, zeros_of_consts, zeros_of_stacked
+
+
 def run_backward(
     loop: Loop,
     schedule: LoopSchedule,
@@ -165,30 +193,24 @@ def run_backward(
     n_carry: int,
     stacked: Arrays,
     slots: Arrays,
-    carry_cotangents: Arrays,
+    gradients: tuple[Arrays, ...],
     returned_cotangents: Arrays,
-) -> tuple[Arrays, Arrays, Arrays]:
-    """Reverse all steps.
+) -> tuple[Arrays, ...]:
+    """Reverse the steps.
 
     Args:
-      loop: The loop.
-      schedule: Its schedule.
-      consts: Its constants.
-      n_carry: How many carries it has.
-      stacked: Its stacked operands.
+      loop: The steps.
+      schedule: Their schedule.
+      consts: Constants.
+      n_carry: Number of carries.
+      stacked: Stacked operands of the whole scan.
       slots: What the forward phase has saved.
-      carry_cotangents: Of the last carry, where it has a gradient.
-      returned_cotangents: Of what the steps return, stacked, where it has one.
+      gradients: Gradients so far: of the carry after these steps, of constants, and of stacked operands.
+      returned_cotangents: Of what all steps return, stacked, where it has a gradient.
 
     Returns:
-      Gradients of the constants, the first carry and the stacked arrays that have one.
+      The gradients, these steps included: of the carry before them, of constants, and of stacked operands.
     """
-    of_consts, _, of_elements = loop.differentiated
-    gradients = (
-        carry_cotangents,
-        [compat.zeros_of(consts[i]) for i in of_consts],
-        [compat.zeros_of(stacked[i]) for i in of_elements],
-    )
 
     def gradients_of_step(k: Any, carry: Arrays, following: Arrays, saved: Arrays, gradients: Any) -> Any:
         ct_carry, ct_consts, ct_stacked = gradients
@@ -206,8 +228,7 @@ def run_backward(
             carry, following = ([_read(x, k + d) for x in slots[:n_carry]] for d in (0, 1))
             return gradients_of_step(k, carry, following, [_read(x, k) for x in slots[n_carry:]], gradients)
 
-        ct_carry, ct_consts, ct_stacked = lax.fori_loop(0, loop.length, reverse_kept, gradients)
-        return ct_consts, ct_carry, ct_stacked
+        return lax.fori_loop(0, loop.length, reverse_kept, gradients)
     table = _Table.of(schedule)
     first_carry = [_read(s, 0) for s in slots]
     saved = _results(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))[len(slots) :]
@@ -253,5 +274,4 @@ def run_backward(
         carry, slots = _loop(first_run, end_run, run, (carry, slots), len(table.runs), schedule.n_blocks)
         return slots, *reverse_block(first, end, carry, room, gradients)
 
-    _, _, (ct_carry, ct_consts, ct_stacked) = lax.fori_loop(0, schedule.n_blocks, block, (slots, room, gradients))
-    return ct_consts, ct_carry, ct_stacked
+    return lax.fori_loop(0, schedule.n_blocks, block, (slots, room, gradients))[-1]

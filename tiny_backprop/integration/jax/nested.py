@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,14 @@ from tiny_backprop.integration.jax.call import Call
 from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.cost import NESTED, NESTED_GRADIENT, aval_bytes
 from tiny_backprop.integration.jax.inline import drop_dead
-from tiny_backprop.integration.jax.loops import Arrays, Loop, run_backward, run_forward
+from tiny_backprop.integration.jax.loops import (
+    Arrays,
+    Loop,
+    no_gradients,
+    room_for_returned,
+    run_backward,
+    run_forward,
+)
 from tiny_backprop.integration.jax.trace import Program, Unplanned, build_graph, trace_gradient
 from tiny_backprop.plan.loops import LoopSchedule
 from tiny_backprop.plan.nested import NestedPlan, StepPlan, nested_plans
@@ -300,9 +308,13 @@ class _LoopProgram(Unplanned):
 
     def planned(self, plan: NestedPlan, rewrite_step: RewriteStep) -> _PlannedLoop:
         """Return it as the plan says."""
-        assert len(plan.parts) == 1
-        jaxprs = rewrite_step(self.body.program, plan.parts[0].step)
-        return _PlannedLoop(self, plan.parts[0].schedule, self._loop(jaxprs))
+        first, parts = 0, []
+        for part in plan.parts:
+            assert part.schedule is not None
+            loop = self._loop(rewrite_step(self.body.program, part.step), first, part.schedule.length)
+            parts.append((loop, part.schedule))
+            first += part.schedule.length
+        return _PlannedLoop(self, tuple(parts))
 
     def _from_carry(self, jaxprs: Any) -> list[int]:
         """Return for each saved value the carry that equals it after the step, -1 for none: it is kept anyway."""
@@ -310,8 +322,8 @@ class _LoopProgram(Unplanned):
         carry = {outs[k]: i for k, i in enumerate(order) if i < self.n_carry and isinstance(outs[k], Var)}
         return [carry.get(v, -1) for v in outs[jaxprs.n_outs :]]
 
-    def _loop(self, jaxprs: Any) -> Loop:
-        """Return the parts of the scan whose steps run as the jaxprs say."""
+    def _loop(self, jaxprs: Any, first: int, length: int) -> Loop:
+        """Return the steps from `first` on, so many of them, that run as the jaxprs say."""
         body, n_carry, n_outs, from_carry = self.body, self.n_carry, jaxprs.n_outs, self._from_carry(jaxprs)
         run, advance = compat.jaxpr_as_fun(body.closed), _first_outputs(body.closed, n_carry)
         run_forward, run_backward = map(compat.jaxpr_as_fun, (jaxprs.forward, jaxprs.backward))
@@ -337,12 +349,15 @@ class _LoopProgram(Unplanned):
             return gradients[: ends[0]], gradients[ends[0] : ends[1]], gradients[ends[1] :]
 
         return Loop(
-            length=self.eqn.params["length"],
+            first=first,
+            length=length,
+            n_steps=self.eqn.params["length"],
             is_reverse=self.eqn.params["reverse"],
             step=step,
             advance=lambda consts, carry, elements: advance(*consts, *carry, *elements),
             step_forward=step_forward,
             step_backward=step_backward,
+            n_kept=sum(is_own),
             differentiated=self.differentiated,
             cotangent_of=self.cotangent_of,
         )
@@ -359,38 +374,39 @@ def _first_outputs(closed: Any, n: int) -> Callable[..., Arrays]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _PlannedLoop:
-    """A `scan` that follows its schedule."""
+    """A `scan` whose parts, in time order, follow their schedules."""
 
     program: _LoopProgram
-    schedule: LoopSchedule
-    loop: Loop
-    kind = "scan"
-
-    @property
-    def eqn(self) -> Any:
-        """Its equation, as JAX has it."""
-        return self.program.eqn
+    parts: tuple[tuple[Loop, LoopSchedule], ...]
 
     def forward(self, *operands: Any) -> Arrays:
         """Return what the scan returns, and what is saved."""
-        first, last = self.program.n_consts, self.program.n_consts + self.program.n_carry
-        parts = list(operands[:first]), list(operands[first:last]), list(operands[last:])
-        carry, returned, slots = run_forward(self.loop, self.schedule, *parts)
-        return [*carry, *returned, *slots]
+        n_consts, n_carry = self.program.n_consts, self.program.n_carry
+        consts, carry, stacked = _split(operands, n_consts, n_carry)
+        returned, saved = room_for_returned(self.parts[0][0], consts, carry, stacked), []
+        for loop, schedule in self.parts:
+            carry, returned, of_part = run_forward(loop, schedule, consts, carry, stacked, returned)
+            saved += of_part
+        return [*carry, *returned, *saved]
 
     def backward(self, *operands: Any) -> Arrays:
         """Return gradients for constants, stacked operands, what was saved, and cotangents."""
-        program = self.program
-        n_returned, n_carry = len(program.cotangent_of), len(program.differentiated[1])
-        first, last = len(self.eqn.invars) - program.n_carry, len(operands) - n_returned
-        ends = [program.n_consts, first, last - n_carry, last]
-        consts, stacked, slots, carry, returned = (
-            list(operands[i:j]) for i, j in zip([0, *ends], [*ends, len(operands)], strict=True)
-        )
-        of_consts, of_carry, of_stacked = run_backward(
-            self.loop, self.schedule, consts, program.n_carry, stacked, slots, carry, returned
-        )
+        program, n_carry = self.program, self.program.n_carry
+        n_saved = [n_carry + (0 if schedule.reruns else loop.n_kept) for loop, schedule in self.parts]
+        n_stacked = len(program.eqn.invars) - program.n_consts - n_carry
+        sizes = program.n_consts, n_stacked, *n_saved, len(program.differentiated[1])
+        consts, stacked, *saved, of_carry, of_returned = _split(operands, *sizes)
+        gradients = no_gradients(self.parts[0][0], consts, stacked, of_carry)
+        for (loop, schedule), slots in reversed(list(zip(self.parts, saved, strict=True))):
+            gradients = run_backward(loop, schedule, consts, n_carry, stacked, slots, gradients, of_returned)
+        of_carry, of_consts, of_stacked = gradients
         return [*of_consts, *of_carry, *of_stacked]
+
+
+def _split(arrays: Sequence[Any], *sizes: int) -> list[Arrays]:
+    """Return parts of so many arrays, and what is left."""
+    ends = [*itertools.accumulate(sizes), len(arrays)]
+    return [list(arrays[i:j]) for i, j in itertools.pairwise([0, *ends])]
 
 
 # ---- branches ----
@@ -454,12 +470,6 @@ class _PlannedBranches:
 
     program: _BranchesProgram
     jaxprs: tuple[Any, ...]
-    kind = "cond"
-
-    @property
-    def eqn(self) -> Any:
-        """Its equation, as JAX has it."""
-        return self.program.eqn
 
     @functools.cached_property
     def _slots(self) -> tuple[list[Any], list[list[int]]]:
@@ -494,7 +504,7 @@ class _PlannedBranches:
 
     def backward(self, index: Any, *operands: Any) -> Arrays:
         """Return gradients for operands, what was saved, and cotangents."""
-        n_operands, n_slots = len(self.eqn.invars) - 1, len(self._slots[0])
+        n_operands, n_slots = len(self.program.eqn.invars) - 1, len(self._slots[0])
 
         def branch(body: _Body, jaxprs: Any, taken: Sequence[int]) -> Callable[..., Arrays]:
             def run(*operands: Any) -> Arrays:

@@ -21,13 +21,12 @@ from tiny_backprop.graph import LITERAL, Graph, Nested
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.compat import Literal
-from tiny_backprop.integration.jax.cost import NESTED, NESTED_GRADIENT, aval_bytes, eqn_cost
+from tiny_backprop.integration.jax.cost import NESTED_GRADIENT, aval_bytes, eqn_cost
 from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
 from tiny_backprop.integration.jax.pads import join_pads
 from tiny_backprop.integration.jax.while_loops import while_lines
 from tiny_backprop.plan.nested import keeping_everything
 
-_PAIR = (NESTED, NESTED_GRADIENT)
 _UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -276,7 +275,7 @@ def build_graph(
     is_backward = np.arange(len(eqns)) >= n_forward
     graph = Graph(
         name=name,
-        primitives=tuple(e.params["what"].kind if e.primitive.name in _PAIR else e.primitive.name for e in eqns),
+        primitives=tuple(map(_name, eqns)),
         is_backward=is_backward,
         flops=np.array([c[0] for c in costs], float),
         bytes_moved=np.array([c[1] for c in costs], float),
@@ -297,6 +296,10 @@ def build_graph(
         nested=_nested(eqns),
     )
     return keeping_everything(graph), variables
+
+
+def _name(eqn: Any) -> str:
+    return eqn.params["what"].kind if isinstance(eqn.params.get("what"), Unplanned) else eqn.primitive.name
 
 
 def _nested(eqns: Sequence[Any]) -> tuple[Nested, ...]:
