@@ -6,8 +6,10 @@ clock, both in proportion to `jax.value_and_grad` in the same run.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,21 +60,26 @@ def thousand_steps(n_repeats: int = 9) -> list[Figure]:
     return figures
 
 
+def _repeat(call: Callable[[], Any], n: int) -> None:
+    for _ in range(n):
+        jax.block_until_ready(call())
+
+
 def growth() -> list[Figure]:
-    """How temporaries and the time of a step grow with the number of steps."""
+    """How temporaries and the time of a step grow with the number of steps; as many steps are timed of each number."""
     figures = []
     for name, levels_of, most in (
         ("2 levels", lambda _: 2, 0.55),
         ("log2 T levels", lambda length: math.ceil(math.log2(length)), 0.15),
     ):
-        temp_bytes, step_seconds, n_lines = [], [], []
+        temp_bytes, n_lines, runs = [], [], []
         for length in tqdm(_LENGTHS, desc=name, leave=False):
             loss, args = recurrent(length, width=32, n_batch=64)
             compiled = _compiled(loss, args, levels=levels_of(length))
             temp_bytes.append(tb.measure(compiled).temp_bytes)
             n_lines.append(len(compiled.as_text().splitlines()))
-            (seconds,) = interleaved_seconds([lambda c=compiled, a=args: c(*a)], 3)
-            step_seconds.append(seconds / length)
+            runs.append(functools.partial(_repeat, lambda c=compiled, a=args: c(*a), _LENGTHS[-1] // length))
+        step_seconds = [s / _LENGTHS[-1] for s in interleaved_seconds(runs, 5)]
         exponent = float(np.polyfit(np.log(_LENGTHS), np.log(temp_bytes), 1)[0])
         note = ", ".join(map(format_bytes, temp_bytes))
         figures.append(Figure(f"T from 64 to 65,536, {name}: temp grows as T to the", exponent, most, "", note))
@@ -80,7 +87,8 @@ def growth() -> list[Figure]:
         figures.append(Figure(f"T from 64 to 65,536, {name}: lines of compiled program", lines, 1.05, "×"))
         spread = max(step_seconds) / min(step_seconds)
         most_spread = 1.15 if name == "2 levels" else math.inf
-        figures.append(Figure(f"T from 64 to 65,536, {name}: time of a step, most to least", spread, most_spread, "×"))
+        name = f"T from 64 to 65,536, {name}: time of a step, most to least"
+        figures.append(Figure(name, spread, most_spread, "×", ", ".join(f"{1e6 * s:.1f} µs" for s in step_seconds)))
     return figures
 
 

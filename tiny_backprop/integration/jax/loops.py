@@ -154,27 +154,30 @@ def _run_keeping_all(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Table:
-    """The backward phase of a schedule by blocks: runs of steps that advance a carry, then the block's gradient.
+    """The backward phase of a schedule by blocks: a carry is taken, advanced with stops where it is saved, and used.
 
     Attributes:
-      blocks: Per block (slot to take, first run, end of runs, first step, end).
-      runs: Per run (first step, end, slot to save the carry in, 1 to save it and 0 not to).
-      n_advanced: Steps of all runs together.
+      blocks: Per block (slot to take, first save, end of saves, step after the last of them, first step, end).
+      saves: Per save (step to advance from, step to save at, slot).
+      n_advanced: Steps that carries are advanced over, all together.
     """
 
     blocks: Any
-    runs: Any
+    saves: Any
     n_advanced: int
 
     @classmethod
     def of(cls, schedule: LoopSchedule) -> _Table:
         source, start, stop, target, end = schedule.backward.T
-        (last,) = np.nonzero(end > stop)  # every block ends with the run before its gradient
+        (last,) = np.nonzero(end > stop)  # the row that ends with the gradient of a block; those before it save
         first = np.append(0, last[:-1] + 1)
-        blocks = np.stack([source[first], first, last + 1, stop[last], end[last]], axis=1)
-        runs = np.stack([start, stop, target, target != source], axis=1)
+        end_save = last - np.arange(len(last))
+        first_save = np.append(0, end_save[:-1])
+        blocks = np.stack([source[first], first_save, end_save, start[last], stop[last], end[last]], axis=1)
+        saves = np.stack([start, stop, target], axis=1)[end == stop]
         as_table = functools.partial(jnp.asarray, dtype=jnp.int32)
-        return cls(as_table(blocks), as_table(runs), int((stop - start).sum()))
+        saves = saves if len(saves) else np.zeros((1, 3))  # a table without rows cannot be read, not even in no trip
+        return cls(as_table(blocks), as_table(saves), int((stop - start).sum()))
 
 
 def no_gradients(loop: Loop, consts: Arrays, stacked: Arrays, carry_cotangents: Arrays) -> tuple[Arrays, ...]:
@@ -259,19 +262,21 @@ def run_backward(
     def advance(k: Any, carry: Arrays) -> Arrays:
         return loop.advance(consts, carry, loop.elements(stacked, k))
 
-    def run(i: Any, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
-        start, stop, target, n_saved = table.runs[i]
+    def advanced(start: Any, stop: Any, carry: Arrays) -> Arrays:
+        return _loop(start, stop, advance, carry, table.n_advanced, len(table.saves) + schedule.n_blocks)
+
+    def save(i: Any, state: tuple[Arrays, Arrays]) -> tuple[Arrays, Arrays]:
+        start, stop, target = table.saves[i]
         carry, slots = state
-        carry = _loop(start, stop, advance, carry, table.n_advanced, len(table.runs))
-        # At most one trip: a condition would copy the slots.
-        slots = lax.fori_loop(0, n_saved, lambda _, slots: _write(slots, carry, target), slots)
-        return carry, slots
+        carry = advanced(start, stop, carry)
+        return carry, _write(slots, carry, target)
 
     def block(i: Any, state: Any) -> Any:
         slots, room, gradients = state
-        source, first_run, end_run, first, end = table.blocks[i]
+        source, first_save, end_save, start, first, end = table.blocks[i]
         carry = [_read(s, source) for s in slots]
-        carry, slots = _loop(first_run, end_run, run, (carry, slots), len(table.runs), schedule.n_blocks)
+        carry, slots = _loop(first_save, end_save, save, (carry, slots), len(table.saves), schedule.n_blocks)
+        carry = advanced(start, first, carry)
         return slots, *reverse_block(first, end, carry, room, gradients)
 
     return lax.fori_loop(0, schedule.n_blocks, block, (slots, room, gradients))[-1]
