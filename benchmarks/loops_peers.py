@@ -15,7 +15,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import diffrax
 import equinox.internal as eqxi
@@ -27,8 +26,6 @@ from tqdm import tqdm
 
 import tiny_backprop as tb
 from benchmarks.figures import Figure, interleaved_seconds, print_figures
-from tiny_backprop.integration.jax import planned
-from tiny_backprop.plan.loops import LoopChoice, LoopSchedule
 from tiny_backprop.units import format_bytes
 
 N_STEPS = 1000
@@ -189,20 +186,11 @@ def diffrax_ode(n_batch: int = 64, width: int = 32, n_hidden: int = 64) -> list[
 # ---- ours and theirs ----
 
 
-@dataclasses.dataclass(frozen=True)
-class _SavedCarries(LoopChoice):
-    saved_carries: int = 1
-
-    def schedule(self, length: int, carry_bytes: int, step_bytes: int) -> LoopSchedule:
-        return LoopSchedule(length, 1, self.saved_carries)
-
-
 def ours(problem: Problem, saved_carries: int) -> Any:
     """Return our compiled value and gradient, whose loops save so many carries by the binomial schedule."""
-    choices = [_SavedCarries(saved_carries=saved_carries)]
-    with mock.patch.object(planned.Request, "loop_choices", return_value=choices):
-        way = tb.height_compressed_value_and_grad(problem.loss, block_size=10**6, on_error="raise")
-        return tb.jit(way).lower(*problem.args).compile()
+    loops = tb.LoopChoice(saved_carries=saved_carries)
+    way = tb.height_compressed_value_and_grad(problem.loss, block_size=10**6, loops=loops, on_error="raise")
+    return tb.jit(way).lower(*problem.args).compile()
 
 
 def plain(loss: Callable[..., jax.Array], args: Sequence[Any]) -> Any:

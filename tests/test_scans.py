@@ -171,7 +171,7 @@ def test_what_is_left_to_jax_is_not_said_to_be_planned():
     looped = height_compressed_grad(lambda h: jnp.sum(rnn(W, h, 20)), levels=1).plan(H)
     graph = capture_gradient(lambda h: jnp.sum(rnn(W, h, 20)), H)
     everything = plan_save_everything(looped.graph)
-    assert looped.nested[0].schedule.n_again == 20
+    assert looped.nested[0].n_again == 20
     assert everything == plan_save_everything(graph)
     assert everything.peak_bytes > looped.peak_bytes
     assert format_bytes(everything.peak_bytes) in looped._repr_html_()

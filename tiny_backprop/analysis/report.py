@@ -15,6 +15,9 @@ from tiny_backprop.liveness import frontier, live_ranges
 from tiny_backprop.plan import Plan
 from tiny_backprop.plan.blocks import best_plan
 from tiny_backprop.plan.bounds import working_set_bound
+from tiny_backprop.plan.loop_frontier import LoopFrontier, loop_frontier
+from tiny_backprop.plan.nested import NestedPlan, nested_plans
+from tiny_backprop.plan.path import path
 from tiny_backprop.units import format_bytes, format_flops
 
 _OCTAVES_BY_LEVELS = {1: (0.0, 1.0, 2.0), 2: (0.5, 2.0), 3: (0.5, 2.0)}
@@ -134,6 +137,58 @@ class Compressibility:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class LoopReport:
+    """What is inside a loop, or branches, of a graph, as the graph has them planned; all predicted.
+
+    Attributes:
+      kind: `"scan"` or `"cond"`.
+      plan: How it is reversed.
+      scope: Name stack.
+      source: Source line.
+      frontier: Live bytes over its steps; None for branches.
+      bodies: The report on one step, or on each branch.
+    """
+
+    kind: str
+    plan: NestedPlan
+    scope: str
+    source: str
+    frontier: LoopFrontier | None
+    bodies: tuple[GraphReport, ...]
+
+    @property
+    def title(self) -> str:
+        """What it is and what it takes, in one line."""
+        plan = self.plan
+        size = f"scan of {plan.nested.length:,} steps" if plan.is_loop else f"cond of {len(self.bodies)} branches"
+        again = f", {plan.n_again:,} steps run again" if plan.n_again else ""
+        return (
+            f"{size}: saves {format_bytes(plan.saved_bytes)}, needs {format_bytes(plan.backward_scratch_bytes)} more "
+            f"while it is reversed (predicted){again}"
+        )
+
+    def __repr__(self) -> str:
+        return f"LoopReport({self.title})"
+
+    def _repr_html_(self) -> str:
+        return display.guarded(self._html, self)
+
+    def _html(self) -> str:
+        picture = (
+            ""
+            if self.frontier is None
+            else (
+                "over its steps, in the order in which they run:<br>"
+                + display.frontier_svg(self.frontier.live_bytes, self.frontier.n_forward_steps)
+                + "<br>"
+            )
+        )
+        word = "one step" if self.plan.is_loop else "a branch"
+        bodies = "".join(f"<details><summary>{word}</summary>{body._html()}</details>" for body in self.bodies)
+        return f"<div><b>{html.escape(self.title)}</b> {html.escape(self.source)}<br>{picture}{bodies}</div>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class GraphReport:
     """What `analyze_graph` found; every number is predicted, for a program that runs every node once, in order.
 
@@ -145,6 +200,7 @@ class GraphReport:
       activation_bytes: Bytes of everything that the forward phase makes.
       lower_bound_bytes: No plan needs less, with this order of the backward phase; see `plan.bounds`.
       compressibility: How far recomputation takes the peak down; None for a graph without backward phase.
+      loops: What is inside its loops and branches.
     """
 
     graph: Graph
@@ -154,6 +210,7 @@ class GraphReport:
     activation_bytes: int
     lower_bound_bytes: int
     compressibility: Compressibility | None
+    loops: tuple[LoopReport, ...]
 
     @property
     def peak_bytes(self) -> int:
@@ -196,8 +253,8 @@ class GraphReport:
         ]
         at_peak = [(format_bytes(v.bytes), v.primitive, v.node, v.scope, v.source) for v in self.live_at_peak[:10]]
         header = ("alive at the peak", "primitive", "node", "scope", "source")
-        name = html.escape(self.graph.name)
-        return f"<div><b>{name}</b><br>{picture}{display.table(rows)}{display.table(at_peak, header)}</div>"
+        name, loops = html.escape(self.graph.name), "".join(loop._html() for loop in self.loops)
+        return f"<div><b>{name}</b><br>{picture}{display.table(rows)}{display.table(at_peak, header)}{loops}</div>"
 
 
 def summarize_frontier(graph: Graph) -> FrontierSummary:
@@ -249,7 +306,8 @@ def analyze_graph(graph: Graph) -> GraphReport:
         raise GraphError(f"analyze_graph needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(…)")
     live = frontier(graph)
     summary = _summary(live, graph.n_forward)
-    bound = working_set_bound(graph)
+    # Loops can be planned smaller than they are here.
+    bound = working_set_bound(path(graph, "seconds")[-1] if graph.n_backward else graph)
     return GraphReport(
         graph=graph,
         frontier_bytes=live,
@@ -258,6 +316,26 @@ def analyze_graph(graph: Graph) -> GraphReport:
         activation_bytes=graph.activation_bytes,
         lower_bound_bytes=bound,
         compressibility=_compressibility(graph, summary.peak_bytes, bound) if graph.n_backward else None,
+        loops=loop_reports(graph),
+    )
+
+
+def loop_reports(graph: Graph) -> tuple[LoopReport, ...]:
+    """Return what is inside the loops and branches of a graph, as it has them planned.
+
+    Args:
+      graph: Any graph; that of a plan, `plan.graph`, has them planned as the plan does.
+    """
+    return tuple(
+        LoopReport(
+            kind=plan.nested.kind,
+            plan=plan,
+            scope=graph.scopes[plan.nested.forward_node],
+            source=graph.sources[plan.nested.forward_node],
+            frontier=loop_frontier(plan) if plan.is_loop else None,
+            bodies=tuple(analyze_graph(g) for g in dict.fromkeys(p.step.graph for p in plan.parts)),
+        )
+        for plan in nested_plans(graph)
     )
 
 

@@ -23,6 +23,7 @@ _SCOPE = (
     "for this order of the backward phase and this cost model; whatever the order of the forward phase, and however "
     "often nodes run again"
 )
+_LOOPS = "; loops and branches planned as they are here"
 _MOST_NODES = 30_000
 _MOST_VARIABLES = 8_000
 
@@ -138,7 +139,8 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
     else:
         bound, method = _bound(phases, budget, costs, plan, seconds)
     total, fits = float(costs.sum()), plan.peak_bytes <= budget
-    return Certificate(budget, working_set, spent, bound, total, cost_unit(price), method, fits)
+    scope = _SCOPE + (_LOOPS if plan.graph.nested else "")
+    return Certificate(budget, working_set, spent, bound, total, cost_unit(price), method, fits, scope)
 
 
 def _bound(phases: Phases, budget_bytes: int, costs: np.ndarray, plan: Plan, seconds: float) -> tuple[float, str]:
