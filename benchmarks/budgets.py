@@ -57,6 +57,7 @@ MOST_FLOPS_RATIOS = (1.02, 1.15, 1.35)
 _CONVOLUTIONAL = (0.40, 0.33, 0.25)
 MODELS = {
     "gpt": Model(gpt),
+    "gpt-scan": Model(gpt, gpt.GPTConfig(n_layers=24, width=256, n_tokens=128, n_batch=4, is_scanned=True)),
     # As deep as GPT-2: of fewer layers each is more of the whole, and one layer's backward phase needs it at once.
     "flax-gpt2": Model(flax_gpt2, flax_gpt2.FlaxGPT2Config(n_layers=12, n_heads=8, width=256, n_tokens=128, n_batch=4)),
     "vit": Model(vit, vit.ViTConfig(width=384, n_heads=6, n_batch=4)),

@@ -19,6 +19,7 @@ from jax.extend import core as jex_core
 Var = jex_core.Var
 Literal = jex_core.Literal
 ClosedJaxpr = jex_core.ClosedJaxpr
+ShapedArray = core.ShapedArray
 jaxpr_as_fun = jex_core.jaxpr_as_fun
 
 _CALLED_JAXPR = {

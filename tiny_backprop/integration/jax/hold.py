@@ -59,6 +59,17 @@ def _conditional(*operands: Any, n_tokens: int) -> list[Any]:
     return lax.cond(predicate, list, lambda xs: [_cleared(x) for x in xs], values)
 
 
+def zeros_after(token: Any, shape: Sequence[int], dtype: Any) -> Any:
+    """Return zeros that are not there before `token` is: XLA would make constants at the start of a program.
+
+    Args:
+      token: An array with elements, of any dtype.
+      shape: Shape of the zeros.
+      dtype: Their dtype; no key.
+    """
+    return lax.broadcast(lax.convert_element_type(lax.bitwise_not(_always_true(token)), dtype), tuple(shape))
+
+
 def _always_true(token: jax.Array) -> jax.Array:
     """Return True, computed from the first element of `token`."""
     if jnp.issubdtype(token.dtype, jax.dtypes.prng_key):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from tiny_backprop.integration.jax import compat
+from tiny_backprop.integration.jax.hold import zeros_after
 from tiny_backprop.plan.loops import LoopSchedule
 
 Arrays = list[Any]
@@ -86,15 +87,24 @@ def _results(step: Callable[..., tuple[Arrays, Arrays]], *parts: Arrays) -> Arra
     return compat.out_avals(lambda *xs: jax.tree.leaves(step(*jax.tree.unflatten(tree, xs))), map(jax.typeof, flat))
 
 
-def _stack(n: int, x: Any) -> Any:
-    """Return room for n arrays such as x."""
-    return lax.broadcast(compat.zeros_of(x), (n,))
+def _zeros(x: Any, n: int | None, after: Sequence[Any]) -> Any:
+    """Return zeros such as x, or room for n arrays such as x, that are not made before what comes first in `after` is.
+
+    Zeros that depend on nothing are made when the program starts, and live until their loop runs.
+    """
+    aval = x if isinstance(x, compat.ShapedArray) else jax.typeof(x)
+    shape = aval.shape if n is None else (n, *aval.shape)
+    tokens = [t for t in after if t.size and not compat.is_sharded(jax.typeof(t))]
+    if not tokens or compat.is_sharded(aval) or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        zeros = compat.zeros_of(aval)
+        return zeros if n is None else lax.broadcast(zeros, (n,))
+    return zeros_after(tokens[0], shape, aval.dtype)
 
 
 def room_for_returned(loop: Loop, consts: Arrays, init: Arrays, stacked: Arrays) -> Arrays:
     """Return room for what all steps of the scan return, stacked."""
     results = _results(loop.step, consts, init, loop.elements(stacked, 0))
-    return [_stack(loop.n_steps, y) for y in results[len(init) :]]
+    return [_zeros(y, loop.n_steps, [*init, *stacked]) for y in results[len(init) :]]
 
 
 def run_forward(
@@ -131,7 +141,7 @@ def run_forward(
         )
         return carry, returned, slots
 
-    slots = [_stack(schedule.n_saved, x) for x in init]
+    slots = [_zeros(x, schedule.n_saved, init) for x in init]
     return lax.fori_loop(0, len(schedule.forward), run, (init, returned, slots))
 
 
@@ -139,7 +149,7 @@ def _run_keeping_all(
     loop: Loop, consts: Arrays, init: Arrays, stacked: Arrays, returned: Arrays
 ) -> tuple[Arrays, Arrays, Arrays]:
     saved = _results(loop.step_forward, consts, init, loop.elements(stacked, 0))[len(init) :]
-    carries, kept = [_stack(loop.length + 1, x) for x in init], [_stack(loop.length, x) for x in saved]
+    carries, kept = [_zeros(x, loop.length + 1, init) for x in init], [_zeros(x, loop.length, init) for x in saved]
 
     def one(k: Any, state: Any) -> Any:
         carry, returned, carries, kept = state
@@ -184,7 +194,8 @@ def no_gradients(loop: Loop, consts: Arrays, stacked: Arrays, carry_cotangents: 
     """Return the gradients with which `run_backward` begins: zeros, and those of the last carry."""
     of_consts, _, of_elements = loop.differentiated
     zeros_of_consts, zeros_of_stacked = (
-        [compat.zeros_of(x[i]) for i in places] for x, places in ((consts, of_consts), (stacked, of_elements))
+        [_zeros(x[i], None, carry_cotangents) for i in places]
+        for x, places in ((consts, of_consts), (stacked, of_elements))
     )
     return carry_cotangents, zeros_of_consts, zeros_of_stacked
 
@@ -237,7 +248,9 @@ def run_backward(
     saved = _results(loop.step_forward, consts, first_carry, loop.elements(stacked, 0))[len(slots) :]
     # Of a block: the carry at the start of each step and at its end, and what each step saves.
     size = schedule.block_size if schedule.block_size > 1 else 0
-    room = [_stack(size + 1, x) for x in first_carry] if size else [], [_stack(size, x) for x in saved] if size else []
+    after = [*gradients[0], *returned_cotangents]
+    rooms = ((first_carry, size + 1), (saved, size))
+    room = tuple([_zeros(x, n, after) for x in arrays] if size else [] for arrays, n in rooms)
 
     def reverse_block(first: Any, end: Any, carry: Arrays, room: Any, gradients: Any) -> tuple[Any, Any]:
         if not size:
