@@ -80,6 +80,12 @@ def with_outer_scope(eqn: Any, outer: Any) -> Any:
     return eqn.source_info.replace(name_stack=outer + eqn.source_info.name_stack)
 
 
+def as_recomputed(eqn: Any) -> Any:
+    """Return an equation whose name stack says that it runs again, in the word that `jax.checkpoint` has for it."""
+    stack = eqn.source_info.name_stack.extend("rematted_computation")
+    return eqn.replace(source_info=eqn.source_info.replace(name_stack=stack))
+
+
 def source_line(eqn: Any) -> str:
     """Return `file:line (function)` of the user's code that an equation came from, or `""`."""
     frame = _source_info_util.user_frame(eqn.source_info.traceback)
