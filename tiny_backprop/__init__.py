@@ -48,7 +48,15 @@ from tiny_backprop.plan import simulate as simulate
 
 __version__ = "0.1.0"
 
-_IN_WIDGETS = ("PlanExplorer", "export_frontier", "jaxpr_dag", "plot_frontier", "plot_pareto", "write_report")
+_IN_WIDGETS = (
+    "PlanExplorer",
+    "export_frontier",
+    "jaxpr_dag",
+    "plot_frontier",
+    "plot_memory_map",
+    "plot_pareto",
+    "write_report",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORWARD, BACKWARD, BASELINE = "#0072B2", "#D55E00", "#999999"
 """Okabe-Ito colours of the forward phase, the backward phase and whatever a plan is compared with."""
-MEASURED = "#009E73"
+MEASURED = "#CC79A7"
 """The same palette's colour of what XLA measured."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from tiny_backprop.display import guarded, live_svg, table
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax.assignment import Assignment, read_assignment
-from tiny_backprop.integration.jax.hlo import HloError, HloModule, Instruction, Shape, parse_hlo
+from tiny_backprop.integration.jax.hlo import Computation, HloError, HloModule, Instruction, Shape, parse_hlo
 from tiny_backprop.integration.jax.lifetimes import Lifetimes, Loop, follow
 from tiny_backprop.units import format_bytes
 
@@ -387,6 +387,7 @@ def _text(shape: Shape) -> str:
 # --- describing ------------------------------------------------------------------------------------------------------
 
 _CONTROL_FLOW = ("parameter", "while", "conditional", "call")
+_MOVES = ("bitcast", "broadcast", "convert", "copy", "reshape")
 _ADDED_BY_XLA = ("broadcast", "get-tuple-element", "tuple", *_CONTROL_FLOW)
 _CONTROL = re.compile(
     r"while|body|cond|closed_call|checkpoint|rematted_computation|remat\d?|custom_[jv][vj]p_call|shard_map|"
@@ -478,13 +479,40 @@ class _Describer:
             self.positions.append(Position(instruction.name, instruction.opcode, op_name, source, phase))
 
     def _origin(self, instruction: Instruction) -> tuple[str, str]:
-        """Return op name and source line of an instruction, or of what a fusion is made of."""
-        found = instruction
-        if not found.op_name and instruction.opcode == "fusion":
-            inner = self.module.computations[instruction.called[0]]
-            named = (i for i in (inner.root, *reversed(inner.instructions)) if i.op_name and i.opcode != "parameter")
-            found = next(named, instruction)
-        return found.op_name, self.module.source_line(found)
+        """Return op name and source line of an instruction, or of what a fusion is made of.
+
+        An array that is filled slice by slice, as a loop fills what it keeps, comes from where its slices do.
+        """
+        inside = self.module.computations[instruction.called[0]] if instruction.opcode == "fusion" else None
+        slices = self._slices(instruction, inside)
+        if slices[0]:
+            return slices
+        if inside is None or instruction.op_name:
+            return self._own(instruction)
+        named = (i for i in (inside.root, *reversed(inside.instructions)) if i.op_name and i.opcode != "parameter")
+        return self._own(next(named, instruction))
+
+    def _slices(self, instruction: Instruction, inside: Computation | None) -> tuple[str, str]:
+        """Return where the slices come from that an instruction writes into an array, or two empty texts."""
+        root = inside.root if inside else instruction
+        if inside and root.opcode == "bitcast":
+            root = inside.by_name[root.operands[0]]
+        if root.opcode != "dynamic-update-slice":
+            return "", ""
+        name = root.operands[1]
+        while inside:
+            made = inside.by_name[name]
+            if made.opcode == "parameter":
+                name = instruction.operands[int(made.argument_text)]
+                break
+            if made.opcode not in _MOVES:
+                return self._own(made)
+            name = made.operands[0]
+        position = self.positions[self.lives.position[name]]
+        return position.op_name, position.source
+
+    def _own(self, instruction: Instruction) -> tuple[str, str]:
+        return instruction.op_name, self.module.source_line(instruction)
 
 
 def _innermost(lives: Lifetimes) -> list[str]:
