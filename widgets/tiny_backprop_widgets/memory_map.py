@@ -36,7 +36,7 @@ _KIND_NAMES = {
 _COLORS = (FORWARD, "#E69F00", "#009E73", BACKWARD, "#56B4E9", "#CC79A7", "#F0E442", "#6A51A3")
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oooo")
 _N_COLUMNS, _N_ROWS = 1400, 600  # finer than any screen: what is smaller than a cell is drawn as a whole cell
-_N_HATCHED_ROWS = 80  # lower rectangles show no hatch, and hatches take most of the time of drawing
+_N_HATCHED_ROWS, _N_EDGED_ROWS = 80, 160  # lower rectangles show neither, and hatches take most of the time of drawing
 _N_LABELS = 24
 _N_BARS = 200
 _WIDTH_OF_LETTER, _HEIGHT_OF_LINE = 0.0088, 0.024  # of a small label, in proportion to the axes
@@ -193,10 +193,12 @@ def _rectangles(
         ],
         1,
     )
-    high = corners[:, 3] - corners[:, 2] > ax.get_ylim()[1] / _N_HATCHED_ROWS
-    _add(np.unique(cells, axis=0), ax, facecolor=color, linewidth=0)
-    _add(corners[~small & ~high], ax, facecolor=color, edgecolor="white", linewidth=0.2)
-    _add(corners[high], ax, facecolor=color, edgecolor="white", hatch=hatch, linewidth=0.4)
+    per_axis = ax.get_ylim()[1] / np.maximum(corners[:, 3] - corners[:, 2], 1e-30)
+    hatched, edged = per_axis < _N_HATCHED_ROWS, per_axis < _N_EDGED_ROWS
+    _add(np.unique(cells, axis=0), ax, facecolor=color, linewidth=0, antialiased=False)
+    _add(corners[~small & ~edged], ax, facecolor=color, linewidth=0, antialiased=False)
+    _add(corners[edged & ~hatched], ax, facecolor=color, edgecolor="white", linewidth=0.3)
+    _add(corners[hatched], ax, facecolor=color, edgecolor="white", hatch=hatch, linewidth=0.4)
 
 
 def _add(corners: np.ndarray, ax: Axes, **style: Any) -> None:

@@ -13,6 +13,7 @@ are tested on hand-written text only.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -184,15 +185,10 @@ class HloModule:
             file, function = files.get(field.get("file_name_id", 0)), functions.get(field.get("function_name_id", 0))
             if file is not None:
                 places[i] = f"{file}:{field.get('line', 0)}" + (f" ({function})" if function else "")
-        frames = {i: {key: int(n) for key, n in _FIELD.findall(row)} for i, row in tables.get(_TABLES[3], {}).items()}
-        # XLA prints a parent's number plus one, so that the first frame seems its own parent; not so in all versions.
-        shift = int(any(field.get("parent_frame_id") == i for i, field in frames.items()))
-        lines: dict[int, str] = {}
-        for i, field in sorted(frames.items()):  # parents come before
-            lines[i] = places.get(field.get("file_location_id", 0), "")
-            if lines[i].startswith(_OURS):
-                lines[i] = lines.get(field.get("parent_frame_id", 0) - shift) or lines[i]
-        return lines
+        found = ((i, dict(_FIELD.findall(row))) for i, row in tables.get(_TABLES[3], {}).items())
+        lines = {i: places.get(int(field.get("file_location_id", 0)), "") for i, field in found}
+        # A frame of ours means that the equation has lost its own, as inside a library's cached jit.
+        return {i: "" if line.startswith(_OURS) else line for i, line in lines.items()}
 
 
 _MODULE = re.compile(r"HloModule ([^\s,]+)")
@@ -207,7 +203,7 @@ _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FRAME_ID = re.compile(r"stack_frame_id=(\d+)")
 _SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
-_OURS = str(Path(__file__).parents[2])
+_OURS = str(Path(__file__).parents[2]) + os.sep
 _ROW = re.compile(r"(\d+) (.*)")
 _FIELD = re.compile(r"(\w+)=(\d+)")
 

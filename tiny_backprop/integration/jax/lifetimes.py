@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax.assignment import Assignment
 from tiny_backprop.integration.jax.hlo import Computation, HloModule, Instruction, Shape
 
@@ -89,7 +90,11 @@ class Lifetimes:
 
 
 def follow(module: HloModule, assignment: Assignment) -> Lifetimes:
-    """Return the schedule of a program and the lifetimes of its buffers; about 20 µs per instruction."""
+    """Return the schedule of a program and the lifetimes of its buffers; about 20 µs per instruction.
+
+    Raises:
+      MeasureError: An instruction reads what none before it makes.
+    """
     return _Follower(module, assignment).lifetimes()
 
 
@@ -142,6 +147,9 @@ class _Follower:
         self.opened.add(computation.name)
         start = len(self.schedule)
         for instruction in computation.instructions:
+            for name in instruction.operands:
+                if name not in self.trees:
+                    raise MeasureError(f"{instruction.name} reads {name}, which the HLO text does not make before it")
             results = self._open_called(instruction, depth) if instruction.opcode in _OPENED else []
             at = len(self.schedule)
             self.schedule.append(instruction)
@@ -159,7 +167,7 @@ class _Follower:
 
     def _open_called(self, instruction: Instruction, depth: int) -> list[Tree]:
         """Schedule what an instruction runs and return the results."""
-        operands = [self.trees.get(name, _NOTHING) for name in instruction.operands]
+        operands = [self.trees[name] for name in instruction.operands]
         results = []
         for computation, part, its_operands in self._called(instruction, operands):
             if computation.name in self.opened:
@@ -196,7 +204,7 @@ class _Follower:
     def _handed_on(self, instruction: Instruction, results: list[Tree]) -> Tree:
         """Return the buffers that an instruction hands on instead of making them."""
         opcode = instruction.opcode
-        operands = [self.trees.get(name, _NOTHING) for name in instruction.operands]
+        operands = [self.trees[name] for name in instruction.operands]
         first = operands[0] if operands else _NOTHING
         if opcode == "get-tuple-element":
             return self._part(first, int(instruction.attributes["index"]))
@@ -259,7 +267,7 @@ class _Follower:
         """Keep alive what an instruction reads; taking tuples apart and making them reads no arrays."""
         read: tuple[int, ...] = ()
         if instruction.opcode not in ("tuple", "domain"):
-            trees = [self.trees.get(name, _NOTHING) for name in instruction.operands]
+            trees = [self.trees[name] for name in instruction.operands]
             if instruction.opcode in ("get-tuple-element", "copy"):
                 read = tuple(t.buffer for t in trees if t.buffer is not None)
             else:

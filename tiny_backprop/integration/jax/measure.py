@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BY_XLA, _BY_HLO, _BY_CLOCK = "measured by XLA", "counted from the compiled HLO", "measured by the clock"
-_BY_DEVICE = "measured by the device's allocator"
+_BY_DEVICE = "measured by the device"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -466,7 +466,7 @@ class _Describer:
             op_name, source = self._origin(instruction)
             phase = phase_of(op_name)
             depends = not after_backward.isdisjoint(read)
-            copied = self.at(read[0]) if instruction.opcode in ("copy", "bitcast") and read else None
+            copied = self.at(read[0]) if read and self._copies(instruction) else None
             if copied and copied.op_name:  # the copy of a tensor is that tensor
                 op_name, source, phase = copied.op_name, copied.source, copied.phase
             elif phase == "other" and instruction.operands:
@@ -477,6 +477,13 @@ class _Describer:
                 after_backward.update(made.get(instruction.name, ()))
             phases[instruction.name] = phase
             self.positions.append(Position(instruction.name, instruction.opcode, op_name, source, phase))
+
+    def _copies(self, instruction: Instruction) -> bool:
+        """Return whether an instruction copies a tensor and no equation asked for that."""
+        if instruction.opcode == "fusion" and split_name(instruction.op_name)[-1] in ("", "cond", "while"):
+            inside = self.module.computations[instruction.called[0]].instructions
+            return all(i.opcode in ("parameter", "copy", "bitcast") for i in inside)
+        return instruction.opcode in ("copy", "bitcast")
 
     def _origin(self, instruction: Instruction) -> tuple[str, str]:
         """Return op name and source line of an instruction, or of what a fusion is made of.
