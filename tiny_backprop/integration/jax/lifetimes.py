@@ -1,11 +1,12 @@
 """When each buffer of a compiled program is alive: the schedule with loops opened once, and values followed through it.
 
 The rules are those by which XLA itself lays out its arena (`HloDataflowAnalysis` and `HloLiveRange` of OpenXLA): a
-buffer lives from the instruction that defines it to its last use; a loop's condition and body, a conditional's branches
-and a call's body are put before the instruction that runs them; what enters a loop lives until its body begins, what a
-computation returns until it ends.
+buffer lives from the instruction that defines it to the last one that uses it or hands it on; a loop's condition and
+body, a conditional's branches and a call's body are put before the instruction that runs them; what enters a loop lives
+until its body begins, what a computation returns until it ends.
 
-Known weak spot: instructions that XLA runs asynchronously (on GPU and TPU) are followed from hand-written texts only.
+Known weak spot: what is known of instructions that XLA runs asynchronously (on GPU and TPU) comes from hand-written
+texts only.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ class _Follower:
             self.trees[instruction.name] = tree
             self._note_lost(instruction, tree)
             self._define(instruction, at, start)
+            self._extend_all(tree.all(), at)  # also where it is only handed on
             self._use(instruction, at)
         root = self.trees[computation.root.name]
         for i in root.all():  # what lives out lives to the end, which is the position after the last instruction
@@ -261,7 +263,6 @@ class _Follower:
         for i in self.defined.get(instruction.name, {}).values():
             self.made[i] = instruction.name
             self.first[i] = start if instruction.opcode == "parameter" else at
-            self._extend(i, at)
 
     def _use(self, instruction: Instruction, at: int) -> None:
         """Keep alive what an instruction reads; taking tuples apart and making them reads no arrays."""

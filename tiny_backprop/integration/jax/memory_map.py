@@ -337,7 +337,9 @@ def decode(program: Program) -> MemoryMap:
 def _assignment_of(program: Program, module: HloModule) -> Assignment:
     """Return the buffer assignment, once it is clear that it belongs to the program."""
     if not program.assignment:
-        raise MeasureError("the backend gives no buffer assignment of a compiled program (cpu, gpu and tpu do)")
+        raise MeasureError(
+            "the backend gives no buffer assignment of this program; CPU does, compilers for an absent device do not"
+        )
     assignment = read_assignment(program.assignment, program.names)
     for memory, total in (("temp", program.temp_bytes), ("output", program.output_bytes)):
         found = assignment.total_bytes(memory)
