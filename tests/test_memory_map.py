@@ -236,6 +236,20 @@ def test_kinds_of_a_recomputed_gradient(measured):
     assert "recomputed" not in set(plain.kind)
 
 
+def test_planned_gradients_say_what_they_recompute(measured):
+    """In the word that `jax.checkpoint` uses, so that XLA's own tools show it too."""
+    for name in ("planned gradient", "checkpointed gradient"):
+        assert "rematted_computation" in measured(name).program.hlo_text
+    assert "rematted_computation" not in measured("mlp's gradient").program.hlo_text
+
+
+def test_source_lines_are_the_users_own(measured):
+    for name in ("gpt's planned gradient", "scan's planned gradient", "planned gradient"):
+        sources = set(measured(name).memory_map.to_pandas().source)
+        assert len(sources) > 1
+        assert not [s for s in sources if "/tiny_backprop/" in s.replace("\\", "/")]
+
+
 def test_scopes_are_the_users():
     def loss(w, x):
         with jax.named_scope("encoder"), jax.named_scope("first"):
@@ -253,6 +267,8 @@ def test_names_are_read_as_jax_writes_them():
     assert scope_of("jit(f)/vmap(transpose(jvp(block0)))/while/body/closed_call/attention/mul") == "block0/attention"
     assert scope_of("jit(f)/jit(planned_gradient_of_f)/jvp(x)/rematted_computation/tanh") == "x"
     assert scope_of("w") == scope_of("") == ""
+    assert scope_of("jit(f)/jvp(rematted_computation)/tanh") == ""
+    assert phase_of("jit(f)/jvp(rematted_computation)/tanh") == "recomputed"
     assert phase_of("jit(f)/jvp(block0)/tanh") == "forward"
     assert phase_of("jit(f)/transpose(jvp(jvp()))/checkpoint/mul") == "gradient"
     assert phase_of("jit(f)/transpose(jvp())/while/body/checkpoint/rematted_computation/cos") == "recomputed"
@@ -384,7 +400,8 @@ def damaged(program, **changes):
             lambda p: {"assignment": p.assignment[: len(p.assignment) // 2]},
             "cannot be read|bytes of memory for|not define",
         ),
-        (lambda p: {"names": {}}, "speaks of instruction [0-9]+, which the program does not have"),
+        (lambda p: {"names": {}}, "the backend does not tell which numbers its instructions have"),
+        (lambda p: {"names": {0: "a"}}, "speaks of instruction [0-9]+, which the program does not have"),
         (lambda p: {"temp_bytes": p.temp_bytes + 64}, "bytes of memory for temp, XLA's totals have"),
         (lambda p: {"output_bytes": 1}, "bytes of memory for output, XLA's totals have 1"),
         (lambda p: {"hlo_text": ""}, "no ENTRY computation"),

@@ -198,6 +198,10 @@ def _memory(allocation: Any) -> str:
 
 def _name(location: Any, names: dict[int, str]) -> str:
     name = location.instruction_name or names.get(location.instruction_id)
+    if name is None and not names:
+        raise MeasureError(
+            "the backend does not tell which numbers its instructions have, by which the buffer assignment knows them"
+        )
     if name is None:
         raise MeasureError(
             f"the buffer assignment speaks of instruction {location.instruction_id}, which the program does not have: "
