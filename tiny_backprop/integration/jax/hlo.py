@@ -101,10 +101,8 @@ class Instruction:
     @cached_property
     def called(self) -> tuple[str, ...]:
         """Names of the computations it calls, branches in order."""
-        keys = ("calls", "to_apply", "called_computations", "branch_computations")
-        keys += ("true_computation", "false_computation", "condition", "body", "select", "scatter")
-        texts = (self.attributes.get(key, "") for key in keys)
-        return tuple(name.lstrip("%") for text in texts for name in _NAME.findall(text))
+        found = dict(_CALLED.findall(_QUOTED.sub("", self.attribute_text)))
+        return tuple(name.lstrip("%") for key in _CALLING if key in found for name in _NAME.findall(found[key]))
 
     @cached_property
     def op_name(self) -> str:
@@ -199,6 +197,10 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _NAME = re.compile(r"%?[\w.\-]+")
 _DELIMITER = re.compile(r'"(?:[^"\\]|\\.)*"|[()\[\]{},]')
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_CALLING = ("calls", "to_apply", "called_computations", "branch_computations", "true_computation", "false_computation")
+_CALLING += ("condition", "body", "select", "scatter")
+_CALLED = re.compile(rf"(?:^|[\s,])({'|'.join(_CALLING)})=(\{{[^}}]*\}}|[^\s,]+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FRAME_ID = re.compile(r"stack_frame_id=(\d+)")
 _SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')

@@ -209,7 +209,7 @@ class _Follower:
         operands = [self.trees[name] for name in instruction.operands]
         first = operands[0] if operands else _NOTHING
         if opcode == "get-tuple-element":
-            return self._part(first, int(instruction.attributes["index"]))
+            return self._part(first, int(instruction.attribute_text.removeprefix("index=").partition(",")[0]))
         if opcode == "tuple":
             return Tree(None, tuple(operands))
         if opcode in _PASSES_ON or opcode == "copy":
