@@ -22,9 +22,11 @@ from benchmarks.models import gpt
 from tiny_backprop import MeasureError, PlanError, measure
 from tiny_backprop.integration.jax import hlo, memory_map
 from tiny_backprop.integration.jax.assignment import Assignment, instruction_names, read_assignment
+from tiny_backprop.integration.jax.decode import decode
 from tiny_backprop.integration.jax.explain import steps_of_positions
 from tiny_backprop.integration.jax.lifetimes import follow
-from tiny_backprop.integration.jax.memory_map import GAP, MemoryMap, Program, decode, phase_of, scope_of
+from tiny_backprop.integration.jax.memory_map import GAP, MemoryMap, Program
+from tiny_backprop.integration.jax.op_names import phase_of, scope_of
 from tiny_backprop_widgets import DisplayError, plot_frontier, plot_memory_map
 from tiny_backprop_widgets.frontier import render
 
@@ -500,6 +502,13 @@ def test_an_instruction_before_its_operand_is_refused(program):
         r"dot reads \S+, which the HLO text does not make before it",
         damaged(program, hlo_text="\n".join(lines)).missing,
     )
+
+
+def test_a_program_that_breaks_the_rules_of_hlo_is_refused(program):
+    """A fusion that calls nothing is found only while describing it."""
+    text = re.sub(r"kind=kLoop, calls=%[\w.]+", "kind=kLoop", program.hlo_text)
+    found = damaged(program, hlo_text=text)
+    assert found.missing.startswith("this version of tiny_backprop cannot follow the program: ")
 
 
 def test_an_unscheduled_text_is_doubted(program):

@@ -13,7 +13,8 @@ import numpy as np
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError, PlanError
 from tiny_backprop.integration.jax.measure import Measurement
-from tiny_backprop.integration.jax.memory_map import MemoryMap, scope_of, split_name
+from tiny_backprop.integration.jax.memory_map import MemoryMap
+from tiny_backprop.integration.jax.op_names import scope_of, split_name
 from tiny_backprop.plan import Op, Plan
 from tiny_backprop.units import format_bytes
 

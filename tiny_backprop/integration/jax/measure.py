@@ -25,8 +25,9 @@ from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax import compat, hold
 from tiny_backprop.integration.jax.assignment import instruction_names
+from tiny_backprop.integration.jax.decode import decode
 from tiny_backprop.integration.jax.hlo import HloError, HloFlops, count_flops
-from tiny_backprop.integration.jax.memory_map import MemoryMap, Program, decode
+from tiny_backprop.integration.jax.memory_map import MemoryMap, Program
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
