@@ -199,6 +199,22 @@ def test_source_lines_and_scopes():
     assert all("test_capture.py" in n.source for n in graph.nodes if n.is_backward and n.primitive == "mul")
 
 
+def test_equations_of_a_librarys_jit_have_the_line_of_their_call():
+    """`jnp.where`, `tril` and `log_softmax` are jitted by JAX, and cached by the time that they are captured again."""
+
+    def fun(x):
+        masked = jnp.where(jnp.tril(jnp.ones((8, 8), bool)), x, -1.0)
+        return jax.nn.log_softmax(masked).sum()
+
+    fun(jnp.ones((8, 8)))
+    nodes = capture_gradient(fun, jnp.ones((8, 8))).nodes
+    first = fun.__code__.co_firstlineno
+    lines = {node.primitive: node.source for node in nodes if not node.is_backward}
+    assert lines["select_n"].startswith(f"{__file__}:{first + 1} (")
+    assert lines["exp"].startswith(f"{__file__}:{first + 2} (")
+    assert all(node.source for node in nodes)
+
+
 def test_loops_are_nodes_with_the_cost_of_all_their_steps():
     def f(x):
         return lax.scan(lambda c, _: (jnp.sin(c @ W[0]), None), x, None, length=10)[0].sum()

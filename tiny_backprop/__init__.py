@@ -1,7 +1,7 @@
 """See where the memory of a JAX gradient goes, plan what to save and what to recompute, and run the plan.
 
 The names here are the public interface. The interactive part is in `tiny_backprop_widgets`; `PlanExplorer`,
-`plot_frontier`, `export_frontier`, `jaxpr_dag` and `write_report` are reachable from here too.
+`plot_frontier`, `plot_memory_map`, `export_frontier`, `jaxpr_dag` and `write_report` are reachable from here too.
 """
 
 import importlib
@@ -20,13 +20,16 @@ from tiny_backprop.errors import PlanError as PlanError
 from tiny_backprop.errors import TinyBackpropError as TinyBackpropError
 from tiny_backprop.errors import UntraceableError as UntraceableError
 from tiny_backprop.graph import Graph as Graph
+from tiny_backprop.integration.jax import Explanation as Explanation
 from tiny_backprop.integration.jax import HeightCompressedExecutor as HeightCompressedExecutor
 from tiny_backprop.integration.jax import Measurement as Measurement
+from tiny_backprop.integration.jax import MemoryMap as MemoryMap
 from tiny_backprop.integration.jax import PlannedGradient as PlannedGradient
 from tiny_backprop.integration.jax import capture_gradient as capture_gradient
 from tiny_backprop.integration.jax import capture_graph_jaxpr as capture_graph_jaxpr
 from tiny_backprop.integration.jax import checkpoint as checkpoint
 from tiny_backprop.integration.jax import compare as compare
+from tiny_backprop.integration.jax import explain as explain
 from tiny_backprop.integration.jax import height_compressed_grad as height_compressed_grad
 from tiny_backprop.integration.jax import height_compressed_value_and_grad as height_compressed_value_and_grad
 from tiny_backprop.integration.jax import jit as jit
@@ -49,7 +52,15 @@ from tiny_backprop.plan import simulate as simulate
 
 __version__ = "0.1.0"
 
-_IN_WIDGETS = ("PlanExplorer", "export_frontier", "jaxpr_dag", "plot_frontier", "plot_pareto", "write_report")
+_IN_WIDGETS = (
+    "PlanExplorer",
+    "export_frontier",
+    "jaxpr_dag",
+    "plot_frontier",
+    "plot_memory_map",
+    "plot_pareto",
+    "write_report",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FORWARD, BACKWARD, BASELINE = "#0072B2", "#D55E00", "#999999"
 """Okabe-Ito colours of the forward phase, the backward phase and whatever a plan is compared with."""
+MEASURED = "#CC79A7"
+"""The same palette's colour of what XLA measured."""
 
 
 def guarded(make: Callable[[], str], value: object) -> str:
@@ -40,31 +42,46 @@ def peaks_per_bin(y: np.ndarray, n_bins: int) -> np.ndarray:
     return np.maximum.reduceat(y, np.linspace(0, len(y), n_bins, endpoint=False).astype(int))
 
 
+def _area(series: np.ndarray, top: float, x0: float, x1: float, height: int, n_bins: int) -> str:
+    """Return the path under a series, from x0 to x1."""
+    if not len(series):
+        return ""
+    s = peaks_per_bin(series, n_bins)
+    xs = np.linspace(x0, x1, len(s) + 1)
+    tops = height * (1 - s / top)
+    points = "".join(f"L{a:.1f},{y:.1f}H{b:.1f}" for a, b, y in zip(xs, xs[1:], tops, strict=False))
+    return f"M{x0:.1f},{height}{points}V{height}Z"
+
+
+def live_svg(y: np.ndarray, label: str, width: int = 480, height: int = 110) -> str:
+    """Return a small picture of measured live bytes over a schedule."""
+    label = html.escape(f"{label}, peak {format_bytes(float(y.max(initial=0)))}")
+    path = _area(y, max(float(y.max(initial=1.0)), 1.0), 0, width, height, width)
+    return (
+        f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        f'style="max-width:100%"><title>{label}</title><path d="{path}" fill="{MEASURED}" fill-opacity=".75"/></svg>'
+    )
+
+
 def frontier_svg(
     y: np.ndarray, n_forward: int, baseline: np.ndarray | None = None, width: int = 480, height: int = 110
 ) -> str:
     """Return a small picture of live bytes over the steps of a schedule, over a grey baseline where one is given."""
     top = max(float(y.max(initial=1.0)), float(baseline.max(initial=1.0)) if baseline is not None else 1.0)
 
-    def area(series: np.ndarray, x0: float, x1: float) -> str:
-        if not len(series):
-            return ""
-        s = peaks_per_bin(series, width)
-        xs = np.linspace(x0, x1, len(s) + 1)
-        tops = height * (1 - s / top)
-        points = "".join(f"L{a:.1f},{y:.1f}H{b:.1f}" for a, b, y in zip(xs, xs[1:], tops, strict=False))
-        return f"M{x0:.1f},{height}{points}V{height}Z"
-
     split = width * n_forward / max(len(y), 1)
     shapes = [
-        f'<path d="{area(part, x0, x1)}" fill="{colour}" fill-opacity=".75"><title>{phase}</title></path>'
+        f'<path d="{_area(part, top, x0, x1, height, width)}" fill="{colour}" fill-opacity=".75">'
+        f"<title>{phase}</title></path>"
         for phase, colour, part, x0, x1 in (
             ("forward", FORWARD, y[:n_forward], 0, split),
             ("backward", BACKWARD, y[n_forward:], split, width),
         )
     ]
     if baseline is not None:
-        shapes.insert(0, f'<path d="{area(baseline, 0, width)}" fill="{BASELINE}" fill-opacity=".35"/>')
+        shapes.insert(
+            0, f'<path d="{_area(baseline, top, 0, width, height, width)}" fill="{BASELINE}" fill-opacity=".35"/>'
+        )
     label = f"live bytes over {len(y)} steps, peak {format_bytes(float(y.max(initial=0)))} (predicted)"
     return (
         f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '

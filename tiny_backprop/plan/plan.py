@@ -156,6 +156,19 @@ class Plan:
         return np.sort(self.targets[self.ops == Op.SAVE]).astype(np.int64)
 
     @functools.cached_property
+    def alive_at_peak(self) -> np.ndarray:
+        """Numbers of the values that are alive at the predicted peak, in order; their bytes add up to `peak_bytes`."""
+        alive = np.zeros(self.graph.n_values, bool)
+        is_step = (self.ops != Op.SAVE) & (self.ops != Op.FREE)
+        end = int(np.flatnonzero(is_step)[self.timeline.peak_step]) + 1 if is_step.any() else 0
+        for op, target in zip(self.ops[:end].tolist(), self.targets[:end].tolist(), strict=True):
+            if op == Op.FREE:
+                alive[target] = False
+            elif op != Op.SAVE:
+                alive[self.graph.output_start[target] : self.graph.output_start[target + 1]] = True
+        return np.flatnonzero(alive)
+
+    @functools.cached_property
     def certificate(self) -> Certificate:
         """How far this plan is from the best possible one within its budget; see `tiny_backprop.plan.certify`."""
         from tiny_backprop.plan.certificate import certify

@@ -9,5 +9,6 @@ from tiny_backprop_widgets.explorer import PlanExplorer as PlanExplorer
 from tiny_backprop_widgets.frontier import DisplayError as DisplayError
 from tiny_backprop_widgets.frontier import export_frontier as export_frontier
 from tiny_backprop_widgets.frontier import plot_frontier as plot_frontier
+from tiny_backprop_widgets.memory_map import plot_memory_map as plot_memory_map
 from tiny_backprop_widgets.pareto import plot_pareto as plot_pareto
 from tiny_backprop_widgets.report import write_report as write_report

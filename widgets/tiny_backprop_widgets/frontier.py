@@ -1,4 +1,7 @@
-"""The frontier plot: predicted live bytes over the steps of a plan, above those of save-everything; and its export."""
+"""The frontier plot: predicted live bytes over the steps of a plan, above those of save-everything; and its export.
+
+What XLA measured can be laid over it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from matplotlib.patches import StepPatch
 
 from tiny_backprop.display import BACKWARD, BASELINE, FORWARD, peaks_per_bin
 from tiny_backprop.errors import TinyBackpropError
+from tiny_backprop.integration.jax.explain import steps_of_positions
+from tiny_backprop.integration.jax.measure import Measurement
 from tiny_backprop.plan import Plan, plan_save_everything
 from tiny_backprop.units import format_bytes
 
@@ -38,7 +43,9 @@ class _NotebookFigure(Figure):
         return render(self, "png")
 
 
-def plot_frontier(plan: Plan, *, baseline: bool | Plan = True, ax: Axes | None = None) -> Figure:
+def plot_frontier(
+    plan: Plan, *, baseline: bool | Plan = True, measured: Measurement | None = None, ax: Axes | None = None
+) -> Figure:
     """Draw the predicted live bytes of a plan over its steps, above those of save-everything.
 
     The horizontal axis counts the plan's steps, recomputation included. The curve of save-everything has fewer steps;
@@ -46,16 +53,23 @@ def plot_frontier(plan: Plan, *, baseline: bool | Plan = True, ax: Axes | None =
     coincide. Long schedules are shortened to the peaks of short runs of steps. Neither pyplot nor any global setting is
     touched.
 
+    With `measured`, the bytes of temporaries and outputs that hold a tensor by XLA's own memory map are laid over it,
+    as a black line, and what XLA reserves for both as a dotted one. The instructions of the compiled program are put
+    at the steps that they come from, where phase, user's scope, source line and primitive agree, in order, and evenly
+    in between; where fewer than a tenth of them find their step, the whole schedule is stretched evenly over the axis.
+    The label below the axis says which, and how many were found.
+
     Args:
       plan: The plan; its bytes are predicted.
       baseline: Whether to draw save-everything behind it, or another plan for the same graph to draw there.
+      measured: What `measure` returned for the gradient that carries the plan out.
       ax: Axes to draw into; by default those of a new figure.
 
     Returns:
       The figure. A notebook shows it; `export_frontier` writes it to a file.
 
     Raises:
-      DisplayError: `plan` is no plan, or `baseline` is a plan for another graph.
+      DisplayError: `plan` is no plan, `baseline` is a plan for another graph, or `measured` no measurement.
 
     Example:
       >>> from tiny_backprop import Graph, plan_blocks
@@ -66,22 +80,32 @@ def plot_frontier(plan: Plan, *, baseline: bool | Plan = True, ax: Axes | None =
     """
     if not isinstance(plan, Plan):
         raise DisplayError(f"plot_frontier needs a Plan; found {type(plan).__name__}. Try plan_blocks(graph).")
+    if measured is not None and not isinstance(measured, Measurement):
+        raise DisplayError(f"measured={measured!r}: expected a Measurement, such as measure(fun, *args) returns.")
     behind = _baseline(plan, baseline)
     if ax is None:
-        ax = _NotebookFigure(figsize=(7.6, 3.2)).add_axes((0.1, 0.155, 0.88, 0.735))
-    _draw(plan, behind, ax)
+        rectangle = (0.1, 0.155, 0.88, 0.735) if measured is None else (0.115, 0.2, 0.865, 0.645)
+        ax = _NotebookFigure(figsize=(7.6, 3.2 if measured is None else 3.9)).add_axes(rectangle)
+    _draw(plan, behind, measured, ax)
     figure = ax.get_figure(root=True)
     assert figure is not None
     return figure
 
 
-def export_frontier(plan: Plan, path: str | os.PathLike[str], *, baseline: bool | Plan = True) -> Path:
+def export_frontier(
+    plan: Plan,
+    path: str | os.PathLike[str],
+    *,
+    baseline: bool | Plan = True,
+    measured: Measurement | None = None,
+) -> Path:
     """Write the frontier of a plan as PNG, SVG or PDF, or its numbers as CSV; the same plan gives the same bytes.
 
     Args:
       plan: The plan.
       path: File to write; its suffix (`.png`, `.svg`, `.pdf` or `.csv`) is the format. The folder must exist.
       baseline: See `plot_frontier`; the CSV has one row per step of the plan, and no baseline.
+      measured: See `plot_frontier`; the CSV holds what is predicted alone.
 
     Returns:
       The path.
@@ -97,7 +121,7 @@ def export_frontier(plan: Plan, path: str | os.PathLike[str], *, baseline: bool 
         frame.to_csv(path, lineterminator="\n")
     elif suffix in _METADATA:
         with matplotlib.style.context("default"):
-            path.write_bytes(render(plot_frontier(plan, baseline=baseline), suffix))
+            path.write_bytes(render(plot_frontier(plan, baseline=baseline, measured=measured), suffix))
     else:
         raise DisplayError(f"a frontier is written as .png, .svg, .pdf or .csv; {path.name!r} asks for {path.suffix!r}")
     return path
@@ -124,9 +148,10 @@ def _baseline(plan: Plan, baseline: bool | Plan) -> Plan | None:
     return baseline
 
 
-def _draw(plan: Plan, behind: Plan | None, ax: Axes) -> None:
+def _draw(plan: Plan, behind: Plan | None, measured: Measurement | None, ax: Axes) -> None:
     live, border, n_steps = plan.timeline.live_bytes, plan.timeline.n_forward_steps, max(len(plan.timeline.steps), 1)
     top_bytes = max(plan.peak_bytes, behind.peak_bytes if behind else 0, 1)
+    top_bytes = max(top_bytes, measured.peak_bytes if measured else 0)
     scale = scale_of(top_bytes)
     ax.set_xlim(0, n_steps)
     ax.set_ylim(0, 1.25 * top_bytes / scale)
@@ -139,13 +164,41 @@ def _draw(plan: Plan, behind: Plan | None, ax: Axes) -> None:
     _stairs(ax, live[border:] / scale, border, n_steps, label="this plan, backward", **backward)
     _mark_peak(plan, scale, ax)
     _mark_phases(border, n_steps, ax)
-    ax.set_ylabel(f"live bytes, predicted ({format_bytes(scale).split()[-1]})")
+    what = "live bytes, predicted" if measured is None else "live bytes,\npredicted and by XLA"
+    ax.set_ylabel(f"{what} ({format_bytes(scale).split()[-1]})")
     stretched = (
         f"; the {len(behind.timeline.steps):,} steps of the other curve are stretched to the phases" if behind else ""
     )
-    ax.set_xlabel(f"step of the plan ({n_steps:,}){stretched}")
+    matched = _draw_measured(plan, measured, n_steps, scale, ax) if measured else ""
+    ax.set_xlabel(f"step of the plan ({n_steps:,}){stretched}{matched}", fontsize=8.5 if measured else None)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=9, borderaxespad=0.2)
+        style: dict[str, Any] = {"ncols": 3, "frameon": False, "borderaxespad": 0.2}
+        style |= {"fontsize": 9} if measured is None else {"fontsize": 8.5, "columnspacing": 1.2}
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), **style)
+
+
+def _draw_measured(plan: Plan, measured: Measurement, n_steps: int, scale: int, ax: Axes) -> str:
+    """Lay what XLA has alive over the prediction and return how the two axes correspond."""
+    reserved = f"reserved by XLA: {format_bytes(measured.peak_bytes)}"
+    ax.axhline(measured.peak_bytes / scale, color="black", linewidth=1, linestyle=":", label=reserved)
+    memory_map = measured.memory_map
+    if memory_map.missing:
+        return f"\nXLA's live bytes are not known: {memory_map.missing[:90]}"
+    edges, n_matched = steps_of_positions(plan, memory_map)
+    live = memory_map.live_bytes + memory_map.live_output_bytes
+    if not len(live):
+        return ""
+    # The highest of what falls into each bin; bins into which nothing falls go on as before.
+    bins = np.minimum((edges[:-1] / max(n_steps, 1) * _N_BINS).astype(int), _N_BINS - 1)
+    heights = np.full(_N_BINS, -1, np.int64)
+    np.maximum.at(heights, bins, live)
+    known = np.maximum.accumulate(np.where(heights >= 0, np.arange(_N_BINS), 0))
+    x = np.linspace(0, n_steps, _N_BINS + 1)
+    label = f"live by XLA: peak {format_bytes(int(live.max()))}"
+    ax.step(x[:-1], heights[known].clip(0) / scale, where="post", color="black", linewidth=1.2, label=label)
+    if not n_matched:
+        return f"; XLA's {len(live):,} instructions are stretched evenly"
+    return f"\n{n_matched:,} of XLA's {len(live):,} instructions stand at their step, by scope and source line"
 
 
 def _draw_baseline(behind: Plan, border: int, n_steps: int, scale: int, ax: Axes) -> None:

@@ -15,7 +15,7 @@ from tiny_backprop_widgets.frontier import DisplayError, render, scale_of
 _LINE_HEIGHT = 0.055  # of a small label, in proportion to the axes
 
 
-class _NotebookAxes(Axes):
+class NotebookAxes(Axes):
     """Axes of a figure of their own, which a notebook shows by itself."""
 
     def _repr_png_(self) -> bytes:
@@ -52,7 +52,7 @@ def plot_pareto(pareto: Pareto, ax: Axes | None = None) -> Axes:
         raise DisplayError(f"plot_pareto needs a Pareto; found {type(pareto).__name__}. Try pareto(graph).")
     if ax is None:
         figure = Figure(figsize=(7.6, 4.0))
-        ax = figure.add_axes(_NotebookAxes(figure, (0.09, 0.125, 0.89, 0.735)))
+        ax = figure.add_axes(NotebookAxes(figure, (0.09, 0.125, 0.89, 0.735)))
     _draw(pareto, ax)
     return ax
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from tiny_backprop import display
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan import Op, Plan, plan_save_everything
+from tiny_backprop.plan import Plan, plan_save_everything
 from tiny_backprop.plan.plan import check_fits
 from tiny_backprop.units import format_bytes, format_flops
 from tiny_backprop_widgets.dag import jaxpr_dag
@@ -95,15 +95,7 @@ def alive_at_peak(plan: Plan) -> pd.DataFrame:
       One row per value, with `value`, `bytes`, `dtype`, `shape`, `node`, `primitive`, `phase`, `scope` and `source`.
     """
     graph = plan.graph
-    is_step = (plan.ops != Op.SAVE) & (plan.ops != Op.FREE)
-    alive = np.zeros(graph.n_values, bool)
-    end = int(np.flatnonzero(is_step)[plan.timeline.peak_step]) + 1 if is_step.any() else 0
-    for op, target in zip(plan.ops[:end].tolist(), plan.targets[:end].tolist(), strict=True):
-        if op == Op.FREE:
-            alive[target] = False
-        elif op != Op.SAVE:
-            alive[graph.output_start[target] : graph.output_start[target + 1]] = True
-    values = np.flatnonzero(alive)
+    values = plan.alive_at_peak
     values = values[np.argsort(-graph.value_bytes[values], kind="stable")]
     nodes = graph.value_node[values].tolist()
     return pd.DataFrame(

@@ -4,6 +4,8 @@ from tiny_backprop.integration.jax.capture import capture_gradient as capture_gr
 from tiny_backprop.integration.jax.capture import capture_graph_jaxpr as capture_graph_jaxpr
 from tiny_backprop.integration.jax.checkpoint import checkpoint as checkpoint
 from tiny_backprop.integration.jax.compare import compare as compare
+from tiny_backprop.integration.jax.explain import Explanation as Explanation
+from tiny_backprop.integration.jax.explain import explain as explain
 from tiny_backprop.integration.jax.gradient import HeightCompressedExecutor as HeightCompressedExecutor
 from tiny_backprop.integration.jax.gradient import PlannedGradient as PlannedGradient
 from tiny_backprop.integration.jax.gradient import height_compressed_grad as height_compressed_grad
@@ -11,3 +13,4 @@ from tiny_backprop.integration.jax.gradient import height_compressed_value_and_g
 from tiny_backprop.integration.jax.hold import jit as jit
 from tiny_backprop.integration.jax.measure import Measurement as Measurement
 from tiny_backprop.integration.jax.measure import measure as measure
+from tiny_backprop.integration.jax.memory_map import MemoryMap as MemoryMap

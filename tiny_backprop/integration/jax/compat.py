@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -83,8 +84,24 @@ def close_jaxpr(invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[An
 
 
 def with_outer_scope(eqn: Any, outer: Any) -> Any:
-    """Return the source info of an inlined equation, its name stack put inside the name stack of its call."""
-    return eqn.source_info.replace(name_stack=outer + eqn.source_info.name_stack)
+    """Return the source info of an inlined equation, its name stack put inside the name stack of its call.
+
+    An equation without a line of the user's, as inside a library's own `jit`, gets the line of its call.
+    """
+    info = eqn.source_info
+    traceback = info.traceback if _has_user_frame(info.traceback) else outer.traceback
+    return info.replace(name_stack=outer.name_stack + info.name_stack, traceback=traceback)
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_user_frame(traceback: Any) -> bool:
+    return _source_info_util.user_frame(traceback) is not None
+
+
+def as_recomputed(eqn: Any) -> Any:
+    """Return an equation whose name stack says that it runs again, in the word that `jax.checkpoint` has for it."""
+    stack = eqn.source_info.name_stack.extend("rematted_computation")
+    return eqn.replace(source_info=eqn.source_info.replace(name_stack=stack))
 
 
 def source_line(eqn: Any) -> str:

@@ -13,10 +13,12 @@ are tested on hand-written text only.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 from tiny_backprop.errors import TinyBackpropError
 from tiny_backprop.integration.jax.cost import (
@@ -99,10 +101,20 @@ class Instruction:
     @cached_property
     def called(self) -> tuple[str, ...]:
         """Names of the computations it calls, branches in order."""
-        keys = ("calls", "to_apply", "called_computations", "branch_computations")
-        keys += ("true_computation", "false_computation", "condition", "body", "select", "scatter")
-        texts = (self.attributes.get(key, "") for key in keys)
-        return tuple(name.lstrip("%") for text in texts for name in _NAME.findall(text))
+        found = dict(_CALLED.findall(_QUOTED.sub("", self.attribute_text)))
+        return tuple(name.lstrip("%") for key in _CALLING if key in found for name in _NAME.findall(found[key]))
+
+    @cached_property
+    def op_name(self) -> str:
+        """The name stack and primitive of the equation it came from, such as `jit(f)/jvp(block0)/tanh`, or `""`."""
+        match = _OP_NAME.search(self.attribute_text)
+        return re.sub(r"\\(.)", r"\1", match[1]) if match else ""
+
+    @property
+    def trip_count(self) -> int | None:
+        """How often a `while` runs its body, None where XLA has not written it down."""
+        known = _TRIP_COUNT.search(self.attribute_text)
+        return int(known[1]) if known else None
 
 
 @dataclass(frozen=True)
@@ -129,25 +141,73 @@ class Computation:
 
 @dataclass(frozen=True)
 class HloModule:
-    """A parsed program: its computations by name, and which of them is the entry."""
+    """A parsed program: its computations by name, which of them is the entry, and the text before the first one."""
 
     name: str
     entry_name: str
     computations: dict[str, Computation]
+    preamble: str = ""
 
     @property
     def entry(self) -> Computation:
         """Where the program starts."""
         return self.computations[self.entry_name]
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether instructions stand in the order in which they run."""
+        return "is_scheduled=true" in self.preamble
+
+    def source_line(self, instruction: Instruction) -> str:
+        """Return `file:line (function)` of the user's code that an instruction came from, or `""`."""
+        frame = _FRAME_ID.search(instruction.attribute_text)
+        if frame:
+            return self._frames.get(int(frame[1]), "")
+        written = _SOURCE.search(instruction.attribute_text)  # as older versions of XLA write it
+        return f"{written[1]}:{written[2]}" if written else ""
+
+    @cached_property
+    def _frames(self) -> dict[int, str]:
+        """Source line of each stack frame, from the tables before the first computation."""
+        tables: dict[str, dict[int, str]] = {}
+        rows: dict[int, str] = {}
+        for line in self.preamble.splitlines():
+            if line in _TABLES:
+                rows = tables[line] = {}
+            elif match := _ROW.match(line):
+                rows[int(match[1])] = match[2]
+        files, functions = ({i: row.strip('"') for i, row in tables.get(t, {}).items()} for t in _TABLES[:2])
+        places: dict[int, str] = {}
+        for i, row in tables.get(_TABLES[2], {}).items():
+            field = {key: int(n) for key, n in _FIELD.findall(row)}
+            file, function = files.get(field.get("file_name_id", 0)), functions.get(field.get("function_name_id", 0))
+            if file is not None:
+                places[i] = f"{file}:{field.get('line', 0)}" + (f" ({function})" if function else "")
+        found = ((i, dict(_FIELD.findall(row))) for i, row in tables.get(_TABLES[3], {}).items())
+        lines = {i: places.get(int(field.get("file_location_id", 0)), "") for i, field in found}
+        # A frame of ours means that the equation has lost its own, as inside a library's cached jit.
+        return {i: "" if line.startswith(_OURS) else line for i, line in lines.items()}
+
 
 _MODULE = re.compile(r"HloModule ([^\s,]+)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([^\s(]+) ?.*\{\s*$")
+_FIRST_COMPUTATION = re.compile(r"^(?:ENTRY )?%?[^\s(]+ ?.*\{\s*$", re.MULTILINE)
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([^\s=]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _NAME = re.compile(r"%?[\w.\-]+")
 _DELIMITER = re.compile(r'"(?:[^"\\]|\\.)*"|[()\[\]{},]')
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_CALLING = ("calls", "to_apply", "called_computations", "branch_computations", "true_computation", "false_computation")
+_CALLING += ("condition", "body", "select", "scatter")
+_CALLED = re.compile(rf"(?:^|[\s,])({'|'.join(_CALLING)})=(\{{[^}}]*\}}|[^\s,]+)")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_FRAME_ID = re.compile(r"stack_frame_id=(\d+)")
+_SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')
+_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+_OURS = str(Path(__file__).parents[2]) + os.sep
+_ROW = re.compile(r"(\d+) (.*)")
+_FIELD = re.compile(r"(\w+)=(\d+)")
 
 
 def parse_hlo(hlo_text: str) -> HloModule:
@@ -176,7 +236,9 @@ def parse_hlo(hlo_text: str) -> HloModule:
             "expected compiled.as_text() of a jax.stages.Compiled."
         )
     module = _MODULE.match(hlo_text)
-    return HloModule(module[1] if module else "", entry_name, computations)
+    first = _FIRST_COMPUTATION.search(hlo_text)
+    preamble = hlo_text[: first.start()] if first else ""
+    return HloModule(module[1] if module else "", entry_name, computations, preamble)
 
 
 def parse_shape(text: str) -> Shape:

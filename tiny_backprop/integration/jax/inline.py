@@ -68,7 +68,7 @@ def flatten(closed: Any, *, keep_custom_rules: bool) -> FlatJaxpr:
                 inner, consts = called
                 env.update(zip(inner.invars, operands, strict=True))
                 add_constants(inner.constvars, consts)
-                walk(inner, info.name_stack)
+                walk(inner, info)
                 results = [read(v) for v in inner.outvars]
                 env.update(zip(eqn.outvars, results, strict=True))
 

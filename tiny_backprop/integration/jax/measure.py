@@ -1,7 +1,8 @@
 """What XLA made of a program: the bytes it allocates, the FLOPs it runs, the seconds it takes.
 
 Bytes are XLA's own record (`compiled.memory_analysis()`), FLOPs are counted in the compiled HLO
-(`tiny_backprop.integration.jax.hlo.count_flops`), seconds are taken by the wall clock. All are per device.
+(`tiny_backprop.integration.jax.hlo.count_flops`), seconds are taken by the wall clock. All are per device. Where the
+bytes go is decoded when it is asked for (`Measurement.memory_map`).
 
 Not covered: memory that XLA does not plan (what callbacks and FFI libraries allocate, the runtime's own).
 """
@@ -9,6 +10,8 @@ Not covered: memory that XLA does not plan (what callbacks and FFI libraries all
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import re
 import statistics
 import time
@@ -21,13 +24,17 @@ import jax.numpy as jnp
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax import compat, hold
-from tiny_backprop.integration.jax.hlo import count_flops
+from tiny_backprop.integration.jax.assignment import instruction_names
+from tiny_backprop.integration.jax.decode import decode
+from tiny_backprop.integration.jax.hlo import HloError, HloFlops, count_flops
+from tiny_backprop.integration.jax.memory_map import MemoryMap, Program
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _BY_XLA, _BY_HLO, _BY_CLOCK = "measured by XLA", "counted from the compiled HLO", "measured by the clock"
+_BY_DEVICE = "measured by the device"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -41,16 +48,21 @@ class Measurement:
       temp_bytes: Bytes of the arena in which XLA keeps temporaries: their peak, as laid out.
       alias_bytes: Bytes of the outputs that share the buffer of a donated argument.
       generated_code_bytes: Bytes of machine code, 0 where the backend does not tell.
-      flops: Operations of one run, loops as often as they run.
+      flops: Operations of one run, loops as often as they run; NaN where this version cannot read the HLO, and then
+        `memory_map.missing` says why.
       unknown_trip_counts: Loops whose trip count the HLO does not tell; `flops` counts one trip of each.
       uncounted_calls: Custom calls of which `flops` counts nothing.
       trace_seconds: Seconds of tracing and lowering; `None` where the program came compiled or lowered.
       compile_seconds: Seconds of XLA's compilation; `None` where the program came compiled.
       step_seconds: Median seconds of one run; `None` unless asked for.
+      device_peak_bytes_before: The most bytes in use at any time so far on the first device, by its allocator, just
+        before the runs; `None` unless they were asked for and the device keeps count (GPU and TPU do, CPU does not).
+      device_peak_bytes_after: The same just after the runs. Where it is larger, these runs made the difference.
       platform: `cpu`, `gpu`, `tpu`, ….
       device_kind: The device's name.
       num_devices: Devices of this process that run the program.
       jax_version: Version of JAX that compiled it.
+      program: What `memory_map` is decoded from.
     """
 
     name: str
@@ -69,6 +81,20 @@ class Measurement:
     device_kind: str
     num_devices: int
     jax_version: str
+    device_peak_bytes_before: int | None = None
+    device_peak_bytes_after: int | None = None
+    program: Program | None = dataclasses.field(default=None, compare=False)
+
+    @functools.cached_property
+    def memory_map(self) -> MemoryMap:
+        """Every buffer of the compiled program: where, from when to when, from which line; decoded on first use.
+
+        Raises:
+          MeasureError: The measurement was not made by `measure`, so that there is no program to decode.
+        """
+        if self.program is None:
+            raise MeasureError(f"{self!r} holds no program to decode: take the measurement with measure(fun, *args).")
+        return decode(self.program)
 
     @property
     def peak_bytes(self) -> int:
@@ -109,6 +135,10 @@ class Measurement:
             seconds = getattr(self, field)
             if seconds is not None:
                 rows.append((field, _format_seconds(seconds), _BY_CLOCK))
+        for field in ("device_peak_bytes_before", "device_peak_bytes_after"):
+            n_bytes = getattr(self, field)
+            if n_bytes is not None:
+                rows.append((field, format_bytes(n_bytes), _BY_DEVICE))
         devices = f"{self.num_devices} × {self.device_kind} ({self.platform})"
         rows.append(("devices", devices, f"jax {self.jax_version}"))
         return f"<div>{table(rows, (self.name, 'per device', 'source'))}</div>"
@@ -117,6 +147,8 @@ class Measurement:
     def _doubt(self) -> str:
         """What `flops` leaves out, in words."""
         doubts = []
+        if math.isnan(self.flops):
+            doubts.append("the HLO cannot be read")
         if self.unknown_trip_counts:
             doubts.append(f"{self.unknown_trip_counts} loops of unknown length counted once")
         if self.uncounted_calls:
@@ -124,7 +156,7 @@ class Measurement:
         return f" ({'; '.join(doubts)})" if doubts else ""
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table of one row, a column per attribute and `peak_bytes`.
+        """Return a table of one row, a column per attribute but `program`, and `peak_bytes`.
 
         Returns:
           A `pandas.DataFrame`; bytes and FLOPs are plain numbers.
@@ -134,7 +166,9 @@ class Measurement:
         """
         import pandas as pd
 
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "program"
+        }
         values["uncounted_calls"] = ", ".join(self.uncounted_calls)
         return pd.DataFrame([{"name": values.pop("name"), "peak_bytes": self.peak_bytes, **values}])
 
@@ -178,7 +212,10 @@ def measure(
     call, compiled, trace_seconds, compile_seconds = _compile(fun, args, kwargs)
     memory, device = _memory_of(compiled), _devices_of(compiled)
     hlo_text = _hlo_text_of(compiled)
-    count = count_flops(hlo_text)
+    count = _count(hlo_text)
+    before = _device_peak_bytes(device[0]) if run else None
+    step_seconds = _time_step(call, compiled, args, kwargs, repeats) if run else None
+    after = _device_peak_bytes(device[0]) if run else None
     return Measurement(
         name=_name_of(fun, hlo_text),
         argument_bytes=memory.argument_size_in_bytes,
@@ -191,11 +228,14 @@ def measure(
         uncounted_calls=count.uncounted_calls,
         trace_seconds=trace_seconds,
         compile_seconds=compile_seconds,
-        step_seconds=_time_step(call, compiled, args, kwargs, repeats) if run else None,
+        step_seconds=step_seconds,
         platform=device[0].platform,
         device_kind=device[0].device_kind,
         num_devices=len(device),
         jax_version=jax.__version__,
+        device_peak_bytes_before=before,
+        device_peak_bytes_after=after,
+        program=_program_of(compiled, memory, hlo_text),
     )
 
 
@@ -290,6 +330,37 @@ def _hlo_text_of(compiled: jax.stages.Compiled) -> str:
     if not text:
         raise MeasureError(f"{_no_record('as_text()')}.")
     return text
+
+
+def _count(hlo_text: str) -> HloFlops:
+    """The FLOPs, NaN where the text cannot be read: the bytes, which XLA tells, are worth having without them."""
+    try:
+        return count_flops(hlo_text)
+    except (HloError, KeyError, IndexError, ValueError):
+        return HloFlops(math.nan)
+
+
+def _program_of(compiled: jax.stages.Compiled, memory: Any, hlo_text: str) -> Program:
+    """What the memory map is decoded from; where the backend lacks something, decoding says so."""
+    try:
+        executable: Any = compiled.runtime_executable()
+        names = instruction_names(executable.hlo_modules()[0].as_serialized_hlo_module_proto())
+    except Exception:  # plugins raise errors of their own; without numbers, decoding names the instruction it misses
+        names = {}
+    return Program(
+        hlo_text=hlo_text,
+        assignment=bytes(getattr(memory, "serialized_buffer_assignment_proto", b"") or b""),
+        names=names,
+        temp_bytes=memory.temp_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+    )
+
+
+def _device_peak_bytes(device: Any) -> int | None:
+    """The most bytes in use on a device so far, by its allocator, or None where that keeps no count."""
+    stats = device.memory_stats()
+    return stats.get("peak_bytes_in_use") if stats else None
 
 
 def _no_record(method: str) -> str:

@@ -198,7 +198,9 @@ class _Player:
         for node in steps:
             eqn = self.program.eqns[node]
             outs = range(self.output_start[node], self.output_start[node + 1])
-            fresh = [Var(v.aval) for v in eqn.outvars] if node in self.ran else eqn.outvars
+            fresh = eqn.outvars
+            if node in self.ran:
+                eqn, fresh = compat.as_recomputed(eqn), [Var(v.aval) for v in eqn.outvars]
             operands = []
             for v in eqn.invars:
                 if isinstance(v, Literal):

@@ -1,0 +1,266 @@
+"""Predicted beside measured: where a plan and XLA's memory map disagree, and how their time axes correspond."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import html
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tiny_backprop.display import guarded, table
+from tiny_backprop.errors import MeasureError, PlanError
+from tiny_backprop.integration.jax.measure import Measurement
+from tiny_backprop.integration.jax.memory_map import MemoryMap
+from tiny_backprop.integration.jax.op_names import scope_of, split_name
+from tiny_backprop.plan import Op, Plan
+from tiny_backprop.units import format_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_SOURCE = "no source line"
+_PHASES = {int(Op.RUN): "forward", int(Op.RECOMPUTE): "recomputed", int(Op.BACKWARD): "gradient"}
+_MOST_PAIRS_PER_KEY, _MOST_PAIRS = 4_000, 1_000_000
+_LEAST_MATCHED = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class LineDifference:
+    """What one line of source keeps alive at the peak, as predicted and as XLA has it.
+
+    Attributes:
+      source: `file:line (function)`, or `no source line`.
+      predicted_bytes: Bytes of the values that the plan has alive at its peak.
+      measured_bytes: Bytes of the buffers that XLA has alive at its own.
+      values: Dtype, shape and number of the former, the largest first.
+      buffers: Shape and number of the latter, the largest first.
+    """
+
+    source: str
+    predicted_bytes: int
+    measured_bytes: int
+    values: str
+    buffers: str
+
+    @property
+    def difference_bytes(self) -> int:
+        """Predicted minus measured: above 0 where XLA does without."""
+        return self.predicted_bytes - self.measured_bytes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where a prediction and XLA disagree, by source line; made by `explain`.
+
+    The two peaks need not be at the same moment: a line that XLA keeps and the plan does not may be one that the plan
+    has alive at another time.
+
+    Attributes:
+      name: Name of the plan's function.
+      predicted_peak_bytes: The plan's peak.
+      measured_peak_bytes: The most bytes of temporaries and outputs that hold a tensor at any position, by XLA.
+      reserved_bytes: What XLA reserves for both, throughout; more than that by gaps and by outputs not yet made.
+      lines: One entry per source line with anything alive at either peak, the largest difference first.
+      doubts: The memory map's doubts.
+    """
+
+    name: str
+    predicted_peak_bytes: int
+    measured_peak_bytes: int
+    reserved_bytes: int
+    lines: tuple[LineDifference, ...]
+    doubts: tuple[str, ...] = ()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return one row per source line, the largest difference first."""
+        import pandas as pd
+
+        columns = ["predicted_bytes", "measured_bytes", "difference_bytes", "values", "buffers"]
+        rows = [[getattr(line, c) for c in columns] for line in self.lines]
+        index = pd.Index([line.source for line in self.lines], name="source")
+        return pd.DataFrame(rows, index=index, columns=pd.Index(columns))
+
+    def __repr__(self) -> str:
+        worst = self.lines[0] if self.lines else None
+        most = f"; most at {worst.source}: {_signed(worst.difference_bytes)}" if worst else ""
+        return (
+            f"Explanation({self.name}: predicted peak {format_bytes(self.predicted_peak_bytes)}, measured "
+            f"{format_bytes(self.measured_peak_bytes)} live, {format_bytes(self.reserved_bytes)} reserved{most})"
+        )
+
+    def _repr_html_(self) -> str:
+        return guarded(self._html, self)
+
+    def _html(self) -> str:
+        title = (
+            f"<b>{html.escape(self.name)}</b>: predicted peak {format_bytes(self.predicted_peak_bytes)}; XLA has at "
+            f"most {format_bytes(self.measured_peak_bytes)} live and reserves {format_bytes(self.reserved_bytes)}"
+        )
+        rows = [
+            (
+                line.source,
+                format_bytes(line.predicted_bytes),
+                format_bytes(line.measured_bytes),
+                _signed(line.difference_bytes),
+                line.values,
+                line.buffers,
+            )
+            for line in self.lines[:15]
+        ]
+        more = f"<p>{len(self.lines) - 15} more lines in .to_pandas().</p>" if len(self.lines) > 15 else ""
+        header = ("alive at the peak, from", "predicted", "measured by XLA", "difference", "values", "buffers")
+        doubts = "".join(f"<p>Doubtful: {html.escape(doubt)}.</p>" for doubt in self.doubts)
+        return f"<div>{title}{table(rows, header)}{more}{doubts}</div>"
+
+
+def explain(plan: Plan, measurement: Measurement) -> Explanation:
+    """List where a plan's prediction and XLA's memory disagree, by the source line that the tensors come from.
+
+    Compares the values that the plan has alive at its predicted peak with the buffers, temporaries and outputs, that
+    XLA has alive at its own. A fusion counts for the line of the equation that it ends with.
+
+    Args:
+      plan: The plan.
+      measurement: `measure` of the gradient that carries the plan out.
+
+    Returns:
+      The explanation; the largest differences come first.
+
+    Raises:
+      PlanError: `plan` is no plan.
+      MeasureError: `measurement` is none, or has no memory map; the message says why.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import tiny_backprop as tb
+      >>> loss = lambda w: jnp.tanh(w @ w).sum()
+      >>> plan = tb.plan_save_everything(tb.capture_gradient(loss, jnp.ones((64, 64))))
+      >>> measured = tb.measure(tb.height_compressed_grad(loss, plan=plan), jnp.ones((64, 64)))
+      >>> explain(plan, measured).predicted_peak_bytes == plan.peak_bytes
+      True
+    """
+    memory_map = _check(plan, measurement)
+    live = memory_map.live_bytes + memory_map.live_output_bytes
+    position = int(live.argmax()) if len(live) else 0
+    graph = plan.graph
+    predicted: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for v in plan.alive_at_peak.tolist():
+        source = graph.sources[int(graph.value_node[v])] or NO_SOURCE
+        shape = f"{graph.value_dtypes[v]}[{','.join(map(str, graph.value_shapes[v]))}]"
+        predicted[source].append((int(graph.value_bytes[v]), shape))
+    measured: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for memory in ("temp", "output"):
+        for b in memory_map.alive_at(position, memory):
+            measured[b.source or NO_SOURCE].append((b.bytes, b.shape))
+    lines = [
+        LineDifference(
+            source,
+            sum(n for n, _ in predicted[source]),
+            sum(n for n, _ in measured[source]),
+            _counted(predicted[source]),
+            _counted(measured[source]),
+        )
+        for source in dict.fromkeys([*predicted, *measured])
+    ]
+    lines.sort(key=lambda line: (-abs(line.difference_bytes), line.source))
+    return Explanation(
+        graph.name,
+        plan.peak_bytes,
+        int(live.max(initial=0)),
+        measurement.peak_bytes,
+        tuple(lines),
+        memory_map.doubts,
+    )
+
+
+def _check(plan: Plan, measurement: Measurement) -> MemoryMap:
+    if not isinstance(plan, Plan):
+        raise PlanError(f"explain needs a Plan; found {type(plan).__name__}. Try plan_budget(graph, '500MiB').")
+    if not isinstance(measurement, Measurement):
+        raise MeasureError(
+            f"explain needs a Measurement of the planned gradient; found {type(measurement).__name__}. Try "
+            "measure(height_compressed_grad(fun, plan=plan), *args)."
+        )
+    return measurement.memory_map
+
+
+def _counted(tensors: list[tuple[int, str]]) -> str:
+    """Return shapes with how often each occurs, the largest first, three at most."""
+    by_shape: Counter[str] = Counter()
+    for n_bytes, shape in tensors:
+        by_shape[shape] += n_bytes
+    number = Counter(shape for _, shape in tensors)
+    parts = [f"{number[s]} × {s}" if number[s] > 1 else s for s, _ in by_shape.most_common(3)]
+    return ", ".join(parts) + (", …" if len(by_shape) > 3 else "")
+
+
+def _signed(n_bytes: int) -> str:
+    return ("+" if n_bytes >= 0 else "−") + format_bytes(abs(n_bytes))
+
+
+def steps_of_positions(plan: Plan, memory_map: MemoryMap) -> tuple[np.ndarray, int]:
+    """Return where on a plan's axis of steps the positions of a compiled schedule begin.
+
+    A step and a position correspond where phase, user's scope, source line and primitive agree; of all such pairs the
+    longest sequence is kept that is in order on both sides (Hunt & Szymanski 1977, doi:10.1145/359581.359603), and
+    positions in between are spaced evenly. Where fewer than a tenth of the positions that name an equation find a step,
+    the whole schedule is stretched evenly instead, and 0 matches are reported.
+
+    Returns:
+      float64 of shape (n_positions + 1,), never falling, from 0 to the number of steps; and how many positions have a
+      step of their own.
+
+    Raises:
+      MeasureError: There is no map.
+    """
+    n_positions, n_steps = len(memory_map.live_bytes), len(plan.timeline.steps)
+    evenly = np.linspace(0, n_steps, n_positions + 1)
+    graph, nodes = plan.graph, plan.timeline.steps.tolist()
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for step, (node, op) in enumerate(zip(nodes, plan.timeline.ops.tolist(), strict=True)):
+        primitive = graph.primitives[node]
+        scope = scope_of(f"{graph.scopes[node]}/{primitive}")
+        places[_PHASES[op], scope, graph.sources[node], primitive].append(step)
+    keys = [
+        (p.phase, scope_of(p.op_name), p.source, split_name(p.op_name)[-1]) if p.op_name else None
+        for p in memory_map.schedule
+    ]
+    often = Counter(key for key in keys if key in places)
+    useful = {key for key, n in often.items() if n * len(places[key]) <= _MOST_PAIRS_PER_KEY}
+    if sum(often[key] * len(places[key]) for key in useful) > _MOST_PAIRS:
+        return evenly, 0
+    pairs = _in_order([places[key] if key in useful else [] for key in keys])
+    if not n_positions or len(pairs) < max(1, _LEAST_MATCHED * sum(key is not None for key in keys)):
+        return evenly, 0
+    xs = [-1.0, *(position + 0.5 for position, _ in pairs), n_positions + 1.0]
+    ys = [0.0, *(step + 0.5 for _, step in pairs), float(n_steps)]
+    found = np.interp(np.arange(n_positions + 1), xs, ys)
+    found[0], found[-1] = 0, n_steps
+    return found, len(pairs)
+
+
+def _in_order(candidates: list[list[int]]) -> list[tuple[int, int]]:
+    """Return the longest sequence of (i, j), j among candidates[i], that rises in both; O(pairs log n)."""
+    ends: list[int] = []  # the smallest j that ends a sequence of each length
+    chain: list[tuple[int, int, int]] = []  # (i, j, its predecessor's place in chain)
+    last: list[int] = []
+    for i, steps in enumerate(candidates):
+        for j in reversed(steps):
+            length = bisect.bisect_left(ends, j)
+            if length < len(ends) and ends[length] == j:
+                continue
+            chain.append((i, j, last[length - 1] if length else -1))
+            if length == len(ends):
+                ends.append(j)
+                last.append(len(chain) - 1)
+            else:
+                ends[length], last[length] = j, len(chain) - 1
+    found: list[tuple[int, int]] = []
+    at = last[-1] if last else -1
+    while at >= 0:
+        i, j, at = chain[at]
+        found.append((i, j))
+    return found[::-1]
