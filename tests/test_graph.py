@@ -69,7 +69,7 @@ def test_json_of_another_kind_or_version_is_refused():
     with pytest.raises(GraphError, match=r"expected the JSON text of a tiny_backprop\.graph; found '\{\}'"):
         Graph.from_json("{}")
     data = json.loads(diamond().to_json())
-    with pytest.raises(GraphError, match="version 99 of its format; this version of tiny_backprop reads version 2"):
+    with pytest.raises(GraphError, match="version 99 of its format; this version of tiny_backprop reads version 3"):
         Graph.from_json(json.dumps({**data, "version": 99}))
     data.pop("flops")
     with pytest.raises(GraphError, match="flops"):
@@ -135,6 +135,7 @@ def test_node_without_outputs_is_counted_as_zero_bytes():
         value_shapes=graph.value_shapes[:-1],
         value_dtypes=graph.value_dtypes[:-1],
         value_bytes=graph.value_bytes[:-1],
+        relaid_values=graph.relaid_values[:-1],
         outputs=np.array([4]),
         n_primal_outputs=1,
     )

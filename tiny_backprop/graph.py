@@ -25,7 +25,7 @@ LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
 _FORMAT = "tiny_backprop.graph"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +121,12 @@ class Graph:
       scopes: Name stack of each node.
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
+      relaid_operands: Which of `operands` XLA:CPU copies into another order of dimensions for the node that reads them.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.
       value_bytes: Size of each value in bytes.
+      relaid_values: Which values XLA:CPU copies into another order of dimensions after their node has made them.
       input_names: Name of each input; there are `n_inputs` of them.
       outputs: Numbers of the values that the program returns; `LITERAL` for a literal.
       n_primal_outputs: How many of `outputs` the function itself returns; the others are its gradients.
@@ -141,10 +143,12 @@ class Graph:
     scopes: tuple[str, ...]
     operand_start: np.ndarray
     operands: np.ndarray
+    relaid_operands: np.ndarray
     output_start: np.ndarray
     value_shapes: tuple[tuple[int, ...], ...]
     value_dtypes: tuple[str, ...]
     value_bytes: np.ndarray
+    relaid_values: np.ndarray
     input_names: tuple[str, ...]
     outputs: np.ndarray
     n_primal_outputs: int
@@ -378,10 +382,12 @@ class Graph:
             scopes=tuple(str(n.get("scope", "")) for n in nodes),
             operand_start=np.cumsum([0, *map(len, operands)]),
             operands=np.array([v for vs in operands for v in vs], np.int64),
+            relaid_operands=np.zeros(sum(map(len, operands)), bool),
             output_start=len(inputs) + np.arange(len(nodes) + 1),
             value_shapes=tuple((int(b),) for b in n_bytes),
             value_dtypes=("uint8",) * len(n_bytes),
             value_bytes=np.array(n_bytes, np.int64),
+            relaid_values=np.zeros(len(n_bytes), bool),
             input_names=tuple(inputs),
             outputs=out,
             n_primal_outputs=n_primal_outputs,
@@ -404,7 +410,8 @@ class Graph:
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
-        dtypes = {"is_backward": bool, "has_effect": bool, "flops": float, "bytes_moved": float, "rerun_flops": float}
+        dtypes: dict[str, type] = dict.fromkeys(("is_backward", "has_effect", "relaid_operands", "relaid_values"), bool)
+        dtypes.update(dict.fromkeys(("flops", "bytes_moved", "rerun_flops"), float))
         arrays = {"operand_start", "operands", "output_start", "value_bytes", "outputs", *dtypes}
         try:
             for k, v in data.items():
@@ -473,6 +480,7 @@ def _check(g: Graph) -> None:
         raise GraphError(f"a graph of {n} nodes needs {n} entries in every array per node")
     if (
         len(g.value_shapes) != v
+        or len(g.relaid_values) != v
         or len(g.value_dtypes) != v
         or g.output_start[0] != g.n_inputs
         or g.output_start[-1] != v
@@ -486,6 +494,8 @@ def _check(g: Graph) -> None:
         or g.operand_start[-1] != len(g.operands)
     ):
         raise GraphError("operand_start and output_start must not fall, and must end where their arrays end")
+    if len(g.relaid_operands) != len(g.operands):
+        raise GraphError("relaid_operands needs an entry for each of operands")
     if g.operand_start[0] != 0 or g.outputs.ndim != 1 or not 0 <= g.n_primal_outputs <= len(g.outputs):
         raise GraphError("operand_start must begin with 0, and n_primal_outputs be at most the number of outputs")
     if not all(np.all(np.isfinite(a)) for a in (g.flops, g.bytes_moved, g.rerun_flops)):
