@@ -48,23 +48,26 @@ def _of_kind(kind: Kind, text: str) -> dict[str, Kind]:
 
 
 _KINDS = (
-    _of_kind(Kind.ALIAS, "reshape squeeze expand_dims copy copy_p stop_gradient optimization_barrier pvary")
+    _of_kind(Kind.ALIAS, "reshape squeeze expand_dims copy copy_p stop_gradient optimization_barrier pvary random_wrap")
+    | _of_kind(Kind.ALIAS, "random_unwrap")
+    | _of_kind(
+        Kind.CHEAP, "add sub mul neg abs sign floor ceil round max min and or not xor eq ne lt le gt ge select_n"
+    )
+    | _of_kind(
+        Kind.CHEAP, "clamp convert_element_type bitcast_convert_type integer_pow square is_finite nextafter real"
+    )
+    | _of_kind(
+        Kind.CHEAP, "imag complex conj shift_left shift_right_logical shift_right_arithmetic population_count clz"
+    )
+    | _of_kind(Kind.CHEAP, "add_any reduce_precision broadcast_in_dim iota pad slice concatenate transpose gather rev")
+    | _of_kind(Kind.CHEAP, "dynamic_slice dynamic_update_slice split eq_to le_to lt_to")
     | _of_kind(
         Kind.EXPENSIVE, "exp exp2 expm1 log log1p tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow"
     )
     | _of_kind(Kind.EXPENSIVE, "atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem")
     | _of_kind(Kind.REDUCTION, "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin")
-    | _of_kind(Kind.KERNEL, "dot_general conv_general_dilated ragged_dot sort top_k fft while cond scan planned_scan")
-    | _of_kind(Kind.KERNEL, "planned_scan_gradient scatter scatter-add scatter_add scatter_mul scatter_min scatter_max")
-    | _of_kind(Kind.KERNEL, "scatter_sub cumsum cumprod cummax cummin cumlogsumexp reduce_window reduce_window_sum")
-    | _of_kind(Kind.KERNEL, "reduce_window_max reduce_window_min reduce_precision select_and_scatter_add random_bits")
-    | _of_kind(
-        Kind.KERNEL, "select_and_gather_add rng_bit_generator threefry2x32 random_wrap random_unwrap random_split"
-    )
-    | _of_kind(Kind.KERNEL, "cholesky triangular_solve lu qr geqrf householder_product eigh eig svd schur linear_solve")
-    | _of_kind(Kind.KERNEL, "custom_call pure_callback io_callback debug_callback custom_jvp_call custom_vjp_call")
 )
-"""Kind of each primitive; what is not named is `CHEAP`."""
+"""Kind of each primitive; what is not named is a `KERNEL`."""
 _MOVES = names(
     "broadcast_in_dim iota pad slice concatenate transpose gather dynamic_slice rev split dynamic_update_slice"
 )
@@ -194,7 +197,7 @@ class NodeFacts:
         return graph.memo["node facts"]
 
     def _kind(self, i: int) -> Kind:
-        kind = _KINDS.get(self.graph.primitives[i], Kind.CHEAP)
+        kind = _KINDS.get(self.graph.primitives[i], Kind.KERNEL)
         if self.starts[i] == self.starts[i + 1]:
             return kind
         first = next(iter(self.reads[i]), None)
