@@ -58,7 +58,7 @@ def fuse(instructions: Instructions) -> Fusion:
 class _Fuser:
     def __init__(self, instructions: Instructions):
         self.of, self.n = instructions, len(instructions)
-        self.kinds = list(instructions.kinds)
+        self.kinds = [int(k) for k in instructions.kinds]  # comparing enumerations takes longer
         self.operands, self.n_bytes = instructions.operands, instructions.n_bytes
         self.returned = dict(instructions.returned)
         self.primitives = [instructions.primitive(i) for i in range(self.n)]
@@ -120,7 +120,7 @@ class _Fuser:
         root = sub
         if len(self.readers[sub]) == 1 and self.primitives[self.readers[sub][0]] == "exp":
             root = self.readers[sub][0]
-        self.kinds[root] = Kind.REDUCTION
+        self.kinds[root] = int(Kind.REDUCTION)
         if all(len(self.readers[i]) == 1 and i not in self.returned for i in between):
             self.taken_in.update(between)
             if root != sub:
@@ -155,7 +155,7 @@ class _Fuser:
             ]
             if zeros and self.n_bytes[zeros[0]] == self.n_bytes[i] == self.n_bytes[add]:
                 self.replaced |= {i, zeros[0]}
-                self.kinds[add], self.is_in_place[add] = Kind.KERNEL, True
+                self.kinds[add], self.is_in_place[add] = int(Kind.KERNEL), True
                 return
 
     # ---- rules ----

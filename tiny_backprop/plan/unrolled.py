@@ -83,12 +83,13 @@ HELD, PREDICATE, COPY, BROADCAST = -1, -2, -3, -4
 """Stand in `Instructions.nodes` for what no node of the graph makes."""
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Instructions:
-    """Instructions in the order of the program, as lists with an entry for each.
+    """Instructions in the order of the program, as sequences with an entry for each.
 
     Attributes:
       graph: The graph.
+      returned: The instructions that the program returns, each with its first place among the outputs.
       kinds: `Kind` of each.
       nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY` or `BROADCAST`.
       values: The value of the graph that it stands for, -1 for a predicate.
@@ -98,48 +99,22 @@ class Instructions:
       is_unary: Whether it reads at most one array of its own rank that is no broadcast.
       moves: Whether an element of it comes from another place of its operand.
       is_shared_exp: Whether it is the exponential that XLA also computes for an `erfc` of the same operand.
-      returned: The instructions that the program returns, each with its first place among the outputs.
     """
 
     graph: Graph
-    kinds: list[int] = dataclasses.field(default_factory=list)
-    nodes: list[int] = dataclasses.field(default_factory=list)
-    values: list[int] = dataclasses.field(default_factory=list)
-    n_bytes: list[int] = dataclasses.field(default_factory=list)
-    operands: list[list[int]] = dataclasses.field(default_factory=list)
-    steps: list[int] = dataclasses.field(default_factory=list)
-    is_unary: list[bool] = dataclasses.field(default_factory=list)
-    moves: list[bool] = dataclasses.field(default_factory=list)
-    is_shared_exp: list[bool] = dataclasses.field(default_factory=list)
-    returned: dict[int, int] = dataclasses.field(default_factory=dict)
+    returned: dict[int, int]
+    kinds: Sequence[int]
+    nodes: Sequence[int]
+    values: Sequence[int]
+    n_bytes: Sequence[int]
+    operands: Sequence[list[int]]
+    steps: Sequence[int]
+    is_unary: Sequence[bool]
+    moves: Sequence[bool]
+    is_shared_exp: Sequence[bool]
 
     def __len__(self) -> int:
         return len(self.kinds)
-
-    def add(
-        self,
-        kind: Kind | int,
-        node: int,
-        value: int,
-        n_bytes: int,
-        operands: list[int],
-        step: int,
-        *,
-        is_unary: bool = True,
-        moves: bool = True,
-        is_shared_exp: bool = False,
-    ) -> int:
-        """Append an instruction and return its number."""
-        self.kinds.append(int(kind))
-        self.nodes.append(node)
-        self.values.append(value)
-        self.n_bytes.append(n_bytes)
-        self.operands.append(operands)
-        self.steps.append(step)
-        self.is_unary.append(is_unary)
-        self.moves.append(moves)
-        self.is_shared_exp.append(is_shared_exp)
-        return len(self.kinds) - 1
 
     def primitive(self, i: int) -> str:
         """Return the primitive of an instruction, `""` where it has none."""
@@ -330,7 +305,8 @@ def unroll(graph: Graph, steps: Sequence[int], n_forward_steps: int, is_planned:
         unroller.play(segment, previous if waits else None, is_planned)
         previous = segment
     unroller.returns(outputs[graph.n_primal_outputs :], graph.n_primal_outputs)
-    return unroller.out
+    columns = zip(*unroller.rows, strict=True) if unroller.rows else [()] * 9
+    return Instructions(graph, unroller.returned, *columns)
 
 
 class _Unroller:
@@ -338,7 +314,8 @@ class _Unroller:
 
     def __init__(self, facts: NodeFacts):
         self.facts, self.graph = facts, facts.graph
-        self.out = Instructions(facts.graph)
+        self.rows: list[tuple[Any, ...]] = []  # an entry per instruction, in the order of the fields of `Instructions`
+        self.returned: dict[int, int] = {}
         self.now = [-1] * facts.graph.n_values
         self.n_bytes = facts.graph.value_bytes.tolist()
         self.relaid = facts.graph.relaid_values.tolist()
@@ -350,7 +327,7 @@ class _Unroller:
         """Note that the instructions that now stand for values are outputs, the first one at a place."""
         for k, v in enumerate(values, place):
             if v >= 0 and self.now[v] >= 0:
-                self.out.returned.setdefault(self.now[v], k)
+                self.returned.setdefault(self.now[v], k)
 
     def play(self, segment: Sequence[int], after: Sequence[int] | None, is_planned: bool) -> None:
         """Write a segment; with `after`, what it reads of the forward phase is held until those nodes are done."""
@@ -372,7 +349,7 @@ class _Unroller:
             self.ran[node] = 1
 
     def _run(self, node: int, held: dict[int, int]) -> None:
-        facts, out, now = self.facts, self.out, self.now
+        facts, rows, now = self.facts, self.rows, self.now
         start, end = facts.starts[node], facts.starts[node + 1]
         kind = facts.kinds[node]
         if kind == Kind.ALIAS:
@@ -392,19 +369,11 @@ class _Unroller:
                 now[start] = self.known[key]
                 held.pop(start, None)
                 return
-            self.known[key] = len(out)
+            self.known[key] = len(rows)
+        traits = facts.is_unary[node], facts.moves[node], facts.is_shared_exp[node]
         for v in range(start, end):
-            now[v] = out.add(
-                kind,
-                node,
-                v,
-                self.n_bytes[v],
-                operands,
-                self.step,
-                is_unary=facts.is_unary[node],
-                moves=facts.moves[node],
-                is_shared_exp=facts.is_shared_exp[node],
-            )
+            now[v] = len(rows)
+            rows.append((kind, node, v, self.n_bytes[v], operands, self.step, *traits))
             held.pop(v, None)
         self.step += 1
         for v in range(start, end):
@@ -429,10 +398,12 @@ class _Unroller:
                 found[i] = None
         return list(found)
 
-    def _add(self, kind: Kind, node: int, value: int, operands: list[int]) -> int:
-        i = self.out.add(kind, node, value, self.n_bytes[value], operands, self.step)
+    def _add(self, kind: Kind, node: int, value: int, operands: list[int], n_bytes: int | None = None) -> int:
+        """Write an instruction that no node makes, unary and moving data, and return it."""
+        size = self.n_bytes[value] if n_bytes is None else n_bytes
+        self.rows.append((kind, node, value, size, operands, self.step, True, True, False))
         self.step += 1
-        return i
+        return len(self.rows) - 1
 
     def _once(self, key: Any, kind: Kind, node: int, value: int, operands: list[int]) -> int:
         """Return the instruction of a key, written now unless it was."""
@@ -445,14 +416,12 @@ class _Unroller:
         if not values:
             return {}
         read = list(dict.fromkeys(self.now[v] for v in tokens if self.now[v] >= 0))
-        predicate = []
-        if read:
-            predicate = [self.out.add(Kind.CHEAP, PREDICATE, -1, 1, read, self.step)]
-            self.step += 1
+        predicate = [self._add(Kind.CHEAP, PREDICATE, -1, read, 1)] if read else []
         held = {}
         for v in values:
             operands = [*([self.now[v]] if self.now[v] >= 0 else []), *predicate]
-            held[v] = self.out.add(Kind.HOLD, HELD, v, self.n_bytes[v], operands, self.step)
+            held[v] = len(self.rows)
+            self.rows.append((Kind.HOLD, HELD, v, self.n_bytes[v], operands, self.step, True, True, False))
         self.step += 1
         return held
 
