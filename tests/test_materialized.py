@@ -106,6 +106,32 @@ def test_rule(name):
     assert predicted(fun, args).peak_bytes / UNIT == pytest.approx(units, abs=0.04)
 
 
+def softmax_gradient(x, w, a, e, v):
+    d = x @ w
+    r = (d * a + -jnp.sum(d * e, 1, keepdims=True)) * e
+    return jnp.sin(r) @ v, jnp.cos(r) @ v, jnp.sin(e * a) @ v
+
+
+@pytest.mark.parametrize(("n_rows", "first"), [(4096, "broadcast"), (4095, "dot_general")])
+def test_gradient_of_a_softmax_is_one_kernel_with_its_dot_from_4096_rows_on(n_rows, first):
+    """Rule 7: then the dot takes no memory, but what the kernel shares with others, the broadcast of `a`, does."""
+    args = (
+        jnp.ones((n_rows, 64)),
+        jnp.ones((64, 64)),
+        jnp.ones((n_rows, 1)),
+        jnp.ones((n_rows, 64)),
+        jnp.ones((64, 8)),
+    )
+    text = jax.jit(softmax_gradient).lower(*args).compile().as_text()
+    entry = text[text.index("ENTRY") :].splitlines()
+    xla = [line for line in entry if f"= f32[{n_rows},64]" in line and "parameter(" not in line]
+    table = predicted(softmax_gradient, args).to_pandas()
+    large = table[table["shape"] == (n_rows, 64)]
+    assert large.made_by.iloc[0] == first
+    assert ("broadcast" in xla[0]) == (first == "broadcast")
+    assert len(large) == len(xla)
+
+
 # ---- holds, and the order of kernels ----
 
 

@@ -8,7 +8,7 @@
 5. An `ALIAS` shares its operand's memory where that has some, and is otherwise a `CHEAP` unary instruction.
 6. A reduction takes in the chain of element-wise instructions that it alone reads. What enters that chain takes memory.
 7. The softmax of rows, x - max(x) and its exponential, is one reduction kernel, and takes in the dot before it that
-   nothing else reads.
+   nothing else reads. So is its gradient from 4,096 rows on: the dot takes no memory, but what it is multiplied by does.
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
 
@@ -26,7 +26,8 @@ _ABSORBED = names(
     "ceil round square integer_pow pow sqrt rsqrt exp expm1 log log1p tanh logistic erf add_any stop_gradient"
 )
 _SCALED = ("add", "mul", "div")
-_MOST_BETWEEN = 5  # instructions between a maximum and the subtraction of it
+_MOST_BETWEEN = 5  # instructions between a reduction of rows and where it is subtracted
+_LEAST_ROWS_BYTES = 16384
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,16 +37,15 @@ class Fusion:
     Attributes:
       instructions: The instructions.
       has_buffer: Whether it takes memory.
-      sources: The instructions whose memory is read when it is computed.
-      is_loop: Whether it is computed by a loop over its elements, which may write where it reads.
-      is_in_place: Whether it writes into an operand of its size where that is not needed any more.
+      sources: The instructions whose memory is read when it is computed, each with whether an element of it is read for
+        the element in the same place alone, so that this may overwrite it.
+      is_in_place: Whether it is a scatter or the like, which writes into its operand.
       returned: The instructions whose memory the program returns, each with its first place among the outputs.
     """
 
     instructions: Instructions
     has_buffer: list[bool]
-    sources: list[list[int]]
-    is_loop: list[bool]
+    sources: list[dict[int, bool]]
     is_in_place: list[bool]
     returned: dict[int, int]
 
@@ -78,27 +78,26 @@ class _Fuser:
                 self._find_softmax(i)
             elif p in ("add_any", "add"):
                 self._find_scatter(i)
+                self._find_softmax_gradient(i)
         kept = self._kept()
         for i in range(self.n - 1, -1, -1):
             self._decide(i, kept)
         self._merge_aliases()
-        sources: list[dict[int, None]] = []
+        return Fusion(self.of, self.has_buffer, self._sources(), self.is_in_place, self.returned)
+
+    def _sources(self) -> list[dict[int, bool]]:
+        sources: list[dict[int, bool]] = []
         for i, operands in enumerate(self.operands):
-            found: dict[int, None] = {}
+            found: dict[int, bool] = {}
+            is_loop, in_place = self._is_loop(i), self.of.kinds[i] < Kind.REDUCTION and not self.of.moves[i]
             for o in operands:
-                if self.has_buffer[o] and not (self.is_inlined[o] and self._is_loop(i)):
-                    found[o] = None
+                if self.has_buffer[o] and not (self.is_inlined[o] and is_loop):
+                    found[o] = in_place and found.get(o, True)
                 else:
-                    found.update(sources[o])
+                    for source, was_in_place in sources[o].items():
+                        found[source] = in_place and was_in_place and found.get(source, True)
             sources.append(found)
-        return Fusion(
-            self.of,
-            self.has_buffer,
-            [list(s) for s in sources],
-            [self.kinds[i] < Kind.REDUCTION and not self.of.moves[i] for i in range(self.n)],
-            self.is_in_place,
-            self.returned,
-        )
+        return sources
 
     def _is_loop(self, i: int) -> bool:
         return self.kinds[i] < Kind.REDUCTION and not self.in_reduction[i]
@@ -139,6 +138,44 @@ class _Fuser:
             chain.append(full[0])
         if self.primitives[chain[-1]] == "dot_general":
             self.taken_in.update(chain)
+
+    def _find_softmax_gradient(self, add: int) -> None:
+        """Mark d * a - sum(d * b) and what is made of it alone, d a dot, as one kernel (rule 7)."""
+        operands = self.operands[add]
+        for product, repeated in (operands, operands[::-1]) if len(operands) == 2 else ():
+            between = [repeated]
+            while self.kinds[between[-1]] < Kind.REDUCTION and len(between) < _MOST_BETWEEN:
+                if len(self.operands[between[-1]]) != 1 or len(self.readers[between[-1]]) != 1:
+                    break
+                between.append(self.operands[between[-1]][0])
+            total = between[-1]
+            if self.primitives[total] != "reduce_sum" or self.n_bytes[total] < _LEAST_ROWS_BYTES:
+                continue
+            inside = {*between, *self._scaled(product), *self._scaled(self.operands[total][0])}
+            dots = [i for i in inside if self.primitives[i] == "dot_general"]
+            readers = {r for i in inside for r in self.readers[i]}
+            if len(dots) == 1 and readers <= inside | {add} and not inside & self.returned.keys():
+                root = add
+                while len(self.readers[root]) == 1 and root not in self.returned:
+                    reader = self.readers[root][0]
+                    if self.primitives[reader] not in _ABSORBED or self.kinds[reader] >= Kind.REDUCTION:
+                        break
+                    inside.add(root)
+                    root = reader
+                self.taken_in.update(inside)
+                self.kinds[root] = int(Kind.REDUCTION)
+                return
+
+    def _scaled(self, i: int) -> list[int]:
+        """Return the instructions from one down to the dot that it multiplies or divides, empty where there is none."""
+        if self.primitives[i] == "dot_general":
+            return [i]
+        if self.primitives[i] in ("mul", "div") and self.kinds[i] < Kind.REDUCTION:
+            for o in self.operands[i]:
+                below = self._scaled(o) if self.n_bytes[o] == self.n_bytes[i] else []
+                if below:
+                    return [i, *below]
+        return []
 
     def _is_broadcast(self, i: int) -> bool:
         return self.of.nodes[i] == BROADCAST or self.primitives[i] in ("broadcast_in_dim", "iota")

@@ -222,7 +222,7 @@ def _share(fusion: Fusion, first: list[int], last: list[int]) -> set[int]:
                 lent.add(i)
                 break
     for i in buffers:
-        if i not in returned and i not in lent and (fusion.is_loop[i] or fusion.is_in_place[i]):
+        if i not in returned and i not in lent:
             for o in fusion.sources[i]:
                 is_done = last[o] == first[i] > first[o] and o not in returned and o not in lent
                 if is_done and _overwrites(fusion, i, o):
@@ -241,7 +241,7 @@ def _clash(fusion: Fusion, first: list[int], last: list[int], i: int, j: int) ->
 def _overwrites(fusion: Fusion, i: int, operand: int) -> bool:
     """Return whether an instruction may be written into an operand that it reads last: one of its size and shape."""
     of = fusion.instructions
-    if not (fusion.is_loop[i] or fusion.is_in_place[i]) or operand not in fusion.sources[i]:
+    if operand not in fusion.sources[i] or not (fusion.sources[i][operand] or fusion.is_in_place[i]):
         return False
     if of.values[i] < 0 or of.values[operand] < 0 or of.n_bytes[i] != of.n_bytes[operand]:
         return False
