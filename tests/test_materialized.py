@@ -233,7 +233,7 @@ def test_names_do_not_matter_and_json_keeps_what_the_model_reads():
     }
     assert len(peaks) == 1
     assert (
-        graph.fingerprint == dataclasses.replace(graph, relaid_operands=np.zeros(len(graph.operands), bool)).fingerprint
+        graph.fingerprint == dataclasses.replace(graph, relaid_operands=np.zeros(len(graph.operands), int)).fingerprint
     )
 
 

@@ -24,6 +24,9 @@ from tiny_backprop.units import format_flops
 LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
+FLATTENED, COPIED = 1, 2
+"""In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions."""
+
 _FORMAT = "tiny_backprop.graph"
 _VERSION = 3
 
@@ -121,7 +124,8 @@ class Graph:
       scopes: Name stack of each node.
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
-      relaid_operands: Which of `operands` XLA:CPU copies into another order of dimensions for the node that reads them.
+      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED` or
+        `COPIED`.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.
@@ -382,7 +386,7 @@ class Graph:
             scopes=tuple(str(n.get("scope", "")) for n in nodes),
             operand_start=np.cumsum([0, *map(len, operands)]),
             operands=np.array([v for vs in operands for v in vs], np.int64),
-            relaid_operands=np.zeros(sum(map(len, operands)), bool),
+            relaid_operands=np.zeros(sum(map(len, operands)), np.int64),
             output_start=len(inputs) + np.arange(len(nodes) + 1),
             value_shapes=tuple((int(b),) for b in n_bytes),
             value_dtypes=("uint8",) * len(n_bytes),
@@ -410,9 +414,9 @@ class Graph:
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
-        dtypes: dict[str, type] = dict.fromkeys(("is_backward", "has_effect", "relaid_operands", "relaid_values"), bool)
+        dtypes: dict[str, type] = dict.fromkeys(("is_backward", "has_effect", "relaid_values"), bool)
         dtypes.update(dict.fromkeys(("flops", "bytes_moved", "rerun_flops"), float))
-        arrays = {"operand_start", "operands", "output_start", "value_bytes", "outputs", *dtypes}
+        arrays = {"operand_start", "operands", "relaid_operands", "output_start", "value_bytes", "outputs", *dtypes}
         try:
             for k, v in data.items():
                 if k in arrays:

@@ -33,12 +33,12 @@ import pandas as pd
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.fusion import Fusion, fuse
-from tiny_backprop.plan.unrolled import BROADCAST, COPY, HELD, PREDICATE, unroll
+from tiny_backprop.plan.unrolled import BROADCAST, COPY, FLAT, HELD, PREDICATE, unroll
 from tiny_backprop.units import format_bytes
 
 BACKENDS = ("cpu",)
 """Backends whose allocation is modelled."""
-_NAMES = {HELD: "hold", PREDICATE: "predicate", COPY: "copy", BROADCAST: "broadcast"}
+_NAMES = {HELD: "hold", PREDICATE: "predicate", COPY: "copy", BROADCAST: "broadcast", FLAT: "reshape"}
 _LEAST_LENT_BYTES = 1024
 
 

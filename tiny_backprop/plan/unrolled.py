@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tiny_backprop.graph import LITERAL, Graph
+from tiny_backprop.graph import COPIED, LITERAL, Graph
 
 
 class Kind(enum.IntEnum):
@@ -79,7 +79,7 @@ _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
 _LEAST_SHARED_BYTES = 4096
 
-HELD, PREDICATE, COPY, BROADCAST = -1, -2, -3, -4
+HELD, PREDICATE, COPY, BROADCAST, FLAT = -1, -2, -3, -4, -5
 """Stand in `Instructions.nodes` for what no node of the graph makes."""
 
 
@@ -91,7 +91,7 @@ class Instructions:
       graph: The graph.
       returned: The instructions that the program returns, each with its first place among the outputs.
       kinds: `Kind` of each.
-      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY` or `BROADCAST`.
+      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST` or `FLAT`.
       values: The value of the graph that it stands for, -1 for a predicate.
       n_bytes: Its size.
       operands: The instructions that it reads; inputs of the graph are left out.
@@ -121,7 +121,7 @@ class Instructions:
         node = self.nodes[i]
         if node >= 0:
             return self.graph.primitives[node]
-        return "broadcast_in_dim" if node == BROADCAST else ""
+        return {BROADCAST: "broadcast_in_dim", FLAT: "reshape"}.get(node, "")
 
 
 class NodeFacts:
@@ -139,12 +139,12 @@ class NodeFacts:
         bounds, operands = graph.operand_start.tolist(), graph.operands.tolist()
         relaid = graph.relaid_operands.tolist()
         self.operands = [operands[bounds[i] : bounds[i + 1]] for i in range(graph.n_nodes)]
-        self.reads: list[dict[int, bool]] = []  # each value read, and whether it is copied for that
+        self.reads: list[dict[int, int]] = []  # each value read, and what is done to it for that
         for i, (start, of_node) in enumerate(zip(bounds, self.operands, strict=False)):
-            reads: dict[int, bool] = {}
+            reads: dict[int, int] = {}
             for v, c in zip(of_node, relaid[start : bounds[i + 1]], strict=True):
                 if v != LITERAL:
-                    reads[v] = reads.get(v, False) or c
+                    reads[v] = max(reads.get(v, 0), c)
             self.reads.append(reads)
         self.kinds = [self._kind(i) for i in range(graph.n_nodes)]
         self.is_broadcast = self._broadcasts()
@@ -385,12 +385,14 @@ class _Unroller:
         facts = self.facts
         out = facts.starts[node]
         found: dict[int, None] = {}
-        for v, is_copied in facts.reads[node].items():
+        for v, how in facts.reads[node].items():
             i = held.get(v, self.now[v])
             source = i if i >= 0 else -2 - v
-            if is_copied:
+            if how == COPIED:
                 key = ("copy", source, self.graph.primitives[node] == "dot_general", len(found))
                 i = self._once(key, Kind.CHEAP, COPY, v, [i] if i >= 0 else [])
+            elif how:
+                i = self._once(("flat", i), Kind.ALIAS, FLAT, v, [i]) if i >= 0 else i
             elif facts.is_widened[node] and 1 < facts.sizes[v] < facts.sizes[out]:
                 key = ("broadcast", source, facts.shapes[out], facts.shapes[v])
                 i = self._once(key, Kind.CHEAP, BROADCAST, out, [i] if i >= 0 else [])

@@ -484,7 +484,7 @@ def _build_graph(
         scopes=_texts(eqns, lambda info: info.name_stack, lambda eqn: str(eqn.source_info.name_stack)),
         operand_start=np.cumsum([0, *(len(e.invars) for e in eqns)]),
         operands=np.array([_number(v, number) for e in eqns for v in e.invars], np.int64),
-        relaid_operands=np.array([c for of_operands, _ in copies for c in of_operands], bool),
+        relaid_operands=np.array([c for of_operands, _ in copies for c in of_operands], np.int64),
         output_start=len(inputs) + np.cumsum([0, *(len(e.outvars) for e in eqns)]),
         value_shapes=tuple(d[0] for d in described),
         value_dtypes=tuple(d[1] for d in described),

@@ -15,14 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Relaid = tuple[tuple[bool, ...], tuple[bool, ...]]
+from tiny_backprop.graph import COPIED, FLATTENED
+
+Relaid = tuple[tuple[int, ...], tuple[bool, ...]]
 
 
 def relaid(eqn: Any) -> Relaid:
-    """Return which operands and which results of an equation XLA:CPU copies into another order of dimensions."""
+    """Return what XLA:CPU does to each operand (see `Graph.relaid_operands`), and which results it copies."""
     rule = _RULES.get(eqn.primitive.name)
     if rule is None:
-        return (False,) * len(eqn.invars), (False,) * len(eqn.outvars)
+        return (0,) * len(eqn.invars), (False,) * len(eqn.outvars)
     return rule(eqn)
 
 
@@ -41,13 +43,14 @@ def _dot(eqn: Any) -> Relaid:
         for shape, c, b in zip(shapes, contracted, batch, strict=True)
     )
     if is_canonical:
-        return (False, False), (False,)
+        return (0, 0), (False,)
     free = [
         [d for d in range(len(shape)) if d not in (*c, *b)]
         for shape, c, b in zip(shapes, contracted, batch, strict=True)
     ]
     orders = [[*batch[0], *free[0], *contracted[0]], [*batch[1], *contracted[1], *free[1]]]
-    return tuple(len(s) > 2 and _moves(s, order) for s, order in zip(shapes, orders, strict=True)), (False,)
+    how = [COPIED if _moves(s, order) else FLATTENED for s, order in zip(shapes, orders, strict=True)]
+    return tuple(h if len(s) > 2 else 0 for h, s in zip(how, shapes, strict=True)), (False,)
 
 
 def _convolution(eqn: Any) -> Relaid:
@@ -56,7 +59,7 @@ def _convolution(eqn: Any) -> Relaid:
     out = eqn.outvars[0].aval.shape
     data = [(shape, [s[0], *s[2:], s[1]]) for shape, s in ((lhs, spec.lhs_spec), (out, spec.out_spec))]
     kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
-    return (_moves(*data[0]), _moves(rhs, kernel)), (_moves(*data[1]),)
+    return (COPIED * _moves(*data[0]), COPIED * _moves(rhs, kernel)), (_moves(*data[1]),)
 
 
 _RULES = {"dot_general": _dot, "conv_general_dilated": _convolution}
