@@ -125,6 +125,15 @@ def materialize(
 
     Raises:
       PlanError: The backend is not modelled.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, tiny_backprop as tb
+      >>> x = jax.ShapeDtypeStruct((256, 256), "float32")
+      >>> graph = tb.capture_gradient(lambda w, x: jnp.sum(jnp.exp(jnp.sin(x @ w) * 2)), x, x)
+      >>> plan = tb.plan_save_everything(graph)
+      >>> steps, n_forward_steps = plan.timeline.steps, plan.timeline.n_forward_steps
+      >>> materialize(graph, steps, n_forward_steps, is_planned=False).peak_bytes < plan.peak_bytes
+      True
     """
     if backend not in BACKENDS:
         raise PlanError(f"backend={backend!r} was asked for; what XLA allocates is modelled for {', '.join(BACKENDS)}")
