@@ -43,6 +43,7 @@ def merged(graph: Graph, second: int) -> Graph:
         value_shapes=tuple((int(b),) for b in n_bytes),
         value_dtypes=("uint8",) * len(n_bytes),
         value_bytes=n_bytes,
+        relaid_values=np.zeros(len(n_bytes), bool),
         outputs=number[graph.outputs],
     )
 

@@ -135,6 +135,7 @@ def test_node_without_outputs_is_counted_as_zero_bytes():
         value_shapes=graph.value_shapes[:-1],
         value_dtypes=graph.value_dtypes[:-1],
         value_bytes=graph.value_bytes[:-1],
+        relaid_values=graph.relaid_values[:-1],
         outputs=np.array([4]),
         n_primal_outputs=1,
     )

@@ -37,11 +37,14 @@ from tiny_backprop.integration.jax import measure as measure
 from tiny_backprop.plan import Certificate as Certificate
 from tiny_backprop.plan import CostModel as CostModel
 from tiny_backprop.plan import LoopChoice as LoopChoice
+from tiny_backprop.plan import Materialized as Materialized
 from tiny_backprop.plan import Op as Op
 from tiny_backprop.plan import Pareto as Pareto
 from tiny_backprop.plan import Plan as Plan
 from tiny_backprop.plan import certify as certify
+from tiny_backprop.plan import materialize as materialize
 from tiny_backprop.plan import pareto as pareto
+from tiny_backprop.plan import plan_allocation as plan_allocation
 from tiny_backprop.plan import plan_blocks as plan_blocks
 from tiny_backprop.plan import plan_budget as plan_budget
 from tiny_backprop.plan import plan_exact as plan_exact

@@ -24,6 +24,9 @@ from tiny_backprop.units import format_flops
 LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
+FLATTENED, COPIED = 1, 2
+"""In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions."""
+
 _FORMAT = "tiny_backprop.graph"
 _VERSION = 3
 
@@ -162,10 +165,13 @@ class Graph:
       scopes: Name stack of each node.
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
+      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED` or
+        `COPIED`.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.
       value_bytes: Size of each value in bytes.
+      relaid_values: Which values XLA:CPU copies into another order of dimensions after their node has made them.
       input_names: Name of each input; there are `n_inputs` of them.
       outputs: Numbers of the values that the program returns; `LITERAL` for a literal.
       n_primal_outputs: How many of `outputs` the function itself returns; the others are its gradients.
@@ -184,10 +190,12 @@ class Graph:
     scopes: tuple[str, ...]
     operand_start: np.ndarray
     operands: np.ndarray
+    relaid_operands: np.ndarray
     output_start: np.ndarray
     value_shapes: tuple[tuple[int, ...], ...]
     value_dtypes: tuple[str, ...]
     value_bytes: np.ndarray
+    relaid_values: np.ndarray
     input_names: tuple[str, ...]
     outputs: np.ndarray
     n_primal_outputs: int
@@ -425,10 +433,12 @@ class Graph:
             scopes=tuple(str(n.get("scope", "")) for n in nodes),
             operand_start=np.cumsum([0, *map(len, operands)]),
             operands=np.array([v for vs in operands for v in vs], np.int64),
+            relaid_operands=np.zeros(sum(map(len, operands)), np.int64),
             output_start=len(inputs) + np.arange(len(nodes) + 1),
             value_shapes=tuple((int(b),) for b in n_bytes),
             value_dtypes=("uint8",) * len(n_bytes),
             value_bytes=np.array(n_bytes, np.int64),
+            relaid_values=np.zeros(len(n_bytes), bool),
             input_names=tuple(inputs),
             outputs=out,
             n_primal_outputs=n_primal_outputs,
@@ -502,8 +512,8 @@ class Graph:
         return display.guarded(lambda: display.graph_html(self), self)
 
 
-_INT_ARRAYS = ("operand_start", "operands", "output_start", "value_bytes", "outputs")
-_BOOL_ARRAYS = ("is_backward", "has_effect")
+_INT_ARRAYS = ("operand_start", "operands", "relaid_operands", "output_start", "value_bytes", "outputs")
+_BOOL_ARRAYS = ("is_backward", "has_effect", "relaid_values")
 _FLOAT_ARRAYS = ("flops", "bytes_moved", "rerun_flops", "rerun_bytes_moved")
 
 
@@ -542,6 +552,7 @@ def _check(g: Graph) -> None:
         raise GraphError(f"a graph of {n} nodes needs {n} entries in every array per node")
     if (
         len(g.value_shapes) != v
+        or len(g.relaid_values) != v
         or len(g.value_dtypes) != v
         or g.output_start[0] != g.n_inputs
         or g.output_start[-1] != v
@@ -555,6 +566,8 @@ def _check(g: Graph) -> None:
         or g.operand_start[-1] != len(g.operands)
     ):
         raise GraphError("operand_start and output_start must not fall, and must end where their arrays end")
+    if len(g.relaid_operands) != len(g.operands):
+        raise GraphError("relaid_operands needs an entry for each of operands")
     if g.operand_start[0] != 0 or g.outputs.ndim != 1 or not 0 <= g.n_primal_outputs <= len(g.outputs):
         raise GraphError("operand_start must begin with 0, and n_primal_outputs be at most the number of outputs")
     if not all(np.all(np.isfinite(a)) for a in costs):

@@ -1,5 +1,6 @@
 """Plans: pure functions from a graph to a `Plan`, and the referee that plays it."""
 
+from tiny_backprop.plan.allocation import plan_allocation as plan_allocation
 from tiny_backprop.plan.blocks import block_starts as block_starts
 from tiny_backprop.plan.blocks import plan_blocks as plan_blocks
 from tiny_backprop.plan.blocks import plan_height_compressed as plan_height_compressed
@@ -11,6 +12,8 @@ from tiny_backprop.plan.certificate import certify as certify
 from tiny_backprop.plan.cost import CostModel as CostModel
 from tiny_backprop.plan.exact import plan_exact as plan_exact
 from tiny_backprop.plan.loops import LoopChoice as LoopChoice
+from tiny_backprop.plan.materialized import Materialized as Materialized
+from tiny_backprop.plan.materialized import materialize as materialize
 from tiny_backprop.plan.pareto import Pareto as Pareto
 from tiny_backprop.plan.pareto import pareto as pareto
 from tiny_backprop.plan.plan import Action as Action

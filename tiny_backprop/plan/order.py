@@ -16,6 +16,7 @@ import numpy as np
 
 from tiny_backprop.graph import LITERAL, Graph
 from tiny_backprop.liveness import frontier
+from tiny_backprop.plan.simulate import ranges
 
 _ROUNDS = 2
 _LEAST_GAIN = 1e-3
@@ -67,7 +68,7 @@ def permuted(graph: Graph, order: np.ndarray) -> Graph:
     number[old] = np.arange(graph.n_values)
     number[LITERAL] = LITERAL  # the last entry
     bounds = graph.operand_start
-    operands = np.concatenate([np.zeros(0, np.int64), *(graph.operands[bounds[i] : bounds[i + 1]] for i in order)])
+    slots = ranges(bounds[order], np.diff(bounds)[order])
     indices, values, place = order.tolist(), old.tolist(), np.argsort(order)
     return dataclasses.replace(
         graph,
@@ -81,7 +82,8 @@ def permuted(graph: Graph, order: np.ndarray) -> Graph:
         sources=tuple(graph.sources[i] for i in indices),
         scopes=tuple(graph.scopes[i] for i in indices),
         operand_start=np.r_[0, np.cumsum(np.diff(bounds)[order])],
-        operands=number[operands],
+        operands=number[graph.operands[slots]],
+        relaid_operands=graph.relaid_operands[slots],
         output_start=graph.n_inputs + np.r_[0, np.cumsum(ends - starts)],
         value_shapes=tuple(graph.value_shapes[v] for v in values),
         value_dtypes=tuple(graph.value_dtypes[v] for v in values),
@@ -90,6 +92,7 @@ def permuted(graph: Graph, order: np.ndarray) -> Graph:
             dataclasses.replace(n, forward_node=int(place[n.forward_node]), backward_node=int(place[n.backward_node]))
             for n in graph.nested
         ),
+        relaid_values=graph.relaid_values[old],
         outputs=number[graph.outputs],
     )
 

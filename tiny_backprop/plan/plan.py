@@ -16,6 +16,7 @@ from tiny_backprop import display
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph, read_json
 from tiny_backprop.liveness import frontier
+from tiny_backprop.plan.materialized import Materialized, materialize
 from tiny_backprop.plan.nested import NestedPlan, keeping_everything, nested_plans, with_choices
 from tiny_backprop.plan.simulate import Op, Timeline, simulate
 from tiny_backprop.units import format_bytes, format_flops
@@ -125,6 +126,18 @@ class Plan:
     def peak_bytes(self) -> int:
         """Largest number of live bytes at any step, forward and backward; inputs of the graph are not counted."""
         return self.timeline.peak_bytes
+
+    @functools.cached_property
+    def materialized(self) -> Materialized:
+        """What XLA:CPU is predicted to allocate for this plan; its `peak_bytes` is to be held against XLA's own.
+
+        `peak_bytes` of the plan counts every value while it is needed. XLA keeps no memory for what it fuses, keeps
+        that of the outputs throughout, and copies what it holds or transposes. A plan in which nothing runs again is
+        taken for JAX's own gradient.
+        """
+        t = self.timeline
+        is_planned = bool(np.any(t.ops == Op.RECOMPUTE)) or bool(self.graph.nested)
+        return materialize(self.graph, t.steps, t.n_forward_steps, is_planned=is_planned)
 
     @property
     def saved_bytes(self) -> int:

@@ -51,8 +51,9 @@ def compare(
 
     Returns:
       One row each for `jax.value_and_grad`, the plans and the policies. `predicted_*` columns are the referee's count,
-      empty where there is no plan; `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries,
-      `measured_peak_bytes` temporaries and outputs together, to be held against `predicted_peak_bytes`;
+      empty where there is no plan, but `predicted_allocated_bytes`, which is what XLA:CPU is predicted to allocate (see
+      `materialize`); `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries,
+      `measured_peak_bytes` temporaries and outputs together, to be held against `predicted_allocated_bytes`;
       `measured_flops` is counted in the compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to
       the first row.
 
@@ -102,6 +103,7 @@ def _named(plans: Sequence[Plan]) -> dict[str, Plan]:
 def _row(plan: Plan | None, m: Measurement) -> dict[str, Any]:
     row = {
         "predicted_peak_bytes": plan.peak_bytes if plan else None,
+        "predicted_allocated_bytes": plan.materialized.peak_bytes if plan else None,
         "predicted_saved_bytes": plan.saved_bytes if plan else None,
         "predicted_flops": plan.flops if plan else None,
         "measured_temp_bytes": m.temp_bytes,

@@ -23,6 +23,7 @@ from tiny_backprop.integration.jax.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.compat import Literal
 from tiny_backprop.integration.jax.cost import NESTED_GRADIENT, aval_bytes, eqn_cost
 from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
+from tiny_backprop.integration.jax.layout import relaid
 from tiny_backprop.integration.jax.pads import join_pads
 from tiny_backprop.integration.jax.while_loops import while_lines
 from tiny_backprop.plan.nested import keeping_everything
@@ -272,6 +273,7 @@ def build_graph(
     described = [describe(v.aval) for v in variables]
     n_bytes = [d[2] for d in described]
     costs = [eqn_cost(e) for e in eqns]
+    copies = [relaid(e) for e in eqns]
     is_backward = np.arange(len(eqns)) >= n_forward
     graph = Graph(
         name=name,
@@ -286,10 +288,12 @@ def build_graph(
         scopes=_texts(eqns, lambda info: info.name_stack, lambda eqn: str(eqn.source_info.name_stack)),
         operand_start=np.cumsum([0, *(len(e.invars) for e in eqns)]),
         operands=np.array([_number(v, number) for e in eqns for v in e.invars], np.int64),
+        relaid_operands=np.array([c for of_operands, _ in copies for c in of_operands], np.int64),
         output_start=len(inputs) + np.cumsum([0, *(len(e.outvars) for e in eqns)]),
         value_shapes=tuple(d[0] for d in described),
         value_dtypes=tuple(d[1] for d in described),
         value_bytes=np.array(n_bytes, np.int64),
+        relaid_values=np.array([*(False for _ in inputs), *(c for _, of_outs in copies for c in of_outs)], bool),
         input_names=tuple(input_names),
         outputs=np.array([_number(v, number) for v in outvars], np.int64),
         n_primal_outputs=n_primal_outputs,

@@ -1,0 +1,65 @@
+"""Which operands and results of contractions XLA:CPU copies into another order of dimensions.
+
+XLA brings every `dot_general` and convolution into one form before it compiles it, and transposes what is not in it:
+
+- Dots have their batch dimensions first and one contracting dimension. A dot that has not becomes one of matrices, the
+  left one (batch, free, contracted) and the right one (batch, contracted, free), each group of dimensions flattened. A
+  plain transposition of a matrix is folded into the dot; any other order is copied.
+- Convolutions read (batch, space, features) and kernels (space, inputs, outputs), and write (batch, space, features).
+
+Copies are skipped where only dimensions of size 1 move. `tests/test_materialized.py` holds this against XLA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tiny_backprop.graph import COPIED, FLATTENED
+
+Relaid = tuple[tuple[int, ...], tuple[bool, ...]]
+
+
+def relaid(eqn: Any) -> Relaid:
+    """Return what XLA:CPU does to each operand (see `Graph.relaid_operands`), and which results it copies."""
+    rule = _RULES.get(eqn.primitive.name)
+    if rule is None:
+        return (0,) * len(eqn.invars), (False,) * len(eqn.outvars)
+    return rule(eqn)
+
+
+def _moves(shape: Sequence[int], order: Sequence[int]) -> bool:
+    """Return whether an order of dimensions changes how elements lie in memory."""
+    kept = [d for d in order if shape[d] != 1]
+    return kept != sorted(kept)
+
+
+def _dot(eqn: Any) -> Relaid:
+    contracted, batch = eqn.params["dimension_numbers"]
+    shapes = [v.aval.shape for v in eqn.invars]
+    n_batch = len(batch[0])
+    is_canonical = all(
+        len(shape) <= n_batch + 2 and len(c) == 1 and tuple(b) == tuple(range(n_batch))
+        for shape, c, b in zip(shapes, contracted, batch, strict=True)
+    )
+    if is_canonical:
+        return (0, 0), (False,)
+    free = [
+        [d for d in range(len(shape)) if d not in (*c, *b)]
+        for shape, c, b in zip(shapes, contracted, batch, strict=True)
+    ]
+    orders = [[*batch[0], *free[0], *contracted[0]], [*batch[1], *contracted[1], *free[1]]]
+    how = [COPIED if _moves(s, order) else FLATTENED for s, order in zip(shapes, orders, strict=True)]
+    return tuple(h if len(s) > 2 else 0 for h, s in zip(how, shapes, strict=True)), (False,)
+
+
+def _convolution(eqn: Any) -> Relaid:
+    spec = eqn.params["dimension_numbers"]
+    lhs, rhs = (v.aval.shape for v in eqn.invars)
+    out = eqn.outvars[0].aval.shape
+    data = [(shape, [s[0], *s[2:], s[1]]) for shape, s in ((lhs, spec.lhs_spec), (out, spec.out_spec))]
+    kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
+    return (COPIED * _moves(*data[0]), COPIED * _moves(rhs, kernel)), (_moves(*data[1]),)
+
+
+_RULES = {"dot_general": _dot, "conv_general_dilated": _convolution}
