@@ -9,6 +9,7 @@ from typing import Any
 
 from tiny_backprop.analysis import GraphReport as GraphReport
 from tiny_backprop.analysis import analyze_graph as analyze_graph
+from tiny_backprop.analysis import loop_reports as loop_reports
 from tiny_backprop.analysis import summarize_frontier as summarize_frontier
 from tiny_backprop.errors import BudgetError as BudgetError
 from tiny_backprop.errors import CaptureError as CaptureError

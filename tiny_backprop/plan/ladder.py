@@ -81,6 +81,6 @@ def no_plan(graph: Graph, budget_bytes: int, tried: list[Counted], that_fits: st
 
 
 def _memory_bytes(planner: BudgetPlanner, share: float) -> int:
-    """Return the memory to plan for at a share of the ladder: from all, by equal ratios, to less than any plan needs."""
+    """Return the memory at a share of the ladder: from all, by equal ratios, to less than any plan needs."""
     least = max(1.0, _FUSED_SHARE * planner.smallest.peak_bytes)
     return round(planner.most_bytes * (least / max(least, planner.most_bytes)) ** share)

@@ -428,10 +428,13 @@ class _Unroller:
         return held
 
     def _values_to_hold(self, segment: Sequence[int]) -> list[int]:
-        """Return what a segment reads of the forward phase, and for nodes that read only inputs the smallest."""
+        """Return what a segment reads of the forward phase, and for nodes that read only inputs the smallest.
+
+        What a loop hands on to its reverse is not held.
+        """
         graph, reads, starts = self.graph, self.facts.reads, self.facts.starts
         border = starts[graph.n_forward]
-        made, apart = set[int](), dict[int, None]()
+        made, apart = {starts[n.forward_node + 1] - 2 for n in graph.nested}, dict[int, None]()
         for node in segment:
             apart.update((v, None) for v in reads[node] if graph.n_inputs <= v < border and v not in made)
             if node < graph.n_forward:

@@ -94,7 +94,7 @@ def _play(
     """Emit both phases, loops planned as in the graph, where the backward phase waits for the nodes `last`."""
     kept = [program.variables[v] for v in saved]
     program, handed_on = realized(program, graph, rewrite_step)
-    player = _Player(program)
+    player = _Player(program, [w for ws in handed_on.values() for w in ws])
     saved = [player.number[w] for v in kept for w in handed_on.get(v, [v])]
     player.play_segment(forward, [])
     outs = [player.current(v) for v in program.primal_outs]
@@ -169,10 +169,11 @@ def _play_backward(player: _Player, program: Program, steps: Sequence[int], last
 class _Player:
     """Emits equations in the order of a plan's steps and knows the variable that now stands for each value."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, handed_on: Sequence[Any]):
         self.program = program
         self.graph = program.graph
         self.number = {v: i for i, v in enumerate(program.variables)}
+        self.of_loops = {self.number[v] for v in handed_on}
         self.env: dict[int, Any] = dict(enumerate(program.variables[: program.graph.n_inputs]))
         self.ran: set[int] = set()
         self.eqns: list[Any] = []
@@ -250,10 +251,11 @@ class _Player:
         """Return what a segment reads of the forward phase, and the inputs that a recomputation must not share.
 
         Inputs are the caller's, so most reads of them need no hold. But a recomputed node that reads nothing else would
-        be merged with its first run: its smallest operand is held.
+        be merged with its first run: its smallest operand is held. What a loop hands on to its reverse needs no hold
+        either, nobody else reads it; and it may be large.
         """
         graph, border = self.graph, self.output_start[self.graph.n_forward]
-        made: set[int] = set()
+        made = set(self.of_loops)
         apart: dict[int, None] = {}
         for node in steps:
             reads = [self.number[v] for v in self.program.eqns[node].invars if not isinstance(v, Literal)]
