@@ -66,7 +66,7 @@ def plot_frontier(plan: Plan, *, baseline: bool | Plan = True, ax: Axes | None =
     """
     if not isinstance(plan, Plan):
         raise DisplayError(f"plot_frontier needs a Plan; found {type(plan).__name__}. Try plan_blocks(graph).")
-    behind = _baseline(plan, baseline)
+    behind = baseline_of(plan, baseline)
     if ax is None:
         ax = _NotebookFigure(figsize=(7.6, 3.2)).add_axes((0.1, 0.155, 0.88, 0.735))
     _draw(plan, behind, ax)
@@ -116,7 +116,8 @@ def scale_of(top_bytes: int) -> int:
     return 1024 ** min((top_bytes.bit_length() - 1) // 10, 5)
 
 
-def _baseline(plan: Plan, baseline: bool | Plan) -> Plan | None:
+def baseline_of(plan: Plan, baseline: bool | Plan) -> Plan | None:
+    """Return the plan to draw behind another, or None; it must be one for the same graph."""
     if not isinstance(baseline, Plan):
         return plan_save_everything(plan.graph) if baseline else None
     if baseline.graph.fingerprint != plan.graph.fingerprint:
