@@ -126,7 +126,7 @@ class PlanExplorer(widgets.VBox):
         self.budget = BudgetSlider(self.graph, self._refuse)
         self.strategy = widgets.ToggleButtons(
             options=list(STRATEGIES),
-            style={"button_width": "11em"},
+            style={"button_width": "13em"},
             tooltips=[
                 "blocks of so many nodes, each recomputed once",
                 "blocks of blocks, on several levels: less memory, more recomputation",

@@ -16,7 +16,7 @@ from tiny_backprop_widgets.frontier import DisplayError, baseline_of, export_fro
 from tiny_backprop_widgets.tensors import Texts, fates, lives
 from tiny_backprop_widgets.view import View, packed
 
-_N_BANDS = 600
+_N_BANDS = 1000
 
 
 class FrontierView(View):

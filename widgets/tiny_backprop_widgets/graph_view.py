@@ -43,7 +43,7 @@ class GraphView(View):
     Attributes:
       graph: The graph.
       plan: The plan that is shown; assign another plan for the same graph to recolour the boxes.
-      value: The chosen node, or None; `observe` it, or assign to it: the boxes around it then open.
+      value: The chosen node, or None; the box that holds it stands out. `observe` it, or assign to it.
       query: What to search for in primitives, scopes and source lines; boxes that hold it stand out.
       matches: The nodes that the query finds, int64.
       group_by: As given; assigning to it lays the boxes out anew.
@@ -90,7 +90,6 @@ class GraphView(View):
         self.observe(lambda _: self._start(), "group_by")
         self.observe(lambda _: self._draw(), "_opened")
         self.observe(lambda _: self._search(), "query")
-        self.observe(self._reveal, "value")
 
     @property
     def plan(self) -> Plan:
@@ -154,11 +153,9 @@ class GraphView(View):
         """Lay out the outline anew, closed."""
         by_block = self._blocks() if self.group_by == "block" else None
         self._outline = Outline(self.graph, by_block)
+        self._opened = []
         if self.graph.n_nodes <= _SMALL:
-            self.set_trait("_opened", [])
             self.expand_all()
-        else:
-            self.set_trait("_opened", [])
         self._draw()
 
     def _blocks(self) -> np.ndarray:
@@ -240,16 +237,6 @@ class GraphView(View):
         counts = np.r_[0, np.cumsum(found)]
         per_box = [counts[b.group.end] - counts[b.group.start] for b in self._layout.boxes]
         self._hits = packed(per_box if text else [], np.int32)
-
-    def _reveal(self, change: Any) -> None:
-        """Open the boxes around the node that was chosen."""
-        node = change["new"]
-        if node is None or node >= self.graph.n_nodes:
-            return
-        pairs = [[g.start, g.end] for g in self._path_to(node)[1:-1]]
-        missing = [pair for pair in pairs if pair not in self._opened]
-        if missing:
-            self._opened = [*self._opened, *missing]
 
     def to_svg(self) -> str:
         """Return what is drawn as an `<svg>` element; it needs no other program."""

@@ -68,6 +68,7 @@ export function columnsOf(live, x0, x1, pixels) {
  */
 export function chosenLives(lives, columns, most, search) {
   const { step } = columns;
+  /** @type {{ life: number, from: number, to: number }[]} */
   const out = [];
   if (!step.length) return out;
   for (const life of lives.bySize) {

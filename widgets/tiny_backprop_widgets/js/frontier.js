@@ -1,7 +1,22 @@
 // @ts-check
 /** The frontier view: live bytes of a plan over its steps, the largest tensors as bands; zoom, pan, hover, choose. */
 import { chosenLives, columnsOf, lifeAt, livesOf, stacked } from "./bands.js";
-import { buttons, canvasIn, element, formatBytes, lowerBound, numbers, onChange, pattern, themeOf, ticks, tooltipIn } from "./shared.js";
+import {
+  buttons,
+  canvasIn,
+  element,
+  formatBytes,
+  kernelNotice,
+  lowerBound,
+  numbers,
+  onChange,
+  onTheme,
+  pattern,
+  shortPath,
+  themeOf,
+  ticks,
+  tooltipIn,
+} from "./shared.js";
 
 const HEIGHT = 300;
 const LEFT = 64;
@@ -52,11 +67,20 @@ export function renderFrontier({ model, el }) {
   let drawn = null;
   let hovered = /** @type {{ x: number, y: number } | null} */ (null);
   let nPaints = 0;
-  const label = "Live bytes over the steps of the plan. Arrow keys move, plus and minus zoom, 0 shows all, N and P walk through the tensors by size.";
+  const label =
+    "Live bytes over the steps of the plan. Arrow keys move, plus and minus zoom, 0 shows all, Y scales to this plan alone, N and P walk through the tensors by size.";
   const { frame, canvas, touch, stop } = canvasIn(root, HEIGHT, label, paint);
   const tip = tooltipIn(frame);
 
-  const topBytes = () => Math.max(plan.facts.top_bytes, 1) * 1.12;
+  let isAllShown = true; // up to the peak of the other plan, not of this one alone
+  const topBytes = () => {
+    const own = Math.max(plan.facts.peak_bytes, Math.min(plan.facts.budget_bytes ?? 0, 1.5 * plan.facts.peak_bytes));
+    return Math.max(isAllShown ? plan.facts.top_bytes : own, 1) * 1.12;
+  };
+  const rescale = () => {
+    isAllShown = !isAllShown;
+    touch();
+  };
   const plotWidth = () => Math.max(10, canvas.clientWidth - LEFT - RIGHT);
   const plotHeight = () => HEIGHT - TOP - BOTTOM;
   /** @param {number} step */
@@ -130,12 +154,20 @@ export function renderFrontier({ model, el }) {
     if (!baseline.length) return;
     const own = plan.facts.baseline_n_forward_steps;
     const [border, n] = [plan.facts.n_forward_steps, plan.live.length];
-    const parts = [[0, own, 0, border], [own, baseline.length, border, n]];
+    const parts = [
+      [0, own, 0, border],
+      [own, baseline.length, border, n],
+    ];
     const path = new Path2D();
     for (const [a, b, from, to] of parts) {
       if (b <= a || to <= from) continue;
       const scale = (to - from) / (b - a);
-      const columns = columnsOf(baseline, a + (Math.max(x0, from) - from) / scale, Math.min(b, a + (x1 - from) / scale), plotWidth());
+      const columns = columnsOf(
+        baseline,
+        a + (Math.max(x0, from) - from) / scale,
+        Math.min(b, a + (x1 - from) / scale),
+        plotWidth(),
+      );
       for (let i = 0; i < columns.step.length; i += 1) {
         const [left, right] = [xOf(from + (columns.starts[i] - a) * scale), xOf(from + (columns.ends[i] - a) * scale)];
         const y = yOf(baseline[columns.step[i]]);
@@ -174,7 +206,8 @@ export function renderFrontier({ model, el }) {
       const gap = tall > 3 ? 0.7 : 0;
       paths[3 * plan.fate[value] + (value % 3)].rect(left, high + gap, right - left, tall - gap);
       if (value === chosenValue) own.rect(left, high + 1, right - left, Math.max(1, tall - 2));
-      if (tall > 13 && right - left > 46 && labels.length < 80) labels.push({ run, left, right, middle: high + tall / 2 });
+      if (tall > 13 && right - left > 46 && labels.length < 80)
+        labels.push({ run, left, right, middle: high + tall / 2 });
     }
     paths.forEach((path, i) => {
       const fate = Math.floor(i / 3);
@@ -313,7 +346,10 @@ export function renderFrontier({ model, el }) {
     c.textAlign = "center";
     c.font = "italic 11px system-ui, sans-serif";
     const border = plan.facts.n_forward_steps;
-    for (const [name, a, b] of /** @type {[string, number, number][]} */ ([["forward", 0, border], ["backward", border, plan.live.length]])) {
+    for (const [name, a, b] of /** @type {[string, number, number][]} */ ([
+      ["forward", 0, border],
+      ["backward", border, plan.live.length],
+    ])) {
       const [left, right] = [Math.max(xOf(a), LEFT), Math.min(xOf(b), LEFT + plotWidth())];
       if (right - left > 60) c.fillText(name, (left + right) / 2, TOP + 13);
     }
@@ -337,13 +373,14 @@ export function renderFrontier({ model, el }) {
       `${FATES[plan.fate[value]]}; alive from step ${plan.lives.first[life]} to ${plan.lives.last[life]}`,
       `made by ${primitive}, node ${node}`,
       ...(scope ? [`in ${scope}`] : []),
-      ...(source ? [source] : []),
+      ...(source ? [shortPath(source)] : []),
     ];
   }
 
   /** @param {number} x @param {number} y */
   function at(x, y) {
-    if (!drawn?.columns.step.length || x < LEFT || x > LEFT + plotWidth() || y < TOP || y > TOP + plotHeight()) return null;
+    if (!drawn?.columns.step.length || x < LEFT || x > LEFT + plotWidth() || y < TOP || y > TOP + plotHeight())
+      return null;
     const column = Math.max(0, lowerBound(drawn.columns.starts, Math.floor(stepAt(x)) + 1) - 1);
     const bytes = topBytes() * (1 - (y - TOP) / plotHeight());
     return { step: drawn.columns.step[column], life: lifeAt(plan.lives, drawn.runs, column, bytes), bytes, column };
@@ -385,7 +422,9 @@ export function renderFrontier({ model, el }) {
   function walk(by) {
     if (!drawn) return;
     const shown = new Set(drawn.runs.map((run) => plan.lives.value[run.life]));
-    const values = [...new Set(Array.from(plan.lives.bySize, (life) => plan.lives.value[life]))].filter((v) => shown.has(v));
+    const values = [...new Set(Array.from(plan.lives.bySize, (life) => plan.lives.value[life]))].filter((v) =>
+      shown.has(v),
+    );
     if (!values.length) return;
     const i = values.indexOf(model.get("value"));
     const value = values[(i + by + values.length) % values.length];
@@ -440,6 +479,7 @@ export function renderFrontier({ model, el }) {
       "=": () => zoom(0.7),
       "-": () => zoom(1 / 0.7),
       0: all,
+      y: rescale,
       n: () => walk(1),
       p: () => walk(-1),
       Escape: () => {
@@ -473,12 +513,21 @@ export function renderFrontier({ model, el }) {
       key.append(swatch, name);
       legend.append(key);
     }
-    if (plan.baseline.length) legend.append(element("span", "tb-key", `– – ${plan.facts.baseline_name}: peak ${formatBytes(plan.facts.baseline_peak_bytes)}`));
-    if (numbers(model, "_measured", Float64Array).length) legend.append(element("span", "tb-key", "··· measured by XLA"));
+    if (plan.baseline.length)
+      legend.append(
+        element(
+          "span",
+          "tb-key",
+          `– – ${plan.facts.baseline_name}: peak ${formatBytes(plan.facts.baseline_peak_bytes)}`,
+        ),
+      );
+    if (numbers(model, "_measured", Float64Array).length)
+      legend.append(element("span", "tb-key", "··· measured by XLA"));
     legend.append(element("span", "tb-grow"));
     buttons(legend, [
       ["−", "zoom out", () => zoom(1 / 0.6)],
       ["+", "zoom in", () => zoom(0.6)],
+      ["↕", "scale to this plan alone, or to save everything", rescale],
       ["peak", "zoom to the peak", toPeak],
       ["all", "show all steps", all],
     ]);
@@ -487,6 +536,8 @@ export function renderFrontier({ model, el }) {
   drawLegend();
   const stops = [
     stop,
+    onTheme(drawLegend),
+    kernelNotice(model, root),
     onChange(model, ["_facts", "_measured"], () => {
       const [n, whole] = [plan.live.length, x0 <= 0 && x1 >= plan.live.length];
       plan = readPlan(model, program.bytes);

@@ -34,7 +34,8 @@ export function renderGraph({ model, el }) {
   let nPaints = 0;
   let hit = 0;
   let anchor = /** @type {{ start: number, x: number, y: number } | null} */ (null);
-  const label = "Equations as boxes, forward down, backward up. Arrow keys move, plus and minus zoom, 0 shows all, N and P walk through the boxes, Enter opens or closes one.";
+  const label =
+    "Equations as boxes, forward down, backward up. Arrow keys move, plus and minus zoom, 0 shows all, N and P walk through the boxes, Enter opens or closes one.";
   const { frame, canvas, touch, stop } = canvasIn(root, HEIGHT, label, paint);
   canvas.style.cursor = "grab";
   const tip = tooltipIn(frame);
@@ -153,7 +154,9 @@ export function renderGraph({ model, el }) {
   function paintBox(c, theme, box, i, boxBytes, hits, hatch) {
     const { x, y, w, h } = place(i);
     const [saved, recomputed, other] = boxBytes.subarray(3 * i, 3 * i + 3);
-    const fate = /** @type {"saved" | "recomputed" | "gradient" | "transient"} */ (fateOf(box.backward, saved, recomputed));
+    const fate = /** @type {"saved" | "recomputed" | "gradient" | "transient"} */ (
+      fateOf(box.backward, saved, recomputed)
+    );
     const node = model.get("value");
     const isChosen = node !== null && node !== undefined && box.start <= node && node < box.end;
     const path = outline(fate, x, y, w, h);
@@ -183,7 +186,12 @@ export function renderGraph({ model, el }) {
     }
     c.fillStyle = theme.text;
     c.textAlign = "center";
-    const lines = hits.length && hits[i] && isGroup ? [box.lines[0], `${hits[i]} found`] : scale > 0.6 ? box.lines.slice(0, 3) : box.lines.slice(0, 1);
+    const lines =
+      hits.length && hits[i] && isGroup
+        ? [box.lines[0], `${hits[i]} found`]
+        : scale > 0.6
+          ? box.lines.slice(0, 3)
+          : box.lines.slice(0, 1);
     const gap = 12.5 * scale;
     lines.forEach((line, k) => {
       c.font = `${k ? "" : "bold "}${11 * Math.min(scale, 1.3)}px system-ui, sans-serif`;
@@ -206,7 +214,14 @@ export function renderGraph({ model, el }) {
     else if (fate === "recomputed") {
       const cut = Math.min(10 * scale, w / 4);
       p.moveTo(x + cut, y);
-      for (const [a, b] of [[x + w - cut, y], [x + w, y + h / 2], [x + w - cut, y + h], [x + cut, y + h], [x, y + h / 2]]) p.lineTo(a, b);
+      for (const [a, b] of [
+        [x + w - cut, y],
+        [x + w, y + h / 2],
+        [x + w - cut, y + h],
+        [x + cut, y + h],
+        [x, y + h / 2],
+      ])
+        p.lineTo(a, b);
       p.closePath();
     } else if (fate === "saved") {
       const e = Math.min(5 * scale, h / 5);
@@ -233,9 +248,16 @@ export function renderGraph({ model, el }) {
       if (Math.max(a.y + a.h, b.y + b.h) < 0 || Math.min(a.y, b.y) > HEIGHT) continue;
       const [tail, head] = [drawing.boxes[i], drawing.boxes[j]];
       const isAcross = tail.backward !== head.backward;
-      const paths = !isAcross ? [plain] : savedBytes[e] >= drawing.edgeBytes[e] ? [saved] : savedBytes[e] ? [saved, again] : [again];
+      const paths = !isAcross
+        ? [plain]
+        : savedBytes[e] >= drawing.edgeBytes[e]
+          ? [saved]
+          : savedBytes[e]
+            ? [saved, again]
+            : [again];
       const ends = isAcross ? across(a, b) : along(a, b, tail.backward);
-      const isOwn = node !== null && ((tail.start <= node && node < tail.end) || (head.start <= node && node < head.end));
+      const isOwn =
+        node !== null && ((tail.start <= node && node < tail.end) || (head.start <= node && node < head.end));
       for (const p of isOwn ? [...paths, own] : paths) {
         const by = p === again && paths.length > 1 ? 4 : 0; // beside the saved part
         p.moveTo(ends[0], ends[1] + by);
@@ -282,7 +304,8 @@ export function renderGraph({ model, el }) {
   function along(a, b, isUp) {
     const [x0, y0, x1, y1] = [a.x + a.w / 2, isUp ? a.y : a.y + a.h, b.x + b.w / 2, isUp ? b.y + b.h : b.y];
     // An edge that passes other boxes leaves the column in a bow.
-    const bow = Math.abs(y1 - y0) > 60 * scale ? (isUp ? 1 : -1) * Math.min(70, 18 + Math.abs(y1 - y0) / scale / 30) * scale : 0;
+    const bow =
+      Math.abs(y1 - y0) > 60 * scale ? (isUp ? 1 : -1) * Math.min(70, 18 + Math.abs(y1 - y0) / scale / 30) * scale : 0;
     const bend = (y1 - y0) / 3;
     return [x0, y0, x0 + bow, y0 + bend, x1 + bow, y1 - bend, x1, y1];
   }
@@ -388,7 +411,9 @@ export function renderGraph({ model, el }) {
       p: () => walk(-1),
       Enter: () => {
         const node = model.get("value");
-        const i = drawing.boxes.findLastIndex((b) => node !== null && b.start <= node && node < b.end && (b.open || b.end - b.start > 1));
+        const i = drawing.boxes.findLastIndex(
+          (b) => node !== null && b.start <= node && node < b.end && (b.open || b.end - b.start > 1),
+        );
         if (i >= 0) toggle(i);
       },
       Escape: () => {
@@ -437,7 +462,12 @@ export function renderGraph({ model, el }) {
     bar.append(search, found, element("span", "", "collapse by"), group);
   }
   bar.append(caption);
-  for (const [name, mark] of [["saved", "⛁"], ["recomputed", "⬡"], ["gradient", "▢"], ["neither", "■"]]) {
+  for (const [name, mark] of [
+    ["saved", "⛁"],
+    ["recomputed", "⬡"],
+    ["gradient", "▢"],
+    ["neither", "■"],
+  ]) {
     const key = element("span", "tb-key tb-graph-key", `${mark} ${name}`);
     key.dataset.fate = name;
     bar.append(key);

@@ -62,13 +62,40 @@ export function start() {
   link(models);
 }
 
+const FATES = ["forward, freed at once", "saved", "recomputed", "gradient"];
+
+/** The row of a tensor that is not alive at the peak, as Python would add it. @param {LocalModel} frontier @param {number} value */
+function rowOf(frontier, value) {
+  const strings = frontier.get("_strings");
+  const table = frontier.get("_value_table");
+  const nodes = frontier.get("_node_table");
+  const node = table.getInt32(8 * value, true);
+  const [primitive, scope, source] = [0, 1, 2].map((k) => strings[nodes.getInt32(16 * node + 4 * k, true)]);
+  const type = strings[table.getInt32(8 * value + 4, true)];
+  const bytes = frontier.get("_value_bytes").getFloat64(8 * value, true);
+  return [
+    value,
+    bytes,
+    type,
+    FATES[frontier.get("_fates").getUint8(value)],
+    `${primitive}, node ${node}`,
+    scope,
+    source,
+  ];
+}
+
 /** @param {Record<string, LocalModel>} models */
 function link({ frontier, table, graph }) {
   if (!frontier) return;
   const values = frontier.get("_value_table");
+  const shown = table?.get("_rows");
   /** @param {number | null} value */
   const choose = (value) => {
     frontier.set("value", value);
+    if (shown) {
+      const isKnown = value === null || shown.rows.some((/** @type {any[]} */ row) => row[0] === value);
+      table.set("_rows", isKnown ? shown : { ...shown, rows: [rowOf(frontier, value), ...shown.rows] });
+    }
     table?.set("value", value);
     if (value !== null) graph?.set("value", values.getInt32(8 * value, true));
   };

@@ -41,25 +41,83 @@ export function renderPareto({ model, el }) {
     /** @param {number} percent */
     const y = (percent) => MARGIN.top + h * (1 - (percent + 0.03 * top) / (1.03 * top));
     const svg = shape("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "group" });
-    svg.setAttribute("aria-label", "Peak bytes against recompute cost of plans, predicted. Tab walks through the points, Enter chooses one.");
+    svg.setAttribute(
+      "aria-label",
+      "Peak bytes against recompute cost of plans, predicted. Tab walks through the points, Enter chooses one.",
+    );
     const font = { "font-size": 11, fill: theme.faint };
     for (const bytes of ticks(0, most, Math.max(2, w / 110), 1024)) {
-      svg.append(shape("line", { x1: x(bytes), x2: x(bytes), y1: MARGIN.top, y2: MARGIN.top + h, stroke: theme.line, "stroke-width": 0.5 }));
-      svg.append(shape("text", { ...font, x: x(bytes), y: MARGIN.top + h + 14, "text-anchor": "middle" }, formatBytes(bytes)));
+      svg.append(
+        shape("line", {
+          x1: x(bytes),
+          x2: x(bytes),
+          y1: MARGIN.top,
+          y2: MARGIN.top + h,
+          stroke: theme.line,
+          "stroke-width": 0.5,
+        }),
+      );
+      svg.append(
+        shape("text", { ...font, x: x(bytes), y: MARGIN.top + h + 14, "text-anchor": "middle" }, formatBytes(bytes)),
+      );
     }
     for (const percent of ticks(0, top, 5)) {
-      svg.append(shape("line", { x1: MARGIN.left, x2: MARGIN.left + w, y1: y(percent), y2: y(percent), stroke: theme.line, "stroke-width": 0.5 }));
-      svg.append(shape("text", { ...font, x: MARGIN.left - 6, y: y(percent) + 4, "text-anchor": "end" }, `+${Number(percent.toPrecision(3))}%`));
+      svg.append(
+        shape("line", {
+          x1: MARGIN.left,
+          x2: MARGIN.left + w,
+          y1: y(percent),
+          y2: y(percent),
+          stroke: theme.line,
+          "stroke-width": 0.5,
+        }),
+      );
+      svg.append(
+        shape(
+          "text",
+          { ...font, x: MARGIN.left - 6, y: y(percent) + 4, "text-anchor": "end" },
+          `+${Number(percent.toPrecision(3))}%`,
+        ),
+      );
     }
-    svg.append(shape("text", { ...font, x: MARGIN.left + w, y: HEIGHT - 8, "text-anchor": "end" }, `peak bytes, predicted; upwards: recompute ${unit}, predicted`));
-    svg.append(shape("line", { x1: x(bound_bytes), x2: x(bound_bytes), y1: MARGIN.top, y2: MARGIN.top + h, stroke: theme.text, "stroke-dasharray": "2 3" }));
-    svg.append(shape("text", { ...font, x: MARGIN.left + 4, y: HEIGHT - 8 }, `dotted: no plan in this order needs less than ${formatBytes(bound_bytes)}`));
-    const line = points.map((/** @type {any} */ p, /** @type {number} */ i) => `${i ? `H${x(p.peak_bytes)}V${y(p.percent)}` : `M${x(p.peak_bytes)},${y(p.percent)}`}`);
+    svg.append(
+      shape(
+        "text",
+        { ...font, x: MARGIN.left + w, y: HEIGHT - 8, "text-anchor": "end" },
+        `peak bytes, predicted; upwards: recompute ${unit}, predicted`,
+      ),
+    );
+    svg.append(
+      shape("line", {
+        x1: x(bound_bytes),
+        x2: x(bound_bytes),
+        y1: MARGIN.top,
+        y2: MARGIN.top + h,
+        stroke: theme.text,
+        "stroke-dasharray": "2 3",
+      }),
+    );
+    svg.append(
+      shape(
+        "text",
+        { ...font, x: MARGIN.left + 4, y: HEIGHT - 8 },
+        `dotted: no plan in this order needs less than ${formatBytes(bound_bytes)}`,
+      ),
+    );
+    const line = points.map(
+      (/** @type {any} */ p, /** @type {number} */ i) =>
+        `${i ? `H${x(p.peak_bytes)}V${y(p.percent)}` : `M${x(p.peak_bytes)},${y(p.percent)}`}`,
+    );
     svg.append(shape("path", { d: line.join(""), fill: "none", stroke: theme.forward, "stroke-width": 1.5 }));
     let free = Number.POSITIVE_INFINITY; // where the label above may reach down to
     for (const p of [...references].sort((one, other) => one.percent - other.percent)) {
       const [a, b] = [x(p.peak_bytes), y(p.percent)];
-      const cross = shape("path", { d: `M${a - 5},${b - 5}l10,10m0,-10l-10,10`, stroke: theme.faint, "stroke-width": 2.5, fill: "none" });
+      const cross = shape("path", {
+        d: `M${a - 5},${b - 5}l10,10m0,-10l-10,10`,
+        stroke: theme.faint,
+        "stroke-width": 2.5,
+        fill: "none",
+      });
       const low = Math.min(b + 4, free);
       free = low - 13;
       svg.append(cross, shape("text", { ...font, x: a - 9, y: low, "text-anchor": "end" }, p.name));
@@ -70,7 +128,11 @@ export function renderPareto({ model, el }) {
       const isChosen = i === model.get("value");
       const [a, b] = [x(p.peak_bytes), y(p.percent)];
       const r = isKnee ? 7 : 4;
-      const look = { fill: isKnee ? theme.backward : theme.forward, stroke: isChosen ? theme.mark : theme.panel, "stroke-width": isChosen ? 3 : 1 };
+      const look = {
+        fill: isKnee ? theme.backward : theme.forward,
+        stroke: isChosen ? theme.mark : theme.panel,
+        "stroke-width": isChosen ? 3 : 1,
+      };
       const point = isKnee
         ? shape("path", { d: `M${a},${b - r}L${a + r},${b}L${a},${b + r}L${a - r},${b}Z`, ...look })
         : shape("circle", { cx: a, cy: b, r, ...look });
@@ -79,7 +141,10 @@ export function renderPareto({ model, el }) {
       point.setAttribute("role", "button");
       point.setAttribute("aria-pressed", String(isChosen));
       point.setAttribute("data-point", String(i));
-      point.setAttribute("aria-label", `plan with peak ${formatBytes(p.peak_bytes)}, recompute +${p.percent.toFixed(1)}%${isKnee ? ", the knee" : ""}`);
+      point.setAttribute(
+        "aria-label",
+        `plan with peak ${formatBytes(p.peak_bytes)}, recompute +${p.percent.toFixed(1)}%${isKnee ? ", the knee" : ""}`,
+      );
       point.addEventListener("click", () => choose(i));
       point.addEventListener("keydown", (e) => {
         const key = /** @type {KeyboardEvent} */ (e).key;
@@ -92,25 +157,59 @@ export function renderPareto({ model, el }) {
       });
       hoverable(point, p, isKnee ? "knee" : "plan", a, b);
       svg.append(point);
-      if (isKnee) svg.append(shape("text", { ...font, fill: theme.text, "font-weight": "bold", x: a + 11, y: b - 7 }, `knee: ${formatBytes(p.peak_bytes)}, +${p.percent.toFixed(1)}%`));
+      if (isKnee)
+        svg.append(
+          shape(
+            "text",
+            { ...font, fill: theme.text, "font-weight": "bold", x: a + 11, y: b - 7 },
+            `knee: ${formatBytes(p.peak_bytes)}, +${p.percent.toFixed(1)}%`,
+          ),
+        );
     }
     if (current) {
       const [a, b] = [x(current.peak_bytes), y(current.percent)];
-      svg.append(shape("circle", { cx: a, cy: b, r: 9, fill: "none", stroke: theme.mark, "stroke-width": 2, class: "tb-current" }));
+      svg.append(
+        shape("circle", {
+          cx: a,
+          cy: b,
+          r: 9,
+          fill: "none",
+          stroke: theme.mark,
+          "stroke-width": 2,
+          class: "tb-current",
+        }),
+      );
       const right = a < MARGIN.left + w * 0.7;
-      svg.append(shape("text", { ...font, fill: theme.text, x: a + (right ? 13 : -13), y: b + 16, "text-anchor": right ? "start" : "end" }, "this plan"));
+      svg.append(
+        shape(
+          "text",
+          { ...font, fill: theme.text, x: a + (right ? 13 : -13), y: b + 16, "text-anchor": right ? "start" : "end" },
+          "this plan",
+        ),
+      );
     }
     const focused = document.activeElement?.getAttribute("data-point");
     const hadFocus = drawing?.contains(document.activeElement);
     if (drawing) drawing.remove();
     drawing = svg;
     frame.prepend(svg);
-    if (hadFocus && focused) /** @type {SVGElement | null} */ (svg.querySelector(`[data-point="${model.get("value") ?? focused}"]`))?.focus();
+    if (hadFocus && focused)
+      /** @type {SVGElement | null} */ (svg.querySelector(`[data-point="${model.get("value") ?? focused}"]`))?.focus();
   }
 
   /** @param {Element} el @param {any} p @param {string} name @param {number} a @param {number} b */
   function hoverable(el, p, name, a, b) {
-    const show = () => tip.show([name, `peak ${formatBytes(p.peak_bytes)}`, `recompute +${p.percent.toFixed(2)}%`, ...(p.label ? [p.label] : [])], a, b);
+    const show = () =>
+      tip.show(
+        [
+          name,
+          `peak ${formatBytes(p.peak_bytes)}`,
+          `recompute +${p.percent.toFixed(2)}%`,
+          ...(p.label ? [p.label] : []),
+        ],
+        a,
+        b,
+      );
     el.addEventListener("pointerenter", show);
     el.addEventListener("focus", show);
     el.addEventListener("pointerleave", tip.hide);

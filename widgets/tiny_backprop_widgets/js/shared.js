@@ -40,6 +40,15 @@ export function shortened(text, most = MOST_LETTERS) {
 }
 
 /**
+ * A source line with the last two folders of its path.
+ * @param {string} source
+ */
+export function shortPath(source) {
+  const parts = source.split("/");
+  return parts.length > 3 ? `…/${parts.slice(-2).join("/")}` : source;
+}
+
+/**
  * A binary trait as a typed array of its own, whatever the alignment of the message it came in.
  * @template T
  * @param {Model} model
@@ -91,15 +100,39 @@ export function ticks(low, high, n, base = 10) {
 
 /** @type {Theme} */
 const LIGHT = {
-  text: "#1a1a1a", faint: "#666666", line: "#d4d4d4", panel: "#ffffff", forward: "#0072B2", backward: "#D55E00",
-  saved: "#009E73", recomputed: "#CC79A7", gradient: "#E69F00", transient: "#56B4E9", rest: "#c9ced6",
-  baseline: "#9a9a9a", ink: "#10131a", mark: "#000000", isDark: false,
+  text: "#1a1a1a",
+  faint: "#666666",
+  line: "#d4d4d4",
+  panel: "#ffffff",
+  forward: "#0072B2",
+  backward: "#D55E00",
+  saved: "#009E73",
+  recomputed: "#CC79A7",
+  gradient: "#E69F00",
+  transient: "#56B4E9",
+  rest: "#c9ced6",
+  baseline: "#9a9a9a",
+  ink: "#10131a",
+  mark: "#000000",
+  isDark: false,
 };
 /** @type {Theme} */
 const DARK = {
-  text: "#e8e8e8", faint: "#a6a6a6", line: "#474747", panel: "#1e1e1e", forward: "#56B4E9", backward: "#ff8f3f",
-  saved: "#1fb98c", recomputed: "#d68ab4", gradient: "#e6a52e", transient: "#4a9fd4", rest: "#565b64",
-  baseline: "#8a8a8a", ink: "#0b0d11", mark: "#ffffff", isDark: true,
+  text: "#e8e8e8",
+  faint: "#a6a6a6",
+  line: "#474747",
+  panel: "#1e1e1e",
+  forward: "#56B4E9",
+  backward: "#ff8f3f",
+  saved: "#1fb98c",
+  recomputed: "#d68ab4",
+  gradient: "#e6a52e",
+  transient: "#4a9fd4",
+  rest: "#565b64",
+  baseline: "#8a8a8a",
+  ink: "#0b0d11",
+  mark: "#ffffff",
+  isDark: true,
 };
 
 /**
@@ -132,7 +165,10 @@ export function themeOf(el) {
  */
 export function onTheme(callback) {
   const observer = new MutationObserver(callback);
-  const options = { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class", "theme"] };
+  const options = {
+    attributes: true,
+    attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class", "theme"],
+  };
   observer.observe(document.body, options);
   observer.observe(document.documentElement, options);
   const media = matchMedia("(prefers-color-scheme: dark)");
@@ -175,11 +211,17 @@ export function canvasIn(parent, height, label, paint) {
   parent.append(frame);
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   let request = 0;
+  let tries = 0;
   const draw = () => {
     request = 0;
     const width = canvas.clientWidth;
     const tall = canvas.clientHeight;
-    if (!width || !tall) return;
+    if (!width || !tall) {
+      // JupyterLab takes the notebook out of the page for a moment when it changes its theme.
+      tries -= 1;
+      if (tries > 0) setTimeout(again, 100);
+      return;
+    }
     const ratio = devicePixelRatio || 1;
     const [w, h] = [Math.round(width * ratio), Math.round(tall * ratio)];
     if (canvas.width !== w || canvas.height !== h) {
@@ -190,8 +232,12 @@ export function canvasIn(parent, height, label, paint) {
     context.clearRect(0, 0, width, tall);
     paint(context, width, tall);
   };
-  const touch = () => {
+  const again = () => {
     request ||= requestAnimationFrame(draw);
+  };
+  const touch = () => {
+    tries = 20;
+    again();
   };
   const resized = new ResizeObserver(touch);
   resized.observe(canvas);
@@ -200,6 +246,7 @@ export function canvasIn(parent, height, label, paint) {
     resized.disconnect();
     stopTheme();
     cancelAnimationFrame(request);
+    tries = 0;
   };
   return { frame, canvas, touch, stop };
 }
@@ -228,7 +275,10 @@ export function tooltipIn(frame) {
     tip.style.left = `${left}px`;
     tip.style.top = `${Math.max(0, Math.min(y + 12, frame.clientHeight - height))}px`;
   };
-  return { show, hide: () => (tip.hidden = true) };
+  const hide = () => {
+    tip.hidden = true;
+  };
+  return { show, hide };
 }
 
 /**
@@ -269,6 +319,35 @@ export function onChange(model, names, callback) {
   return () => {
     for (const name of names) model.off(`change:${name}`, callback);
   };
+}
+
+/**
+ * A line that says so where the kernel is gone, and goes away when it is back.
+ * @param {Model} model
+ * @param {HTMLElement} root
+ * @returns {() => void} stops watching
+ */
+export function kernelNotice(model, root) {
+  const notice = element(
+    "div",
+    "tb-notice",
+    "The kernel was restarted or is gone: this is the last state. Run the cell again.",
+  );
+  notice.setAttribute("role", "alert");
+  notice.hidden = true;
+  root.prepend(notice);
+  const update = () =>
+    setTimeout(() => {
+      // ipywidgets marks the element of a view whose comm is closed.
+      notice.hidden = !root.closest(".jupyter-widgets-disconnected, .jp-widgets-disconnected, .widgets-disconnected");
+    });
+  return onChangeOf(model, "comm_live_update", update);
+}
+
+/** @param {Model} model @param {string} event @param {() => void} callback */
+function onChangeOf(model, event, callback) {
+  model.on(event, callback);
+  return () => model.off(event, callback);
 }
 
 /**

@@ -1,6 +1,6 @@
 // @ts-check
 /** The table of tensors that are alive at the peak, largest first; a row can be chosen. */
-import { element, formatBytes, onChange, onTheme, shortened, themeOf } from "./shared.js";
+import { element, formatBytes, onChange, onTheme, shortened, shortPath, themeOf } from "./shared.js";
 
 /** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
 export function renderTable({ model, el }) {
@@ -35,14 +35,15 @@ export function renderTable({ model, el }) {
     tr.tabIndex = 0;
     tr.dataset.value = String(value);
     for (const cell of cells) {
-      const td = element("td", "", shortened(cell, 120));
+      const td = element("td", "", shortened(shortPath(cell), 120));
       td.title = shortened(cell, 600);
       td.dir = "auto";
       tr.append(td);
     }
     tr.addEventListener("click", () => choose(value));
     tr.addEventListener("keydown", (e) => {
-      const next = e.key === "ArrowDown" ? tr.nextElementSibling : e.key === "ArrowUp" ? tr.previousElementSibling : null;
+      const next =
+        e.key === "ArrowDown" ? tr.nextElementSibling : e.key === "ArrowUp" ? tr.previousElementSibling : null;
       if (e.key !== "Enter" && e.key !== " " && !next) return;
       e.preventDefault();
       e.stopPropagation();
@@ -65,7 +66,8 @@ export function renderTable({ model, el }) {
       const isChosen = /** @type {HTMLElement} */ (tr).dataset.value === String(model.get("value"));
       tr.setAttribute("aria-selected", String(isChosen));
       const { offsetTop, offsetHeight } = /** @type {HTMLElement} */ (tr);
-      const isInSight = offsetTop >= scroll.scrollTop + 24 && offsetTop + offsetHeight <= scroll.scrollTop + scroll.clientHeight;
+      const isInSight =
+        offsetTop >= scroll.scrollTop + 24 && offsetTop + offsetHeight <= scroll.scrollTop + scroll.clientHeight;
       if (isChosen && !isInSight) scroll.scrollTop = offsetTop - scroll.clientHeight / 2;
     }
   }
