@@ -50,7 +50,10 @@ def source_html(source: str) -> str:
     if not found:
         return ""
     path, at = found[1], int(found[2])
-    lines = [(i, linecache.getline(path, i).rstrip("\n")) for i in range(max(1, at - _N_AROUND), at + _N_AROUND + 1)]
+    try:
+        lines = [(i, linecache.getline(path, i).rstrip()) for i in range(max(1, at - _N_AROUND), at + _N_AROUND + 1)]
+    except (ValueError, OSError):  # no path at all: a NUL in it, too long
+        return ""
     if not any(text for _, text in lines):
         return ""
     shown = [f"{i:5} {html.escape(text[:_MOST_LETTERS])}" for i, text in lines if text or i <= at]

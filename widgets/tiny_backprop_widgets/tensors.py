@@ -80,6 +80,7 @@ def _closing(text: str, begin: int) -> int:
     return -1
 
 
+@functools.lru_cache(maxsize=4)  # all views of one plan ask
 def lives(plan: Plan) -> np.ndarray:
     """Return when values are alive: a row (value, first step, last step) for each time that one is made.
 
@@ -110,6 +111,7 @@ def lives(plan: Plan) -> np.ndarray:
     return np.array([made[keep], made_at[keep], last[keep]], np.int32).T
 
 
+@functools.lru_cache(maxsize=4)
 def fates(plan: Plan) -> np.ndarray:
     """Return what the plan does with each value: `SAVED`, `RECOMPUTED`, `GRADIENT` or `TRANSIENT`; uint8 (n_values,).
 

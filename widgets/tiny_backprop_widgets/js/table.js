@@ -72,9 +72,19 @@ export function renderTable({ model, el }) {
     }
   }
 
+  // Not before the frontier has been painted: a slider is being dragged.
+  let request = 0;
+  const later = () => {
+    cancelAnimationFrame(request);
+    request = requestAnimationFrame(() => {
+      request = requestAnimationFrame(draw);
+    });
+  };
+
   draw();
-  const stops = [onTheme(themed), onChange(model, ["_rows"], draw), onChange(model, ["value"], mark)];
+  const stops = [onTheme(themed), onChange(model, ["_rows"], later), onChange(model, ["value"], mark)];
   return () => {
+    cancelAnimationFrame(request);
     for (const end of stops) end();
     root.remove();
   };
