@@ -50,6 +50,7 @@ _LABEL = {"width": STYLE["description_width"], "display": "flex", "justify_conte
 _WIDE = {"width": "min(30em, 100%)"}
 _CSS = (
     "<style>.tiny-backprop-explorer :is(th, td) { padding: 0 1.2em 0 0; text-align: left; line-height: 1.6 } "
+    ".tiny-backprop-explorer .widget-html-content { overflow-x: auto } "
     ".tiny-backprop-explorer pre { white-space: pre-wrap; line-height: 1.4 } "
     ".tiny-backprop-explorer mark { background: #ffe08a; color: #000 }</style>"
 )

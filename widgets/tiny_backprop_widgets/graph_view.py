@@ -104,9 +104,10 @@ class GraphView(View):
             self._colour()
 
     @property
-    def expanded(self) -> list[Group]:
-        """The open groups below the phases, from the outside in."""
-        return [b.group for b in self._layout.boxes if b.is_open and b.group not in self._outline.roots]
+    def expanded(self) -> list[tuple[int, int]]:
+        """The open groups below the phases, each as its first node and one more than its last."""
+        groups = [b.group for b in self._layout.boxes if b.is_open and b.group not in self._outline.roots]
+        return [(g.start, g.end) for g in groups]
 
     @property
     def n_boxes(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from tiny_backprop import display
 from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.tensors import FATES, fates, lives, plain_scope, value_type
+from tiny_backprop_widgets.tensors import FATES, fates, lives, plain_scope, short_path, value_type
 
 _N_AROUND = 3
 _MOST_LETTERS = 300
@@ -39,7 +39,7 @@ def tensor_html(plan: Plan, value: int) -> str:
         ("made by", f"{graph.primitives[node]}, node {node}, {format_flops(float(graph.flops[node]))}"),
         ("read by", f"{n_reads} node{'s' * (n_reads != 1)}"),
         ("scope", plain_scope(graph.scopes[node])),
-        ("source", graph.sources[node]),
+        ("source", short_path(graph.sources[node])),
     ]
     return display.table([(name, text[:_MOST_LETTERS]) for name, text in facts]) + source_html(graph.sources[node])
 
@@ -54,9 +54,11 @@ def source_html(source: str) -> str:
         lines = [(i, linecache.getline(path, i).rstrip()) for i in range(max(1, at - _N_AROUND), at + _N_AROUND + 1)]
     except (ValueError, OSError):  # no path at all: a NUL in it, too long
         return ""
-    if not any(text for _, text in lines):
+    while lines and not lines[-1][1]:
+        lines.pop()
+    if not lines:
         return ""
-    shown = [f"{i:5} {html.escape(text[:_MOST_LETTERS])}" for i, text in lines if text or i <= at]
+    shown = [f"{i:5} {html.escape(text[:_MOST_LETTERS])}" for i, text in lines]
     marked = [f"<mark>{text}</mark>" if text.startswith(f"{at:5} ") else text for text in shown]
     text = "\n".join(marked)
     return f'<pre class="tiny-backprop-source" dir="ltr">{text}</pre>'

@@ -70,6 +70,12 @@ def plain_scope(scope: str) -> str:
     return "/".join(part for part in scope.split("/") if part)
 
 
+def short_path(source: str) -> str:
+    """Return a source line with the last folder of its path alone, as the views show it."""
+    parts = source.split("/")
+    return f"…/{'/'.join(parts[-2:])}" if len(parts) > 3 else source
+
+
 def _closing(text: str, begin: int) -> int:
     """Return where the parenthesis that opens at `begin` closes, -1 where it does not."""
     depth = 0

@@ -459,6 +459,7 @@ export function renderFrontier({ model, el }) {
     tip.hide();
     touch();
   });
+  canvas.addEventListener("blur", tip.hide);
   canvas.addEventListener("dblclick", all);
   canvas.addEventListener(
     "wheel",

@@ -2,7 +2,7 @@
 /** The graph view: boxes of equations that open and close; pan, zoom, hover, choose, search. Positions come from Python. */
 import { buttons, canvasIn, element, formatBytes, numbers, onChange, pattern, themeOf, tooltipIn } from "./shared.js";
 
-const HEIGHT = 440;
+const HEIGHT = 520;
 const CORNER = 18;
 /** @typedef {{ start: number, end: number, open: boolean, level: number, backward: boolean, lines: string[], more: string[] }} BoxText */
 
@@ -384,6 +384,7 @@ export function renderGraph({ model, el }) {
     else if (!found.box.open) choose(found.box.start);
   });
   canvas.addEventListener("pointerleave", tip.hide);
+  canvas.addEventListener("blur", tip.hide);
   canvas.addEventListener("dblclick", (e) => {
     const found = at(e.offsetX, e.offsetY);
     if (found && !found.onButton) toggle(found.i);
