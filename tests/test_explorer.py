@@ -28,7 +28,7 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, write_report
+from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, verify_panel, write_report
 from tiny_backprop_widgets.tensors import alive_at_peak
 
 GRAPH = chain(100, n_bytes=2**20)
@@ -223,11 +223,11 @@ def test_what_is_no_budget_is_refused_in_place(text):
     ui.budget.value = 0.5
     before = ui.plan
     ui.budget._field.value = text
-    assert "a budget is bytes" in ui._message.value
-    assert "What is shown is the last plan that could be made" in ui._message.value
+    assert "a budget is bytes" in ui._guarded.message.value
+    assert "What is shown is the last plan that could be made" in ui._guarded.message.value
     assert (ui.plan, ui.budget.value, ui.errors) == (before, 0.5, [])
     ui.budget.value = 0.6
-    assert (ui._message.value, ui.budget._field.value) == ("", format_bytes(ui.budget.bytes))
+    assert (ui._guarded.message.value, ui.budget._field.value) == ("", format_bytes(ui.budget.bytes))
 
 
 @pytest.mark.parametrize("value", [1.5, -1, 0.0, None, True, "much", []])
@@ -246,14 +246,14 @@ def test_an_impossible_budget_is_explained_and_nothing_is_lost():
     before, picture, price = ui.plan, ui.frontier._lives, ui._price.value
     ui.budget.value = "1 KiB"
     smallest = int(ui.budget._stops[0])
-    assert f"the smallest peak that the planner can reach is {format_bytes(smallest)}" in ui._message.value
-    assert "Traceback" not in ui._message.value
+    assert f"the smallest peak that the planner can reach is {format_bytes(smallest)}" in ui._guarded.message.value
+    assert "Traceback" not in ui._guarded.message.value
     assert isinstance(ui.budget_error, BudgetError)
     assert ui.budget_error.smallest_peak_bytes == smallest
     assert (ui.plan, ui.frontier._lives, ui._price.value) == (before, picture, price)
     assert ui.errors == []
     ui.budget.value = smallest
-    assert (ui._message.value, ui.budget_error) == ("", None)
+    assert (ui._guarded.message.value, ui.budget_error) == ("", None)
     assert ui.plan.peak_bytes == smallest
 
 
@@ -308,15 +308,15 @@ def test_a_point_of_the_trade_off_is_chosen():
 
 def test_the_trade_off_is_worked_out_in_the_background_and_can_be_cancelled():
     ui = PlanExplorer(CHAIN)
-    with ui._lock:  # the first budget has to wait
-        ui._search_button.click()
-        search = ui._search
-        ui._search_cancel.click()
+    with ui._guarded.lock:  # the first budget has to wait
+        ui._trade_off.button.click()
+        search = ui._trade_off.search
+        ui._trade_off.cancel_button.click()
     search.join(60)
     assert ui.trade_off_view is None
-    assert ui._search_button.layout.display is None
-    ui._search_button.click()
-    (ui._search or search).join(60)
+    assert ui._trade_off.button.layout.display is None
+    ui._trade_off.button.click()
+    (ui._trade_off.search or search).join(60)
     assert isinstance(ui.trade_off_view, ParetoView)
     assert ui.errors == []
 
@@ -334,28 +334,28 @@ def test_verify_shows_what_xla_allocates_for_this_plan():
     measured = ui.measurement
     assert measured is ui.verify()
     assert (measured.temp_bytes, measured.output_bytes) == (expected.temp_bytes, expected.output_bytes)
-    text = re.sub("<[^>]*>", "", ui._measured_line.value)
+    text = re.sub("<[^>]*>", "", ui._verify_panel.line.value)
     assert f"measured by XLA on {expected.platform}: {format_bytes(expected.peak_bytes)} (temp " in text
     assert f"predicted {format_bytes(ui.plan.peak_bytes)}" in text
     away = measured.peak_bytes - ui.budget.bytes
     assert (f"{format_bytes(away)} above the budget" if away > 0 else "within the budget of") in text
-    assert ui._verify_button.layout.display is None
+    assert ui._verify_panel.button.layout.display is None
 
 
 def test_what_was_measured_stays_with_its_plan(monkeypatch):
     calls = []
-    real = explorer.Compilation
-    monkeypatch.setattr(explorer, "Compilation", lambda *args: calls.append(args) or real(*args))
+    real = verify_panel.Compilation
+    monkeypatch.setattr(verify_panel, "Compilation", lambda *args: calls.append(args) or real(*args))
     ui = PlanExplorer(loss, *ARGS)
     ui.block_size.value = 4
     click_and_wait(ui)
-    text = ui._measured_line.value
+    text = ui._verify_panel.line.value
     assert "measured by XLA" in text
     assert "budget" not in text
     ui.block_size.value = 5
-    assert ui._measured_line.value == ""
+    assert ui._verify_panel.line.value == ""
     ui.block_size.value = 4
-    assert ui._measured_line.value == text
+    assert ui._verify_panel.line.value == text
     click_and_wait(ui)
     assert len(calls) == 1
 
@@ -378,7 +378,7 @@ def test_arguments_that_are_no_arrays_are_passed_on():
 
 def test_a_graph_alone_cannot_be_verified():
     ui = PlanExplorer(CHAIN)
-    assert not any(ui._verify_button in getattr(w, "children", ()) for w in ui.children)
+    assert ui._verify_panel.children == ()
     with pytest.raises(PlanError, match=r"make the explorer by PlanExplorer\(fun, \*args\)"):
         ui.verify()
 
@@ -386,26 +386,26 @@ def test_a_graph_alone_cannot_be_verified():
 def test_a_gradient_that_cannot_be_compiled_says_so_in_place():
     ui = PlanExplorer(lambda x: jnp.sin(jnp.sin(x)), jnp.ones(4))
     click_and_wait(ui)
-    assert "needs one real number as output" in ui._message.value
-    assert ui._measured_line.value == ""
-    assert ui._verify_button.layout.display is None
+    assert "needs one real number as output" in ui._guarded.message.value
+    assert ui._verify_panel.line.value == ""
+    assert ui._verify_panel.button.layout.display is None
     assert len(ui.errors) == 1
     ui.block_size.value = 2
-    assert ui._message.value == ""
+    assert ui._guarded.message.value == ""
 
 
 def test_a_compilation_that_is_cancelled_is_forgotten_and_its_process_ends():
     ui = PlanExplorer(loss, *ARGS)
-    ui._verify_button.click()
-    compilation = ui._compilation
-    assert "tracing" in ui._measured_line.value or "compiling" in ui._measured_line.value
+    ui._verify_panel.button.click()
+    compilation = ui._verify_panel.compilation
+    assert "tracing" in ui._verify_panel.line.value or "compiling" in ui._verify_panel.line.value
     while compilation._process is None and compilation.is_running:
         compilation.join(0.01)
-    ui._cancel_button.click()
+    ui._verify_panel.cancel_button.click()
     compilation.join(60)
     assert compilation._process.returncode == -9
-    assert (ui.measurement, ui._compilation, compilation.measurement) == (None, None, None)
-    assert ui._measured_line.value == "cancelled"
+    assert (ui.measurement, ui._verify_panel.compilation, compilation.measurement) == (None, None, None)
+    assert ui._verify_panel.line.value == "cancelled"
     assert ui.errors == []
     click_and_wait(ui)
     assert ui.measurement.temp_bytes > 0
@@ -438,8 +438,8 @@ def test_what_cannot_be_exported_is_compiled_in_the_kernel():
 
 def start(ui):
     """Click on Verify and return the compilation."""
-    ui._verify_button.click()
-    return ui._compilation
+    ui._verify_panel.button.click()
+    return ui._verify_panel.compilation
 
 
 def click_and_wait(ui):
@@ -483,11 +483,11 @@ def test_a_callback_that_raises_is_shown_and_recorded(monkeypatch):
         patch.setattr(explorer, "plan_blocks", lambda *_, **__: 1 / 0)
         ui.block_size.value = 2
     assert [type(e) for e in ui.errors] == [ZeroDivisionError]
-    assert "ZeroDivisionError: division by zero" in ui._message.value
+    assert "ZeroDivisionError: division by zero" in ui._guarded.message.value
     assert ui.plan is before
     assert ui.frontier._lives == picture
     ui.block_size.value = 4
-    assert ui._message.value == ""
+    assert ui._guarded.message.value == ""
     assert len(ui.errors) == 1
 
 
@@ -497,7 +497,7 @@ def test_a_failed_export_is_shown_in_place(tmp_path):
     ui._directory.value = str(tmp_path / "file")
     ui._export_button.click()
     assert [type(e) for e in ui.errors] == [FileExistsError]
-    assert "FileExistsError" in ui._message.value
+    assert "FileExistsError" in ui._guarded.message.value
 
 
 # ---- linked views ----

@@ -273,7 +273,7 @@ def test_verify_in_the_background_and_cancel(notebook):
     page.locator(HANDLE).first.focus()
     page.keyboard.press("ArrowRight")  # the notebook stays usable
     expect(book, blocks(int(book.run("print(ui.block_size.value)"))))
-    process = book.run("c = ui._compilation; print(c._process.poll())")
+    process = book.run("c = ui._verify_panel.compilation; print(c._process.poll())")
     assert process == "None"
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("cancelled", exact=True).wait_for()

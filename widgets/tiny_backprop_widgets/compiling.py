@@ -26,6 +26,9 @@ from tiny_backprop import jit, measure
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax import Measurement
 
+Program = tuple[Callable[..., Any], Sequence[Any]]
+"""A function of a list of arrays, and those arrays or their shapes."""
+
 _TRACING, _APART, _HERE = "tracing", "compiling in a process of its own", "compiling in the kernel's own process"
 
 

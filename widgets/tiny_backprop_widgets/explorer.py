@@ -1,7 +1,7 @@
 """`PlanExplorer`: turn the sliders of a plan, see its price, its frontier, its graph, and what XLA says to it.
 
-What is costly is asked for: the trade-off, and XLA's own figures. Both are worked out in the background and can be
-cancelled.
+What is costly is asked for: the trade-off (`trade_off_panel`) and XLA's own figures (`verify_panel`), both worked out
+in the background.
 """
 
 from __future__ import annotations
@@ -10,41 +10,38 @@ import base64
 import functools
 import html
 import os
-import threading
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 import jax
-import numpy as np
 
-from tiny_backprop import capture_gradient, display, height_compressed_value_and_grad, jit, measure
+from tiny_backprop import capture_gradient, display, height_compressed_value_and_grad
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import Measurement
-from tiny_backprop.plan import Pareto, Plan, pareto, plan_blocks, plan_budget, plan_height_compressed
+from tiny_backprop.plan import Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as save_everything
-from tiny_backprop.plan.budget import Planner
 from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.exact import recompute_cost
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.compiling import Compilation
+from tiny_backprop_widgets.compiling import Program
 from tiny_backprop_widgets.dag import has_dot, jaxpr_dag
 from tiny_backprop_widgets.frontier import export_frontier, plot_frontier, render
 from tiny_backprop_widgets.frontier_view import FrontierView
 from tiny_backprop_widgets.graph_view import GraphView
+from tiny_backprop_widgets.guard import Guard
 from tiny_backprop_widgets.pareto_view import ParetoView
 from tiny_backprop_widgets.report import PRICE_HEADER, price_rows, write_report
 from tiny_backprop_widgets.sliders import MAX_LEVELS, STYLE, BlockSizeSlider, BudgetSlider, LevelsSlider
 from tiny_backprop_widgets.source import tensor_html
 from tiny_backprop_widgets.table_view import TableView
+from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
+from tiny_backprop_widgets.verify_panel import VerifyPanel
 from tiny_backprop_widgets.view import with_pictures
 
 _MAX_BOXES = 120
-_N_POINTS = 24
-_TICK_SECONDS = 0.5
 _BY_BLOCKS, _BY_HEIGHT, _BY_BUDGET = STRATEGIES = ("block size", "height compression", "budget")
 _LABEL = {"width": STYLE["description_width"], "display": "flex", "justify_content": "flex-end"}
 _WIDE = {"width": "min(30em, 100%)"}
@@ -79,10 +76,8 @@ class PlanExplorer(widgets.VBox):
       frontier: The `FrontierView`.
       dag: The `GraphView`.
       tensors: The `TableView` of what is alive at the peak. A tensor that is chosen in one view is chosen in all.
-      trade_off_view: The `ParetoView`, once the trade-off is known; None before.
-      budget_error: Why there is no plan for the budget that was asked for last, or None. The plan stays what it was.
-      errors: Every exception that a callback of the interface raised; each is also shown in place. End a notebook with
-        `assert not ui.errors`.
+
+    End a notebook with `assert not ui.errors`: an exception in a callback fails no cell.
 
     Raises:
       PlanError: The graph has no backward phase, or the first argument is neither a graph nor a function.
@@ -105,26 +100,14 @@ class PlanExplorer(widgets.VBox):
         **kwargs: Any,
     ):
         self.graph, self._capture_lines, self._run_lines = _graph_and_code(graph_or_fun, args, argnums, has_aux, kwargs)
-        self._gradient: Callable[[Plan], tuple[Callable[..., Any], list[Any]]] | None = None
-        if not isinstance(graph_or_fun, Graph):
-            self._gradient = functools.partial(_gradient, graph_or_fun, args, kwargs, argnums, has_aux)
-        self._measured: dict[Plan, Measurement] = {}
-        self.errors: list[Exception] = []
-        self.budget_error: BudgetError | None = None
-        self.trade_off_view: ParetoView | None = None
-        self._compilation: Compilation | None = None
-        self._search: threading.Thread | None = None
-        self._search_is_cancelled = False
-        self._is_linking = False
-        # JupyterLab may have callbacks run in a thread of their own, beside a cell that assigns to the sliders.
-        self._lock = threading.RLock()
+        self._guarded, self._is_linking = Guard(), False
         self._plan = plan_blocks(self.graph)
         self._plain = save_everything(self.graph)
         self.block_size = BlockSizeSlider(self.graph.n_forward, self._plan.meta["block_size"])
         self.levels = LevelsSlider(
             value=1, min=1, max=MAX_LEVELS, description="levels", continuous_update=True, layout=_WIDE, style=STYLE
         )
-        self.budget = BudgetSlider(self.graph, self._refuse)
+        self.budget = BudgetSlider(self.graph, self._guarded.refuse)
         self.strategy = widgets.ToggleButtons(
             options=list(STRATEGIES),
             style={"button_width": "13em"},
@@ -137,6 +120,11 @@ class PlanExplorer(widgets.VBox):
         self.frontier = FrontierView(self._plan, baseline=self._plain)
         self.dag = GraphView(self._plan, max_boxes=_MAX_BOXES)
         self.tensors = TableView(self._plan)
+        gradient = None
+        if not isinstance(graph_or_fun, Graph):
+            gradient = functools.partial(_gradient, graph_or_fun, args, kwargs, argnums, has_aux)
+        self._verify_panel = VerifyPanel(gradient, lambda: self._plan, self._guarded)
+        self._trade_off = TradeOffPanel(self.graph, lambda: self._plan, self._take, self._tell_budget, self._guarded)
         super().__init__(self._build())
         self.add_class("tiny-backprop-explorer")
         self._connect()
@@ -146,21 +134,15 @@ class PlanExplorer(widgets.VBox):
     def _build(self) -> list[widgets.Widget]:
         title = f"{_CSS}<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
-        self._message, self._price, self._code = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._exported, self._budget_line, self._measured_line = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._tensor = widgets.HTML()
+        self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
         self._export_button = widgets.Button(description="Export", icon="download")
-        self._verify_button = widgets.Button(
-            description="Verify", icon="check", tooltip="compile this gradient and ask XLA what it allocates"
-        )
-        self._cancel_button = widgets.Button(description="Cancel", icon="times", layout={"display": "none"})
-        verify = [self._verify_button, self._cancel_button, self._measured_line] if self._gradient else []
         self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
         self._tabs = widgets.Tab(
             [
                 widgets.VBox([self.tensors, self._tensor]),
                 self.dag,
-                self._build_trade_off(),
+                self._trade_off,
                 widgets.VBox([self._code, _row(self._export_button, self._directory), self._exported]),
             ],
             titles=["Tensors", "Graph", "Trade-off", "Code and export"],
@@ -172,39 +154,19 @@ class PlanExplorer(widgets.VBox):
             self.levels,
             self.budget,
             self._budget_line,
-            self._message,
+            self._guarded.message,
             self._price,
-            _row(*verify),
+            self._verify_panel,
             self.frontier,
             self._tabs,
         ]
-
-    def _build_trade_off(self) -> widgets.VBox:
-        self._search_button = widgets.Button(
-            description="Work out the trade-off",
-            icon="line-chart",
-            layout={"width": "14em"},
-            tooltip=f"plans for {_N_POINTS} budgets, in the background",
-        )
-        self._search_cancel = widgets.Button(description="Cancel", icon="times", layout={"display": "none"})
-        self._search_progress = widgets.IntProgress(max=_N_POINTS, layout={"display": "none"})
-        self._search_bar = _row(self._search_button, self._search_progress, self._search_cancel)
-        self._trade_off_box = widgets.VBox([self._search_bar])
-        return self._trade_off_box
 
     def _connect(self) -> None:
         """Have every event run its callback guarded."""
         self.strategy.observe(lambda _: self._guarded(self._replan), "value")
         for slider in (self.block_size, self.levels, self.budget):
             slider.observe(functools.partial(self._chosen, slider), "value")
-        for button, callback in (
-            (self._verify_button, self._verify_clicked),
-            (self._cancel_button, self._cancel_clicked),
-            (self._export_button, self._export_clicked),
-            (self._search_button, self._search_clicked),
-            (self._search_cancel, self._search_cancelled),
-        ):
-            button.on_click(lambda _, callback=callback: self._guarded(callback))
+        self._export_button.on_click(lambda _: self._guarded(self._export_clicked))
         for view in (self.frontier, self.tensors):
             view.observe(lambda change: self._guarded(lambda: self._choose(change["new"])), "value")
         self.dag.observe(lambda change: self._guarded(lambda: self._choose_node(change["new"])), "value")
@@ -219,7 +181,22 @@ class PlanExplorer(widgets.VBox):
     @property
     def measurement(self) -> Measurement | None:
         """What XLA allocates for `plan`, if it has been asked; see `verify`."""
-        return self._measured.get(self._plan)
+        return self._verify_panel.measured.get(self._plan)
+
+    @property
+    def trade_off_view(self) -> ParetoView | None:
+        """The `ParetoView`, once the trade-off is known; None before."""
+        return self._trade_off.view
+
+    @property
+    def errors(self) -> list[Exception]:
+        """Every exception that a callback of the interface raised; each is also shown in place."""
+        return self._guarded.errors
+
+    @property
+    def budget_error(self) -> BudgetError | None:
+        """Why there is no plan for the budget that was asked for last, or None; the plan stays what it was."""
+        return self._guarded.budget_error
 
     def code(self) -> str:
         """Return lines of Python that make `plan`, and run it, without the explorer; the function is the caller's."""
@@ -249,16 +226,9 @@ class PlanExplorer(widgets.VBox):
           PlanError: The explorer was made from a graph, which cannot be compiled.
           CaptureError: The function does not return a real scalar.
         """
-        if self._gradient is None:
-            raise PlanError("to verify a plan, its function is compiled: make the explorer by PlanExplorer(fun, *args)")
-        plan = self._plan
-        if plan not in self._measured:
-            fun, arrays = self._gradient(plan)
-            self._measured[plan] = measure(jit(fun).lower(arrays))
-            self._show_measured()
-        return self._measured[plan]
+        return self._verify_panel.verify()
 
-    def trade_off(self, n_points: int = _N_POINTS) -> Pareto:
+    def trade_off(self, n_points: int = N_POINTS) -> Pareto:
         """Work out the trade-off between peak bytes and recompute cost, and show it; see `tiny_backprop.pareto`.
 
         The button does the same in the background.
@@ -272,10 +242,7 @@ class PlanExplorer(widgets.VBox):
         Raises:
           PlanError: `n_points` is not a whole number of at least 1.
         """
-        found = pareto(self.graph, n_points=n_points)
-        with self._lock:
-            self._show_trade_off(found)
-        return found
+        return self._trade_off.work_out(n_points)
 
     def export(self, directory: str | os.PathLike[str]) -> list[Path]:
         """Write the plan into a folder, which is made if need be, over what was exported there before.
@@ -321,31 +288,10 @@ class PlanExplorer(widgets.VBox):
         picture = base64.b64encode(render(plot_frontier(self._plan, baseline=self._plain), "png")).decode()
         rows = price_rows({"this plan": self._plan, "save everything": self._plain}, self._plain)
         image = f'<img alt="live bytes over the steps of the plan" src="data:image/png;base64,{picture}">'
-        table = display.table(rows, PRICE_HEADER) + self._measured_text()
+        table = display.table(rows, PRICE_HEADER) + self._verify_panel.text()
         return {"image/png": picture, "text/html": f"<div><p>{html.escape(repr(self))}</p>{table}{image}</div>"}
 
     # ---- callbacks; each runs inside _guarded ----
-
-    def _guarded(self, callback: Callable[[], None]) -> None:
-        """Run a callback; show what it raises, and keep it in `errors`: a browser event has nobody else to raise to."""
-        with self._lock:
-            try:
-                callback()
-            except BudgetError as e:
-                self.budget_error = e
-                self._refuse(e)
-            except Exception as e:
-                self._fail(e)
-            else:
-                self._message.value = ""
-
-    def _fail(self, e: Exception) -> None:
-        self.errors.append(e)
-        self._message.value = _alert(e)
-
-    def _refuse(self, e: Exception) -> None:
-        """Say why what was asked for cannot be; that is an answer, and no failure of the interface."""
-        self._message.value = _alert(e, is_failure=False)
 
     def _chosen(self, slider: widgets.Widget, _: Any) -> None:
         by_size = _BY_HEIGHT if self.strategy.value == _BY_HEIGHT else _BY_BLOCKS
@@ -356,10 +302,10 @@ class PlanExplorer(widgets.VBox):
             self.strategy.value = way  # which plans
 
     def _replan(self) -> None:
-        self.budget_error = None
+        self._guarded.budget_error = None
         way = self.strategy.value
         if way == _BY_BUDGET and not self.budget.is_ready:
-            self._message.value = "Looking for the smallest peak…"
+            self._guarded.message.value = "Looking for the smallest peak…"
             self.budget.prepare()
         self._show_sliders()
         if way == _BY_BUDGET:
@@ -390,20 +336,17 @@ class PlanExplorer(widgets.VBox):
         self.dag.plan = plan
         self.tensors.plan = plan
         self._code.value = f"The same in Python:<pre>{html.escape(self.code())}</pre>"
-        self._budget_line.value = self._budget_text()
+        self._tell_budget()
         self._show_tensor()
-        self._show_measured()
-        if self.trade_off_view is not None:
-            self._is_linking = True
-            try:
-                self.trade_off_view.show(plan)
-            finally:
-                self._is_linking = False
+        self._verify_panel.refresh()
+        self._trade_off.follow()
 
-    def _budget_text(self) -> str:
+    def _tell_budget(self) -> None:
+        """Say what the budget's plan costs, and which budgets are possible."""
         plan = self._plan
         if "budget_bytes" not in plan.meta:
-            return ""
+            self._budget_line.value = ""
+            return
         budget, costs = plan.meta["budget_bytes"], node_costs(self.graph, plan.meta["cost"])
         share = recompute_cost(plan, costs) / (costs.sum() or 1.0)
         of_all = f"{budget / max(self._plain.peak_bytes, 1):.0%} of save everything"
@@ -417,7 +360,7 @@ class PlanExplorer(widgets.VBox):
         if self.trade_off_view is not None:
             knee = self.trade_off_view.pareto.knee.peak_bytes
             text += f"; knee at {format_bytes(knee)}, after which less memory becomes dear"
-        return text
+        self._budget_line.value = text
 
     # ---- linked views ----
 
@@ -448,117 +391,8 @@ class PlanExplorer(widgets.VBox):
         value = self.frontier.value
         self._tensor.value = "" if value is None else tensor_html(self._plan, value)
 
-    # ---- verify ----
-
-    def _verify_clicked(self) -> None:
-        if self._gradient is None or self._compilation is not None or self.measurement is not None:
-            return
-        plan = self._plan
-        fun, arrays = self._gradient(plan)
-        self._compilation = Compilation(fun, arrays, functools.partial(self._compiled, plan))
-        self._verify_button.layout.display, self._cancel_button.layout.display = "none", None
-        self._show_measured()
-        self._compilation.start()
-        threading.Thread(target=self._tick, args=(self._compilation,), daemon=True).start()
-
-    def _tick(self, compilation: Compilation) -> None:
-        """Tell how far the compilation is, as long as it is running."""
-        while compilation is self._compilation and compilation.is_running:
-            self._show_measured()
-            compilation.join(_TICK_SECONDS)
-
-    def _compiled(self, plan: Plan, compilation: Compilation) -> None:
-        """Take the end of a compilation from its thread; one that was cancelled has been forgotten already."""
-        with self._lock:
-            if compilation is not self._compilation:
-                return
-            self._compilation = None
-            if compilation.measurement is not None:
-                self._measured[plan] = compilation.measurement
-            elif compilation.error is not None:
-                self._fail(compilation.error)
-            self._verify_button.layout.display, self._cancel_button.layout.display = None, "none"
-            self._show_measured()
-
-    def _cancel_clicked(self) -> None:
-        compilation, self._compilation = self._compilation, None
-        if compilation is not None:
-            compilation.cancel()
-        self._verify_button.layout.display, self._cancel_button.layout.display = None, "none"
-        self._measured_line.value = "cancelled"
-
-    def _show_measured(self) -> None:
-        """Show what XLA allocates for the plan that is shown, or that it is being asked."""
-        compilation = self._compilation
-        if compilation is not None:
-            self._measured_line.value = f"{compilation.stage}, {compilation.seconds:.0f} s…"
-        else:
-            self._measured_line.value = self._measured_text()
-
-    def _measured_text(self) -> str:
-        m, budget = self.measurement, self._plan.meta.get("budget_bytes")
-        if m is None:
-            return ""
-        text = (
-            f"measured by XLA on {m.platform}: <b>{format_bytes(m.peak_bytes)}</b> (temp {format_bytes(m.temp_bytes)} "
-            f"+ output {format_bytes(m.output_bytes)}); predicted {format_bytes(self._plan.peak_bytes)}"
-        )
-        if budget is not None and m.peak_bytes <= budget:
-            text += f"; <b>within</b> the budget of {format_bytes(budget)}"
-        elif budget is not None:
-            text += f"; <b>{format_bytes(m.peak_bytes - budget)} above</b> the budget of {format_bytes(budget)}, which "
-            text += "is for predicted bytes: <code>verify=True</code> makes it one for measured ones"
-        return text
-
-    # ---- the trade-off ----
-
-    def _search_clicked(self) -> None:
-        if self._search is not None:
-            return
-        self._search_is_cancelled = False
-        self._search_button.layout.display = "none"
-        self._search_progress.layout.display = self._search_cancel.layout.display = None
-        self._search = threading.Thread(target=self._work_out, name="tiny_backprop trade-off", daemon=True)
-        self._search.start()
-
-    def _work_out(self) -> None:
-        """Plan for one budget after the other; between two of them the sliders get their turn."""
-        try:
-            planner = Planner.of(self.graph, "seconds")
-            with self._lock:
-                most, least = planner.most_bytes, planner.smallest.peak_bytes
-            ladder = np.geomspace(max(most, 1), max(least, 1), _N_POINTS).round().astype(np.int64).tolist()
-            for i, budget in enumerate(ladder):
-                if self._search_is_cancelled:
-                    return
-                with self._lock:
-                    planner.best(max(budget, least))
-                self._search_progress.value = i + 1
-            self.trade_off()
-        except Exception as e:
-            with self._lock:
-                self._fail(e)
-        finally:
-            self._search = None
-            self._search_progress.layout.display = self._search_cancel.layout.display = "none"
-            self._search_button.layout.display = None if self.trade_off_view is None else "none"
-
-    def _search_cancelled(self) -> None:
-        self._search_is_cancelled = True
-
-    def _show_trade_off(self, found: Pareto) -> None:
-        view = ParetoView(found, current=self._plan)
-        view.observe(lambda change: self._guarded(lambda: self._take(change["new"])), "value")
-        self.trade_off_view = view
-        self._search_button.layout.display = "none"
-        self._trade_off_box.children = [self._search_bar, view]
-        self._budget_line.value = self._budget_text()
-
-    def _take(self, point: int | None) -> None:
-        """Show the plan of a point of the trade-off."""
-        if point is None or self._is_linking or self.trade_off_view is None:
-            return
-        plan = self.trade_off_view.pareto.plans[point]
+    def _take(self, plan: Plan) -> None:
+        """Show a plan of the trade-off."""
         self.budget.value = int(plan.meta.get("budget_bytes", plan.peak_bytes))
         self.strategy.value = _BY_BUDGET  # it is not chosen yet where the slider stood there already
 
@@ -597,20 +431,6 @@ def _row(*children: widgets.Widget) -> widgets.Box:
     return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="center"))
 
 
-def _alert(e: Exception, is_failure: bool = True) -> str:
-    shown = "What is shown is the last plan that could be made"
-    if not is_failure:
-        style = "border-left: 4px solid #E69F00; padding-left: .6em; line-height: 1.5; max-width: 760px"
-        return f'<div role="alert" style="{style}">{html.escape(str(e))}<br>{shown}.</div>'
-    text = html.escape(f"{type(e).__name__}: {e}")
-    trace = html.escape("".join(traceback.format_exception(e)))
-    style = "border-left: 4px solid #d1242f; padding-left: .6em; line-height: 1.5"
-    return (
-        f'<div role="alert" style="{style}"><b>{text}</b><br>{shown} '
-        f"and drawn.<details><summary>Traceback</summary><pre>{trace}</pre></details></div>"
-    )
-
-
 def _gradient(
     fun: Callable[..., Any],
     args: tuple[Any, ...],
@@ -618,7 +438,7 @@ def _gradient(
     argnums: int | Sequence[int],
     has_aux: bool,
     plan: Plan,
-) -> tuple[Callable[..., Any], list[Any]]:
+) -> Program:
     """Return the gradient along a plan as a function of a list of arrays, and those; the rest are constants of it."""
     planned = height_compressed_value_and_grad(fun, plan=plan, argnums=argnums, has_aux=has_aux, on_error="raise")
     leaves, tree = jax.tree.flatten((args, kwargs))
