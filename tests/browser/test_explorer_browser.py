@@ -2,6 +2,7 @@
 
 import json
 
+import nbconvert
 import nbformat
 import pytest
 
@@ -431,6 +432,19 @@ def test_a_saved_notebook_holds_a_picture_and_a_table(notebook):
     assert f"<td>{peak}</td>" in output.data["text/html"]
     assert "data:image/png;base64," in output.data["text/html"]
     assert book.problems == []
+
+
+def test_a_saved_notebook_that_is_exported_shows_them(notebook, browser, tmp_path):
+    book = opened(notebook)
+    peak = book.run("print(format_bytes(ui.plan.peak_bytes))")
+    book.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    path = tmp_path / "saved.html"
+    path.write_text(nbconvert.HTMLExporter().from_notebook_node(nbformat.read(book.path, 4))[0])
+    page = browser.new_page()
+    page.goto(f"file://{path}", wait_until="domcontentloaded")
+    assert page.locator(PEAK).inner_text() == peak
+    assert page.locator("img[alt^='live bytes']").is_visible()
+    page.close()
 
 
 def test_light_and_dark_follow_the_page(notebook):

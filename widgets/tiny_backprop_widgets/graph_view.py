@@ -57,7 +57,7 @@ class GraphView(View):
       >>> view = GraphView(plan_blocks(Graph.from_nodes([h, dh], outputs=["dh"])))
       >>> view.query = "dh"
       >>> view.matches.tolist()
-      []
+      [1]
     """
 
     kind = "graph"
