@@ -78,7 +78,7 @@ def explorer_figures(lab: Any, browser: Any, n_nodes: int, most_ms: float) -> li
     name = f"explorer, {n_nodes:,} equations"
     n_bytes = int(book.run("print(payload(ui.frontier, ui.dag, ui.tensors))"))
     figures = [
-        Figure(f"{name}: open", opened, 1.5 if n_nodes <= 1000 else 3.0, "s", "captured graph to painted frontier"),
+        Figure(f"{name}: open", opened, 1.5, "s", "captured graph to painted frontier"),
         Figure(f"{name}: payload", n_bytes / 1e6, 2.0, "MB", "state of the three views, modules included"),
         *_slider_figures(book, name, most_ms),
     ]

@@ -212,6 +212,7 @@ export function canvasIn(parent, height, label, paint) {
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   let request = 0;
   let tries = 0;
+  let timer = 0;
   const draw = () => {
     request = 0;
     const width = canvas.clientWidth;
@@ -219,7 +220,8 @@ export function canvasIn(parent, height, label, paint) {
     if (!width || !tall) {
       // JupyterLab takes the notebook out of the page for a moment when it changes its theme.
       tries -= 1;
-      if (tries > 0) setTimeout(again, 100);
+      clearTimeout(timer);
+      if (tries > 0) timer = setTimeout(again, 200);
       return;
     }
     const ratio = devicePixelRatio || 1;
@@ -236,7 +238,7 @@ export function canvasIn(parent, height, label, paint) {
     request ||= requestAnimationFrame(draw);
   };
   const touch = () => {
-    tries = 20;
+    tries = 5;
     again();
   };
   const resized = new ResizeObserver(touch);
@@ -246,7 +248,7 @@ export function canvasIn(parent, height, label, paint) {
     resized.disconnect();
     stopTheme();
     cancelAnimationFrame(request);
-    tries = 0;
+    clearTimeout(timer);
   };
   return { frame, canvas, touch, stop };
 }

@@ -15,7 +15,24 @@ export function renderTable({ model, el }) {
     root.dataset.theme = themeOf(el).isDark ? "dark" : "light";
   };
 
+  // Not before the frontier has been painted: a slider is being dragged. And not in a tab that is hidden.
+  let request = 0;
+  let isStale = false;
+  const shown = new ResizeObserver(() => {
+    if (isStale && root.offsetParent) draw();
+  });
+  shown.observe(root);
+  const later = () => {
+    isStale = true;
+    if (!root.offsetParent) return;
+    cancelAnimationFrame(request);
+    request = requestAnimationFrame(() => {
+      request = requestAnimationFrame(draw);
+    });
+  };
+
   function draw() {
+    isStale = false;
     themed();
     const { header, rows, caption: text } = model.get("_rows");
     caption.textContent = text;
@@ -72,18 +89,10 @@ export function renderTable({ model, el }) {
     }
   }
 
-  // Not before the frontier has been painted: a slider is being dragged.
-  let request = 0;
-  const later = () => {
-    cancelAnimationFrame(request);
-    request = requestAnimationFrame(() => {
-      request = requestAnimationFrame(draw);
-    });
-  };
-
   draw();
   const stops = [onTheme(themed), onChange(model, ["_rows"], later), onChange(model, ["value"], mark)];
   return () => {
+    shown.disconnect();
     cancelAnimationFrame(request);
     for (const end of stops) end();
     root.remove();
