@@ -113,7 +113,7 @@ class Compilation:
         folders = [str(Path(path).parents[1]) for path in (tiny_backprop.__file__, __file__)]
         known = os.environ.get("PYTHONPATH", "")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, *([known] if known else [])])}
-        env |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(jax.config.jax_enable_x64))}
+        env |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(jax.config.read("jax_enable_x64")))}
         with self._lock:
             if self.is_cancelled:
                 return None
