@@ -226,7 +226,9 @@ export function renderFrontier({ model, el }) {
     for (const { run, left, right, middle } of labels) {
       const from = Math.max(left, LEFT) + 4;
       const room = Math.min(right, LEFT + plotWidth()) - from - 4;
-      const text = bandLabel(plan.lives.value[run.life]).slice(0, Math.floor(room / 6));
+      const text = bandLabel(plan.lives.value[run.life])
+        .slice(0, Math.floor(room / 6))
+        .replace(/[ ·]+$/, "");
       if (text.length > 3) c.fillText(text, from, middle);
     }
     c.strokeStyle = theme.mark;

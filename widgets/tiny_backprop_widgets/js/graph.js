@@ -193,9 +193,10 @@ export function renderGraph({ model, el }) {
           ? box.lines.slice(0, 3)
           : box.lines.slice(0, 1);
     const gap = 12.5 * scale;
+    const low = fate === "saved" ? 3 * scale : -1; // below the rim of the cylinder
     lines.forEach((line, k) => {
       c.font = `${k ? "" : "bold "}${11 * Math.min(scale, 1.3)}px system-ui, sans-serif`;
-      c.fillText(fitted(c, line, w - 26 * scale), x + w / 2, y + h / 2 + (k - (lines.length - 1) / 2) * gap - 1);
+      c.fillText(fitted(c, line, w - 26 * scale), x + w / 2, y + h / 2 + (k - (lines.length - 1) / 2) * gap + low);
     });
     if (isGroup && isLive()) corner(c, theme, x + w, y, "+");
   }
