@@ -9,10 +9,10 @@ LAB_FLAGS ?= $(if $(filter 0,$(shell id -u)),--allow-root)
 AT_LEAST_311 := import sys; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab check docs clean
+.PHONY: help demo test screenshots lab check docs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## plan, run and measure the gradient of a 12-layer GPT; results in build/demo/
 	$(BIN)/python -m benchmarks.demo
@@ -20,14 +20,19 @@ demo: $(STAMP) ## plan, run and measure the gradient of a 12-layer GPT; results 
 test: check ## run all checks, tests, docstring examples and notebooks
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --doctest-modules tests tiny_backprop widgets/tiny_backprop_widgets
 
+screenshots: $(STAMP) ## write pictures of the explorer, light and dark, into build/screenshots/; needs chromium
+	$(BIN)/python -m benchmarks.screenshots
+
 lab: $(STAMP) ## open the first notebook in JupyterLab
 	$(BIN)/jupyter lab $(LAB_FLAGS) $(wildcard notebooks/1-*.ipynb)
 
-check: $(STAMP) ## lint, format, types, import layers, notebooks without outputs, docs
+check: $(STAMP) ## lint, format, types, import layers, JavaScript, notebooks without outputs, docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/biome check
+	$(if $(shell command -v tsc),tsc -p jsconfig.json)
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS))
 	$(MAKE) --no-print-directory docs
 

@@ -1,10 +1,13 @@
 """The explorer without a browser: what is assigned from Python, what it shows, what it writes."""
 
 import base64
+import hashlib
 import html.parser
+import json
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -25,8 +28,8 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import DisplayError, PlanExplorer, explorer, write_report
-from tiny_backprop_widgets.report import alive_at_peak
+from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, verify_panel, write_report
+from tiny_backprop_widgets.tensors import alive_at_peak
 
 GRAPH = chain(100, n_bytes=2**20)
 
@@ -132,12 +135,13 @@ def test_the_price_stands_beside_that_of_save_everything():
     assert plain[:3] == ["save everything", format_bytes(plan_save_everything(GRAPH).peak_bytes), "1.00 ×"]
 
 
-def test_the_picture_follows_the_plan():
+def test_all_views_follow_the_plan():
     ui = PlanExplorer(GRAPH)
-    ui.block_size.value = 50
-    assert f"peak {format_bytes(ui.plan.peak_bytes)}".encode() in bytes(ui._image.value)
-    ui.block_size.value = 3
-    assert f"peak {format_bytes(ui.plan.peak_bytes)}".encode() in bytes(ui._image.value)
+    for size in (50, 3):
+        ui.block_size.value = size
+        assert ui.frontier.plan == ui.dag.plan == ui.tensors.plan == ui.plan
+        assert ui.frontier._facts["peak_bytes"] == ui.plan.peak_bytes
+        assert format_bytes(ui.plan.peak_bytes) in ui.tensors._rows["caption"]
 
 
 # ---- byte budgets ----
@@ -150,7 +154,7 @@ CHAIN = chain(40, n_bytes=2**20)
 def test_assigning_a_budget_replans_before_it_returns(budget):
     ui = PlanExplorer(CHAIN)
     ui.budget.value = budget
-    assert ui.plan_by.value == "byte budget"
+    assert ui.strategy.value == "budget"
     assert ui.plan == plan_budget(CHAIN, budget)
     assert ui.plan.meta["budget"] == budget
     assert ui.plan.peak_bytes <= ui.budget.bytes == ui.plan.meta["budget_bytes"]
@@ -160,27 +164,33 @@ def test_assigning_a_budget_replans_before_it_returns(budget):
 
 def test_assigning_to_a_slider_chooses_what_plans():
     ui = PlanExplorer(CHAIN)
-    ui.plan_by.value = "byte budget"
+    ui.strategy.value = "budget"
     assert ui.plan == plan_save_everything(CHAIN)  # the budget is at its right end
     assert [w.layout.display for w in (ui.block_size, ui.levels, ui.budget)] == ["none", "none", None]
     ui.block_size.value = 7
-    assert ui.plan_by.value == "block size"
+    assert ui.strategy.value == "block size"
     assert ui.plan == plan_blocks(CHAIN, 7)
-    assert [w.layout.display for w in (ui.block_size, ui.levels, ui.budget)] == [None, None, "none"]
+    assert [w.layout.display for w in (ui.block_size, ui.levels, ui.budget)] == [None, "none", "none"]
     ui.budget.value = 0.5
     ui.levels.value = 2
+    assert ui.strategy.value == "height compression"
     assert ui.plan == plan_height_compressed(CHAIN, levels=2, block_size=7)
+    assert [w.layout.display for w in (ui.block_size, ui.levels, ui.budget)] == [None, None, "none"]
+    ui.block_size.value = 9
+    assert ui.plan == plan_height_compressed(CHAIN, levels=2, block_size=9)
+    ui.strategy.value = "block size"
+    assert ui.plan == plan_blocks(CHAIN, 9)
 
 
 def test_explorers_do_not_hide_each_others_sliders():
     first, second = PlanExplorer(CHAIN), PlanExplorer(CHAIN)
     first.budget.value = 0.5
-    assert second.levels.layout.display is None
+    assert second.block_size.layout.display is None
 
 
 def test_the_slider_goes_from_the_smallest_peak_to_save_everything():
     ui = PlanExplorer(CHAIN)
-    ui.plan_by.value = "byte budget"
+    ui.strategy.value = "budget"
     slider = ui.budget
     smallest, most = int(slider._stops[0]), int(slider._stops[-1])
     assert most == plan_save_everything(CHAIN).peak_bytes
@@ -201,7 +211,7 @@ def test_the_slider_goes_from_the_smallest_peak_to_save_everything():
 )
 def test_what_is_typed_is_the_budget(text, budget):
     ui = PlanExplorer(CHAIN)
-    ui.plan_by.value = "byte budget"
+    ui.strategy.value = "budget"
     ui.budget._field.value = text
     assert ui.budget.value == budget
     assert ui.plan == plan_budget(CHAIN, budget)
@@ -213,11 +223,11 @@ def test_what_is_no_budget_is_refused_in_place(text):
     ui.budget.value = 0.5
     before = ui.plan
     ui.budget._field.value = text
-    assert "a budget is bytes" in ui._message.value
-    assert "What is shown is the last plan that could be made" in ui._message.value
+    assert "a budget is bytes" in ui._guarded.message.value
+    assert "What is shown is the last plan that could be made" in ui._guarded.message.value
     assert (ui.plan, ui.budget.value, ui.errors) == (before, 0.5, [])
     ui.budget.value = 0.6
-    assert (ui._message.value, ui.budget._field.value) == ("", format_bytes(ui.budget.bytes))
+    assert (ui._guarded.message.value, ui.budget._field.value) == ("", format_bytes(ui.budget.bytes))
 
 
 @pytest.mark.parametrize("value", [1.5, -1, 0.0, None, True, "much", []])
@@ -233,17 +243,17 @@ def test_bad_budgets_raise_and_change_nothing(value):
 def test_an_impossible_budget_is_explained_and_nothing_is_lost():
     ui = PlanExplorer(CHAIN)
     ui.budget.value = 0.5
-    before, picture, price = ui.plan, ui._image.value, ui._price.value
+    before, picture, price = ui.plan, ui.frontier._lives, ui._price.value
     ui.budget.value = "1 KiB"
     smallest = int(ui.budget._stops[0])
-    assert f"the smallest peak that the planner can reach is {format_bytes(smallest)}" in ui._message.value
-    assert "Traceback" not in ui._message.value
+    assert f"the smallest peak that the planner can reach is {format_bytes(smallest)}" in ui._guarded.message.value
+    assert "Traceback" not in ui._guarded.message.value
     assert isinstance(ui.budget_error, BudgetError)
     assert ui.budget_error.smallest_peak_bytes == smallest
-    assert (ui.plan, ui._image.value, ui._price.value) == (before, picture, price)
+    assert (ui.plan, ui.frontier._lives, ui._price.value) == (before, picture, price)
     assert ui.errors == []
     ui.budget.value = smallest
-    assert (ui._message.value, ui.budget_error) == ("", None)
+    assert (ui._guarded.message.value, ui.budget_error) == ("", None)
     assert ui.plan.peak_bytes == smallest
 
 
@@ -258,15 +268,56 @@ def test_the_budget_stands_beside_its_price():
     assert f"(+{ui.plan.recompute_fraction:.1%} FLOPs)" in text
 
 
-def test_a_budgets_plan_is_exported_and_drawn_under_its_name(tmp_path):
+def test_a_budgets_plan_is_exported_under_its_name(tmp_path):
     ui = PlanExplorer(CHAIN)
     ui.budget.value = "13 MiB"
     files = {p.name: p for p in ui.export(tmp_path)}
     assert Plan.from_json(files["plan.json"].read_text(), CHAIN) == ui.plan
     assert "<h2>byte budget, 13 MiB</h2>" in files["report.html"].read_text()
-    ui._dag_button.click()
-    ui.budget.value = "16 MiB"
-    assert "The DAG below is that of byte budget, 13 MiB" in ui._stale.value
+    assert ui.errors == []
+
+
+def test_the_range_of_budgets_and_the_knee_are_told():
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = "13 MiB"
+    low, high = (format_bytes(int(n)) for n in (ui.budget._stops[0], ui.budget._stops[-1]))
+    assert f"possible: {low} to {high}" in ui._budget_line.value
+    assert "knee" not in ui._budget_line.value
+    knee = ui.trade_off(n_points=8).knee
+    assert f"knee at {format_bytes(knee.peak_bytes)}" in ui._budget_line.value
+
+
+# ---- the trade-off ----
+
+
+def test_a_point_of_the_trade_off_is_chosen():
+    ui = PlanExplorer(CHAIN)
+    found = ui.trade_off(n_points=8)
+    assert ui.trade_off_view.pareto is found
+    for i in (0, len(found) // 2, len(found) - 1):
+        ui.trade_off_view.value = i
+        assert ui.plan.peak_bytes == found.plans[i].peak_bytes
+        assert found.recompute_cost(ui.plan) == pytest.approx(found.recompute_cost(found.plans[i]))
+        assert ui.strategy.value == "budget"
+        assert ui.trade_off_view._curve["current"]["peak_bytes"] == ui.plan.peak_bytes
+    ui.block_size.value = 3
+    assert ui.trade_off_view.value is None
+    assert ui.trade_off_view._curve["current"]["peak_bytes"] == plan_blocks(CHAIN, 3).peak_bytes
+    assert ui.errors == []
+
+
+def test_the_trade_off_is_worked_out_in_the_background_and_can_be_cancelled():
+    ui = PlanExplorer(CHAIN)
+    with ui._guarded.lock:  # the first budget has to wait
+        ui._trade_off.button.click()
+        search = ui._trade_off.search
+        ui._trade_off.cancel_button.click()
+    search.join(60)
+    assert ui.trade_off_view is None
+    assert ui._trade_off.button.layout.display is None
+    ui._trade_off.button.click()
+    (ui._trade_off.search or search).join(60)
+    assert isinstance(ui.trade_off_view, ParetoView)
     assert ui.errors == []
 
 
@@ -276,35 +327,36 @@ def test_a_budgets_plan_is_exported_and_drawn_under_its_name(tmp_path):
 def test_verify_shows_what_xla_allocates_for_this_plan():
     ui = PlanExplorer(loss, *ARGS, argnums=(0, 1), scale=2.0)
     ui.budget.value = 0.7
-    ui._verify_button.click()
+    click_and_wait(ui)
     assert ui.errors == []
     planned = tiny_backprop.height_compressed_value_and_grad(loss, plan=ui.plan, argnums=(0, 1))
     expected = tiny_backprop.measure(planned, *ARGS, scale=2.0)
-    measured = ui.verify()
+    measured = ui.measurement
+    assert measured is ui.verify()
     assert (measured.temp_bytes, measured.output_bytes) == (expected.temp_bytes, expected.output_bytes)
-    text = re.sub("<[^>]*>", "", ui._measured_line.value)
+    text = re.sub("<[^>]*>", "", ui._verify_panel.line.value)
     assert f"measured by XLA on {expected.platform}: {format_bytes(expected.peak_bytes)} (temp " in text
     assert f"predicted {format_bytes(ui.plan.peak_bytes)}" in text
     away = measured.peak_bytes - ui.budget.bytes
     assert (f"{format_bytes(away)} above the budget" if away > 0 else "within the budget of") in text
-    assert not ui._verify_button.disabled
+    assert ui._verify_panel.button.layout.display is None
 
 
 def test_what_was_measured_stays_with_its_plan(monkeypatch):
     calls = []
-    real = explorer.measure
-    monkeypatch.setattr(explorer, "measure", lambda lowered: calls.append(lowered) or real(lowered))
+    real = verify_panel.Compilation
+    monkeypatch.setattr(verify_panel, "Compilation", lambda *args: calls.append(args) or real(*args))
     ui = PlanExplorer(loss, *ARGS)
     ui.block_size.value = 4
-    ui._verify_button.click()
-    text = ui._measured_line.value
+    click_and_wait(ui)
+    text = ui._verify_panel.line.value
     assert "measured by XLA" in text
     assert "budget" not in text
     ui.block_size.value = 5
-    assert ui._measured_line.value == ""
+    assert ui._verify_panel.line.value == ""
     ui.block_size.value = 4
-    assert ui._measured_line.value == text
-    ui._verify_button.click()
+    assert ui._verify_panel.line.value == text
+    click_and_wait(ui)
     assert len(calls) == 1
 
 
@@ -326,17 +378,76 @@ def test_arguments_that_are_no_arrays_are_passed_on():
 
 def test_a_graph_alone_cannot_be_verified():
     ui = PlanExplorer(CHAIN)
-    assert not any(ui._verify_button in getattr(w, "children", ()) for w in ui.children)
+    assert ui._verify_panel.children == ()
     with pytest.raises(PlanError, match=r"make the explorer by PlanExplorer\(fun, \*args\)"):
         ui.verify()
 
 
 def test_a_gradient_that_cannot_be_compiled_says_so_in_place():
     ui = PlanExplorer(lambda x: jnp.sin(jnp.sin(x)), jnp.ones(4))
-    ui._verify_button.click()
-    assert "needs one real number as output" in ui._message.value
-    assert ui._measured_line.value == ""
-    assert not ui._verify_button.disabled
+    click_and_wait(ui)
+    assert "needs one real number as output" in ui._guarded.message.value
+    assert ui._verify_panel.line.value == ""
+    assert ui._verify_panel.button.layout.display is None
+    assert len(ui.errors) == 1
+    ui.block_size.value = 2
+    assert ui._guarded.message.value == ""
+
+
+def test_a_compilation_that_is_cancelled_is_forgotten_and_its_process_ends():
+    ui = PlanExplorer(loss, *ARGS)
+    ui._verify_panel.button.click()
+    compilation = ui._verify_panel.compilation
+    assert "tracing" in ui._verify_panel.line.value or "compiling" in ui._verify_panel.line.value
+    while compilation._process is None and compilation.is_running:
+        compilation.join(0.01)
+    ui._verify_panel.cancel_button.click()
+    compilation.join(60)
+    assert compilation._process.returncode == -9
+    assert (ui.measurement, ui._verify_panel.compilation, compilation.measurement) == (None, None, None)
+    assert ui._verify_panel.line.value == "cancelled"
+    assert ui.errors == []
+    click_and_wait(ui)
+    assert ui.measurement.temp_bytes > 0
+
+
+def test_sliders_work_while_xla_compiles_and_the_figures_stay_with_their_plan():
+    ui = PlanExplorer(loss, *ARGS)
+    ui.block_size.value = 4
+    plan, compilation = ui.plan, start(ui)
+    ui.block_size.value = 2
+    compilation.join(120)
+    assert ui.measurement is None
+    ui.block_size.value = 4
+    assert ui.plan == plan
+    assert ui.measurement == compilation.measurement
+
+
+def test_what_cannot_be_exported_is_compiled_in_the_kernel():
+    def fun(x):
+        jax.debug.print("x {}", x[0])
+        return jnp.sum(jnp.sin(x))
+
+    ui = PlanExplorer(fun, jnp.ones(4))
+    compilation = start(ui)
+    compilation.join(120)
+    assert compilation._process is None
+    assert "in the kernel's own process" in compilation.stage
+    assert ui.measurement.output_bytes >= 4 + 16
+
+
+def start(ui):
+    """Click on Verify and return the compilation."""
+    ui._verify_panel.button.click()
+    return ui._verify_panel.compilation
+
+
+def click_and_wait(ui):
+    """Click on Verify and wait for what comes of it."""
+    compilation = start(ui)
+    if compilation is not None:
+        compilation.join(120)
+        assert not compilation.is_running
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -346,6 +457,10 @@ def test_code_makes_the_plan(levels):
     names = {"loss": loss, "args": ARGS, "kwargs": {"scale": 2.0}}
     exec(ui.code(), names)
     assert names["plan"] == ui.plan
+    value, gradients = names["value_and_grad"](*ARGS, scale=2.0)
+    expected = jax.value_and_grad(loss, argnums=(0, 1))(*ARGS, scale=2.0)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    assert [g.shape for g in gradients] == [g.shape for g in expected[1]]
     ui = PlanExplorer(GRAPH)
     ui.block_size.value, ui.levels.value = 3, levels
     names = {"graph": GRAPH}
@@ -363,16 +478,16 @@ def test_code_makes_the_plan_of_a_budget():
 
 def test_a_callback_that_raises_is_shown_and_recorded(monkeypatch):
     ui = PlanExplorer(GRAPH)
-    before, picture = ui.plan, ui._image.value
+    before, picture = ui.plan, ui.frontier._lives
     with monkeypatch.context() as patch:
-        patch.setattr(explorer, "plot_frontier", lambda *_, **__: 1 / 0)
+        patch.setattr(explorer, "plan_blocks", lambda *_, **__: 1 / 0)
         ui.block_size.value = 2
     assert [type(e) for e in ui.errors] == [ZeroDivisionError]
-    assert "ZeroDivisionError: division by zero" in ui._message.value
+    assert "ZeroDivisionError: division by zero" in ui._guarded.message.value
     assert ui.plan is before
-    assert ui._image.value == picture
+    assert ui.frontier._lives == picture
     ui.block_size.value = 4
-    assert ui._message.value == ""
+    assert ui._guarded.message.value == ""
     assert len(ui.errors) == 1
 
 
@@ -382,40 +497,70 @@ def test_a_failed_export_is_shown_in_place(tmp_path):
     ui._directory.value = str(tmp_path / "file")
     ui._export_button.click()
     assert [type(e) for e in ui.errors] == [FileExistsError]
-    assert "FileExistsError" in ui._message.value
+    assert "FileExistsError" in ui._guarded.message.value
 
 
-def test_the_dag_is_drawn_on_request_and_marked_when_stale():
-    ui = PlanExplorer(GRAPH)
-    ui.block_size.value = 10
-    assert ui._dag.value == ""
-    ui._dag_button.click()
-    assert "20 groups of 200 equations" in ui._dag.value or "apt-get install graphviz" in ui._dag.value
-    assert ui._stale.value == ""
-    ui.block_size.value = 20
-    assert "The DAG below is that of blocks, levels 1, block size 10" in ui._stale.value
-    ui.block_size.value = 10
-    assert ui._stale.value == ""
+# ---- linked views ----
+
+
+def test_a_tensor_that_is_chosen_in_one_view_is_chosen_in_all():
+    ui = PlanExplorer(loss, *ARGS)
+    value = int(ui.graph.value_node.argmax()) - 3
+    node = int(ui.graph.value_node[value])
+    ui.frontier.value = value
+    assert (ui.tensors.value, ui.dag.value) == (value, node)
+    assert f"node {node}" in ui._tensor.value
+    row = ui.tensors._rows["rows"][0]
+    ui.tensors.value = row[0]
+    assert ui.frontier.value == row[0]
+    assert ui.dag.value == ui.graph.value_node[row[0]]
+    ui.dag.value = 3
+    assert ui.graph.value_node[ui.frontier.value] == 3
+    assert ui.tensors.value == ui.frontier.value
+    ui.frontier.value = None
+    assert (ui.tensors.value, ui.dag.value, ui._tensor.value) == (None, None, "")
+    assert ui.errors == []
+
+
+def test_a_chosen_tensor_shows_the_line_that_makes_it():
+    ui = PlanExplorer(loss, *ARGS)
+    node = ui.graph.primitives.index("tanh")
+    ui.dag.value = node
+    assert "<mark>" in ui._tensor.value
+    assert "x = jnp.tanh(x @ w) * scale" in ui._tensor.value
+    ui.block_size.value = 1
+    assert "recomputed" in ui._tensor.value or "saved" in ui._tensor.value
 
 
 def test_export_writes_everything(tmp_path):
     ui = PlanExplorer(GRAPH)
     ui.block_size.value = 10
     paths = ui.export(tmp_path / "new" / "folder")
-    wanted = {"frontier.png", "frontier.svg", "frontier.pdf", "frontier.csv", "plan.json", "dag.dot", "report.html"}
-    assert {p.name for p in paths} == wanted | ({"dag.svg"} if shutil.which("dot") else set())
+    wanted = {f"frontier.{suffix}" for suffix in ("png", "svg", "pdf", "csv", "json")}
+    wanted |= {"tensors.csv", "plan.json", "dag.svg", "dag.dot", "report.html"}
+    assert {p.name for p in paths} == wanted | ({"dag.pdf", "dag.png"} if shutil.which("dot") else set())
     files = {p.name: p for p in paths}
     assert Plan.from_json(files["plan.json"].read_text(), GRAPH) == ui.plan
     assert pd.read_csv(files["frontier.csv"]).predicted_live_bytes.max() == ui.plan.peak_bytes
+    steps = json.loads(files["frontier.json"].read_text())
+    assert max(step["predicted_live_bytes"] for step in steps) == ui.plan.peak_bytes
+    assert pd.read_csv(files["tensors.csv"]).bytes.sum() == ui.plan.peak_bytes
     first = {name: path.read_bytes() for name, path in files.items()}
     assert {p.name: p.read_bytes() for p in ui.export(tmp_path / "again")} == first
 
 
-def test_without_dot_export_leaves_out_its_svg_alone(monkeypatch, tmp_path):
+def test_without_dot_export_leaves_out_what_it_alone_writes(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     paths = PlanExplorer(GRAPH).export(tmp_path)
-    assert [p.name for p in paths[-2:]] == ["dag.dot", "report.html"]
-    assert "apt-get install graphviz" in paths[-1].read_text()
+    assert [p.name for p in paths[-3:]] == ["dag.svg", "dag.dot", "report.html"]
+
+
+def test_the_trade_off_is_exported_once_it_is_known(tmp_path):
+    ui = PlanExplorer(CHAIN)
+    ui.trade_off(n_points=5)
+    files = {p.name: p for p in ui.export(tmp_path)}
+    assert files["trade-off.svg"].read_text().startswith("<?xml")
+    assert len(pd.read_csv(files["trade-off.csv"])) == len(ui.trade_off_view.pareto) + 3
 
 
 def test_mime_bundle_has_fallbacks():
@@ -424,6 +569,16 @@ def test_mime_bundle_has_fallbacks():
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert bundle["text/plain"].startswith("PlanExplorer(Plan(strategy='blocks'")
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    rows = Page(bundle["text/html"]).rows
+    assert ["this plan", format_bytes(ui.plan.peak_bytes)] == rows[1][:2]
+
+
+def test_a_picture_that_cannot_be_drawn_says_so_and_leaves_the_live_view(monkeypatch):
+    ui = PlanExplorer(GRAPH)
+    monkeypatch.setattr(explorer, "plot_frontier", lambda *_, **__: 1 / 0)
+    bundle = ui._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "ZeroDivisionError" in bundle["text/html"]
 
 
 def test_what_cannot_be_explored_is_refused():
@@ -448,6 +603,8 @@ def test_a_gradient_without_forward_nodes_can_be_explored():
 
 def test_reachable_from_the_core():
     assert tiny_backprop.PlanExplorer is PlanExplorer
+    ui = tiny_backprop.explore(loss, *ARGS, argnums=1)
+    assert ui.graph.fingerprint == tiny_backprop.capture_gradient(loss, *ARGS, argnums=1).fingerprint
 
 
 # ---- the report ----
@@ -481,8 +638,15 @@ def test_report_is_self_contained_and_escaped(tmp_path):
     measured = pd.DataFrame({evil: [1], "measured_temp_bytes": [2048]}, index=pd.Index([evil], name=evil))
     path = write_report(tmp_path / "a.html", graph, {evil: plan_blocks(graph, 1)}, measured=measured)
     page = Page(path.read_text())
-    assert {"script", "img", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert {"img", "link", "iframe", "object"}.isdisjoint(page.tags)
     assert {"svg", "table"} <= page.tags
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", path.read_text(), re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [' type="application/json" id="tb-data"', ' type="module"']
+    assert path.read_text().count("<script") == 2
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in path.read_text()
+    assert "default-src 'none'" in path.read_text()
+    assert evil in json.loads(scripts[0][1])["frontier0"]["state"]["_strings"]
     assert all(link.startswith("#") for link in page.links)
     assert not re.search(r"@import|url\((?!#)", path.read_text())
     assert any("alert" in cell for row in page.rows for cell in row)

@@ -73,7 +73,7 @@ def test_notebook_is_stored_without_outputs(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebook_that_explores_ends_with_a_check_of_the_explorer(path: Path) -> None:
     sources = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    if any("PlanExplorer(" in source for source in sources):
+    if any("PlanExplorer(" in source or "explore(" in source for source in sources):
         assert sources[-1] == "assert not ui.errors"
 
 

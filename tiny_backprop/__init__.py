@@ -1,7 +1,8 @@
 """See where the memory of a JAX gradient goes, plan what to save and what to recompute, and run the plan.
 
-The names here are the public interface. The interactive part is in `tiny_backprop_widgets`; `PlanExplorer`,
-`plot_frontier`, `plot_memory_map`, `export_frontier`, `jaxpr_dag` and `write_report` are reachable from here too.
+The names here are the public interface. The interactive part is in `tiny_backprop_widgets`; `explore`, `PlanExplorer`
+and its views, `plot_frontier`, `plot_pareto`, `plot_memory_map`, `export_frontier`, `jaxpr_dag` and `write_report` can be
+had from here. `%load_ext tiny_backprop` brings `%memplan` into a notebook.
 """
 
 import importlib
@@ -57,7 +58,12 @@ from tiny_backprop.plan import simulate as simulate
 __version__ = "0.1.0"
 
 _IN_WIDGETS = (
+    "FrontierView",
+    "GraphView",
+    "ParetoView",
     "PlanExplorer",
+    "TableView",
+    "explore",
     "export_frontier",
     "jaxpr_dag",
     "plot_frontier",
@@ -72,3 +78,8 @@ def __getattr__(name: str) -> Any:
     if name in _IN_WIDGETS:
         return getattr(importlib.import_module("tiny_backprop_widgets"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Bring `%memplan` and `%%memplan` into a notebook, as `%load_ext tiny_backprop` asks for."""
+    ipython.register_magics(importlib.import_module("tiny_backprop_widgets.magic").MemplanMagics)

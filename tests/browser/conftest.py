@@ -1,54 +1,14 @@
-"""A private JupyterLab on the loopback interface, driven by the system's chromium, which can reach nothing else.
+"""A private JupyterLab and a browser for the tests; where a test fails, its page is kept as a picture in `tmp_path`."""
 
-Waits are on states of the page, never on sleeps. Where a test fails, its page is kept as a picture in its `tmp_path`.
-"""
-
-import json
-import os
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import nbformat
 import pytest
 
-START_SECONDS = 60
-CHROMIUM_FLAGS = [
-    "--no-sandbox",  # root, as in a container, has none
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-]
-# The toolbar says idle before a kernel is connected.
-WAIT_FOR_KERNEL = """async () => {
-  const app = window.jupyterapp; await app.restored;
-  const notebook = app.shell.currentWidget; await notebook.context.ready; await notebook.sessionContext.ready;
-  await notebook.sessionContext.session.kernel.info;
-}"""
-RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
-RUN_CODE = """async (code) => {
-  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-  const future = kernel.requestExecute({code}); let text = '';
-  future.onIOPub = (m) => { text += m.content.text ?? m.content.traceback?.join('\\n') ?? ''; };
-  const reply = await future.done; return [reply.content.status, text];
-}"""
+from .lab import Lab, Notebook, running_browser, running_lab
+
 _REPORT = pytest.StashKey[pytest.TestReport]()
-
-
-class Lab(NamedTuple):
-    """A running JupyterLab: its address, its token, and the folder of its notebooks."""
-
-    url: str
-    token: str
-    folder: Path
 
 
 @pytest.hookimpl(wrapper=True)
@@ -62,136 +22,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("lab")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    lab = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), folder / "notebooks")
-    lab.folder.mkdir()
-    with (folder / "lab.log").open("wb") as log:
-        process = subprocess.Popen(
-            _command(port, lab.folder),
-            env=_environment(folder, lab.token),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            _wait_for(lab, process, folder / "lab.log")
-            yield lab
-        finally:
-            _stop(process)
-
-
-def _command(port: int, folder: Path) -> list[str]:
-    options = {
-        "ServerApp.ip": "127.0.0.1",
-        "ServerApp.port": port,
-        "ServerApp.port_retries": 0,
-        "ServerApp.root_dir": folder,
-        "LabApp.expose_app_in_browser": True,
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
-    }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *flags]
-
-
-def _environment(folder: Path, token: str) -> dict[str, str]:
-    """Keep the user's own settings out of the test, and the test out of theirs."""
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-    folders = {
-        "JUPYTERLAB_SETTINGS_DIR": "settings",
-        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "IPYTHONDIR": "ipython",
-        "MPLCONFIGDIR": "matplotlib",
-    }
-    return {**os.environ, "JUPYTER_TOKEN": token} | {name: str(folder / path) for name, path in folders.items()}
-
-
-def _wait_for(lab: Lab, process: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(f"{lab.url}/api/kernels", headers={"Authorization": f"token {lab.token}"})
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(request, timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start within {START_SECONDS} s: {log.read_text()[-2000:]}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the group of processes that we started: the server and its kernels."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, signal_number)
-            process.wait(15)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
+    with running_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=path, headless=True, args=CHROMIUM_FLAGS)
+    with running_browser() as browser:
         yield browser
-        browser.close()
-
-
-class Notebook:
-    """A notebook open in JupyterLab, all its cells executed.
-
-    Attributes:
-      page: Playwright's page.
-      path: The notebook's file.
-      problems: Errors on the console, uncaught exceptions, and requests to any other host.
-    """
-
-    def __init__(self, page: Any, lab: Lab, cells: list[str]):
-        self.page, self.problems = page, list[str]()
-        self.path = lab.folder / f"{secrets.token_hex(4)}.ipynb"
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-        notebook.metadata["kernelspec"] = kernel
-        nbformat.write(notebook, self.path)
-        self._listen(lab.url)
-        page.goto(f"{lab.url}/doc/tree/{self.path.name}?token={lab.token}&reset", wait_until="domcontentloaded")
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        page.evaluate(WAIT_FOR_KERNEL)
-        assert page.evaluate(RUN_ALL), page.locator(".jp-OutputArea").all_inner_texts()
-
-    def _listen(self, url: str) -> None:
-        ours = (url, url.replace("http", "ws", 1), "data:", "blob:")
-
-        def on_console(message: Any) -> None:
-            if message.type == "error":
-                self.problems.append(f"console: {message.text}")
-
-        def on_request(request: Any) -> None:
-            if not request.url.startswith(ours):
-                self.problems.append(f"request: {request.url}")
-
-        self.page.on("console", on_console)
-        self.page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
-        self.page.on("request", on_request)
-
-    def run(self, code: str) -> str:
-        """Run code in the notebook's kernel and return what it prints."""
-        status, text = self.page.evaluate(RUN_CODE, code)
-        assert status == "ok", text
-        return text.strip()
 
 
 @pytest.fixture

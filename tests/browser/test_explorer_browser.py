@@ -1,7 +1,8 @@
-"""The explorer in a real JupyterLab: dragged by mouse and keys, held against the plan in the kernel."""
+"""The explorer in a real JupyterLab: every control by mouse and keys, held against the plan in the kernel."""
 
 import json
 
+import nbconvert
 import nbformat
 import pytest
 
@@ -9,44 +10,39 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("br
 
 MODEL = """
 import jax, jax.numpy as jnp
-from tiny_backprop import PlanExplorer
+import tiny_backprop as t
 from tiny_backprop.units import format_bytes
 
 def loss(w, x):
-    for _ in range(24):
-        x = jnp.tanh(x @ w)
+    for i in range(24):
+        with jax.named_scope(f"layer{i // 6}"):
+            x = jnp.tanh(x @ w)
     return jnp.sum(x ** 2)
 
-ui = PlanExplorer(loss, jax.ShapeDtypeStruct((64, 64), "float32"), jax.ShapeDtypeStruct((256, 64), "float32"))
+ui = t.explore(loss, jax.ShapeDtypeStruct((64, 64), "float32"), jax.ShapeDtypeStruct((256, 64), "float32"))
 ui.block_size.value = 1
 """
 PEAK = "table.tiny-backprop tr:nth-child(2) td:nth-child(2)"
-FIELD = "input[type=number]"
-HANDLE = ".widget-slider .noUi-handle"
-PICTURE_TEXT = "() => fetch(document.querySelector('.widget-image').src).then(r => r.text())"
-SHOWS = """([peak, field, wanted, size]) =>
-  document.querySelector(peak).innerText === wanted && document.querySelector(field).value === String(size)"""
+FIELD = "input[type=number]:visible"
+HANDLE = ".widget-slider .noUi-handle:visible"
+TRACK = ".widget-slider .noUi-target:visible"
+SHOWS = """([cell, wanted, bytes]) => document.querySelector(cell).innerText === wanted
+  && document.querySelector('.tb-frontier').dataset.peakBytes === String(bytes)"""
+# Edges of the plot inside the frontier's canvas, in pixels.
+LEFT, RIGHT, BOTTOM = 64, 12, 32
 
 
-def expect(book, size, levels=1):
-    """Wait until the page shows a plan that the kernel makes afresh, then check that the picture shows it as well."""
-    call = f"t.plan_height_compressed(ui.graph, levels={levels}, block_size={size})"
-    peak = book.run(f"import tiny_backprop as t; print(format_bytes({call}.peak_bytes))")
-    book.page.wait_for_function(SHOWS, arg=[PEAK, FIELD, peak, size], timeout=30_000)
-    book.page.wait_for_function(
-        f"() => ({PICTURE_TEXT})().then(text => text.includes('>peak {peak}<'))", timeout=30_000
-    )
-    return peak
+def expect(book, call):
+    """Wait until the page, its price and its painted frontier, shows a plan that the kernel makes afresh."""
+    n_bytes = int(book.run(f"print(t.{call}.peak_bytes)"))
+    peak = book.run(f"print(format_bytes({n_bytes}))")
+    book.page.wait_for_function(SHOWS, arg=[PEAK, peak, n_bytes], timeout=30_000)
+    assert book.run(f"print(ui.plan == t.{call})") == "True"
+    return n_bytes
 
 
-def expect_budget(book, budget):
-    """Wait until the page shows a plan for a budget that the kernel makes afresh."""
-    peak = book.run(f"import tiny_backprop as t; print(format_bytes(t.plan_budget(ui.graph, {budget}).peak_bytes))")
-    wanted = book.run(f"print(format_bytes(t.plan_budget(ui.graph, {budget}).meta['budget_bytes']))")
-    shows = """([peak, cell, budget]) => document.querySelector(cell).innerText === peak
-      && document.body.innerText.includes(`budget ${budget} (`)"""
-    book.page.wait_for_function(shows, arg=[peak, PEAK, wanted], timeout=30_000)
-    return peak
+def blocks(size):
+    return f"plan_blocks(ui.graph, {size})"
 
 
 def position(handle):
@@ -54,20 +50,39 @@ def position(handle):
     return round(float(handle.get_attribute("aria-valuenow")))
 
 
+def opened(notebook, *cells):
+    book = notebook(*(cells or (MODEL, "ui")))
+    book.page.wait_for_selector(".tb-frontier[data-paints]")
+    return book
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def at_peak(book):
+    """Return where, in the page, the lowest band at the plan's peak is painted."""
+    canvas = book.page.locator(".tb-frontier canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    share = float(book.run("print((ui.plan.timeline.peak_step + 0.5) / len(ui.plan.timeline.steps))"))
+    x = box["x"] + LEFT + share * (box["width"] - LEFT - RIGHT)
+    return x, box["y"] + box["height"] - BOTTOM - 4
+
+
 def test_mouse_keys_and_typing_replan_live(notebook):
-    book = notebook(MODEL, "ui")
+    book = opened(notebook)
     page = book.page
-    page.wait_for_selector(PEAK)
     stops = json.loads(book.run("print(ui.block_size._stops.tolist())"))
-    handle, bar = page.locator(HANDLE).first, page.locator(".widget-slider .noUi-target").first
-    first = expect(book, 1)
+    handle, bar = page.locator(HANDLE).first, page.locator(TRACK).first
+    first = expect(book, blocks(1))
 
     start, track = handle.bounding_box(), bar.bounding_box()
     page.mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
     page.mouse.down()
     page.mouse.move(track["x"] + 0.5 * track["width"], track["y"] + track["height"] / 2, steps=8)
     middle = position(handle)
-    dragged = expect(book, stops[middle])  # while the button is still down
+    dragged = expect(book, blocks(stops[middle]))  # while the button is still down
     page.mouse.up()
     assert abs(middle - len(stops) // 2) <= 1
     assert dragged != first
@@ -75,102 +90,382 @@ def test_mouse_keys_and_typing_replan_live(notebook):
     handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    keyed = expect(book, stops[middle + 3])
+    keyed = expect(book, blocks(stops[middle + 3]))
     assert keyed != dragged
 
     page.locator(FIELD).first.fill("2")
     page.locator(FIELD).first.press("Enter")
-    typed = expect(book, 2)
+    typed = expect(book, blocks(2))
     assert typed != keyed
 
+    page.get_by_role("button", name="height compression").click()
+    expect(book, "plan_height_compressed(ui.graph, levels=1, block_size=2)")
     page.locator(HANDLE).nth(1).focus()
     page.keyboard.press("ArrowRight")
-    assert expect(book, 2, levels=2) != typed
+    assert expect(book, "plan_height_compressed(ui.graph, levels=2, block_size=2)") != typed
     assert book.run("print(ui.plan.meta['levels'], ui.errors)") == "2 []"
     assert book.problems == []
 
 
-def test_budgets_are_dragged_typed_refused_and_verified(notebook):
-    book = notebook(MODEL, "ui")
+def test_budgets_are_dragged_typed_and_refused(notebook):
+    book = opened(notebook)
     page = book.page
-    page.get_by_role("button", name="byte budget").click()
+    page.get_by_role("button", name="budget", exact=True).click()
     page.get_by_text("100% of save everything").wait_for()
-    bar = page.locator(".widget-slider .noUi-target:visible")
+    bar = page.locator(TRACK)
     assert bar.count() == 1  # those of block size and levels are hidden
 
     track = bar.bounding_box()
     page.mouse.click(track["x"] + 0.4 * track["width"], track["y"] + track["height"] / 2)
-    handle = page.locator(HANDLE + ":visible")
+    handle = page.locator(HANDLE)
     page.wait_for_function("handle => handle.ariaValueNow < 60", arg=handle.element_handle())
     wanted = int(book.run(f"print(ui.budget._stops[{position(handle)}])"))
-    clicked = expect_budget(book, wanted)
+    clicked = expect(book, f"plan_budget(ui.graph, {wanted})")
 
     handle.focus()
     for _ in range(12):
         page.keyboard.press("ArrowLeft")
-    keyed = expect_budget(book, int(book.run(f"print(ui.budget._stops[{position(handle)}])")))
-    assert keyed != clicked
+    wanted = int(book.run(f"print(ui.budget._stops[{position(handle)}])"))
+    assert expect(book, f"plan_budget(ui.graph, {wanted})") != clicked
 
     field = page.locator(".tiny-backprop-explorer input[type=text]:visible").first
     field.fill("50%")
     field.press("Enter")
-    half = expect_budget(book, 0.5)
+    expect(book, "plan_budget(ui.graph, 0.5)")
 
     field.fill("1 KiB")
     field.press("Enter")
-    page.get_by_role("alert").wait_for()
-    assert "the smallest peak that the planner can reach is" in page.get_by_role("alert").inner_text()
-    assert page.locator(PEAK).inner_text() == half
+    alert = page.locator(".tiny-backprop-explorer [role=alert]:visible")
+    alert.wait_for()
+    assert "the smallest peak that the planner can reach is" in alert.inner_text()
     assert book.run("print(ui.errors, ui.plan == t.plan_budget(ui.graph, 0.5))") == "[] True"
 
     field.fill("50%")
     field.press("Enter")
-    page.get_by_role("alert").wait_for(state="detached")
+    alert.wait_for(state="detached")
+    assert book.problems == []
+
+
+def test_a_tensor_that_is_clicked_is_chosen_in_table_graph_and_source(notebook):
+    book = opened(notebook)
+    page = book.page
+    x, y = at_peak(book)
+    page.mouse.move(x, y)
+    page.locator(".tb-frontier .tb-tip:visible").wait_for()
+    assert "float32[" in page.locator(".tb-frontier .tb-tip").inner_text()
+    page.mouse.click(x, y)
+    row = page.locator(".tb-tensors tr[aria-selected=true]")
+    row.wait_for()
+    value = int(row.get_attribute("data-value"))
+    assert value == int(book.run("print(ui.frontier.value)")) == int(book.run("print(ui.tensors.value)"))
+    shape = book.run(f"v = ui.graph.value({value}); print(f'{{v.dtype}}[{{v.shape[0]}},{{v.shape[1]}}]')")
+    assert shape in row.inner_text()
+    page.locator(".tiny-backprop-source mark").wait_for()
+    assert "x = jnp.tanh(x @ w)" in page.locator(".tiny-backprop-source mark").inner_text()
+    assert int(book.run("print(ui.graph.value_node[ui.frontier.value] == ui.dag.value)") == "True")
+
+    page.locator(".tb-tensors tbody tr").nth(1).click()
+    other = page.locator(".tb-tensors tbody tr").nth(1).get_attribute("data-value")
+    page.wait_for_function("v => document.querySelector('.tb-frontier').dataset.chosen === v", arg=other)
+    open_tab(page, "Graph")
+    node = book.run(f"print(ui.graph.value_node[{other}])")
+    page.wait_for_function("n => document.querySelector('.tb-graph').dataset.chosen === n", arg=node)
+    assert book.problems == []
+
+
+def test_zoom_and_pan_by_buttons_keys_wheel_and_drag(notebook):
+    book = opened(notebook)
+    page = book.page
+    root = page.locator(".tb-frontier")
+
+    def paints():
+        return int(root.get_attribute("data-paints"))
+
+    def repaints_on(act):
+        before = paints()
+        act()
+        page.wait_for_function("n => Number(document.querySelector('.tb-frontier').dataset.paints) > n", arg=before)
+
+    canvas = root.locator("canvas")
+    for name in ("zoom in", "zoom to the peak", "zoom out", "show all steps"):
+        repaints_on(root.get_by_role("button", name=name).click)
+    canvas.focus()
+    for key in ("+", "ArrowRight", "ArrowLeft", "-", "n", "Escape", "y", "0"):
+        repaints_on(lambda key=key: page.keyboard.press(key))
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 100)
+    repaints_on(lambda: page.mouse.wheel(0, -200))
+    page.mouse.down()
+    repaints_on(lambda: page.mouse.move(box["x"] + 200, box["y"] + 100, steps=3))
+    page.mouse.up()
+    assert book.run("print(ui.frontier.value)") == "None"  # a drag chooses nothing
+    assert book.problems == []
+
+
+def test_a_group_is_opened_searched_and_stays_in_place(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Graph")
+    root = page.locator(".tb-graph")
+    page.wait_for_selector(".tb-graph[data-paints]")
+    assert int(root.get_attribute("data-boxes")) == int(book.run("print(ui.dag.n_boxes)"))
+    n_boxes = int(root.get_attribute("data-boxes"))
+
+    canvas = root.locator("canvas")
+    canvas.focus()
+    page.keyboard.press("n")
+    page.keyboard.press("n")  # walks to a group, which is then in the middle
+    page.wait_for_function("() => document.querySelector('.tb-graph').dataset.chosen !== ''")
+    canvas.dblclick()
+    page.wait_for_function("n => Number(document.querySelector('.tb-graph').dataset.boxes) > n", arg=n_boxes)
+    more = int(root.get_attribute("data-boxes"))
+    assert more == int(book.run("print(ui.dag.n_boxes)"))
+    assert book.run("print(len(ui.dag.expanded))") == "1"
+
+    places = book.run("print(hash(ui.dag._places))")
+    book.run("ui.block_size.value = 12")
+    expect(book, blocks(12))
+    assert book.run("print(hash(ui.dag._places))") == places
+
+    search = root.get_by_role("searchbox")
+    search.fill("tanh")
+    n_found = book.run("print(ui.graph.primitives.count('tanh'))")
+    root.get_by_text(f"{n_found} found", exact=True).wait_for()
+    search.fill("")
+    root.get_by_label("collapse by").select_option("block")
+    page.wait_for_function("n => Number(document.querySelector('.tb-graph').dataset.boxes) !== n", arg=more)
+    assert book.run("print(ui.dag.group_by, ui.errors)") == "block []"
+    assert book.problems == []
+
+
+def test_a_point_of_the_trade_off_is_clicked(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Trade-off")
+    page.get_by_role("button", name="Work out the trade-off").click()
+    page.wait_for_selector(".tb-pareto svg [data-point]", timeout=60_000)
+    n_points = page.locator(".tb-pareto [data-point]").count()
+    assert n_points == int(book.run("print(len(ui.trade_off_view.pareto))"))
+    for i in (n_points // 2, n_points - 1):
+        page.locator(f".tb-pareto [data-point='{i}']").click()
+        wanted = book.run(f"print(ui.trade_off_view.pareto.plans[{i}].peak_bytes)")
+        page.wait_for_function("n => document.querySelector('.tb-frontier').dataset.peakBytes === n", arg=wanted)
+        page.locator(f".tb-pareto [data-point='{i}'][aria-pressed=true]").wait_for()
+    assert book.run("print(ui.strategy.value, ui.errors)") == "budget []"
+    assert book.problems == []
+
+
+SLOW = """
+def slow(w, x):
+    for i in range(400):
+        x = jnp.tanh(x @ w) + jnp.sort(x, axis=0)
+    return jnp.sum(x ** 2)
+
+ui = t.explore(slow, jax.ShapeDtypeStruct((64, 64), "float32"), jax.ShapeDtypeStruct((256, 64), "float32"))
+ui.block_size.value = 20
+"""
+
+
+def test_verify_in_the_background_and_cancel(notebook):
+    book = opened(notebook, MODEL + SLOW, "ui")
+    page = book.page
     page.get_by_role("button", name="Verify").click()
-    page.get_by_text("measured by XLA on").wait_for()
-    measured = book.run("print(format_bytes(ui.verify().peak_bytes))")
-    assert f"cpu: {measured} (temp" in page.get_by_text("measured by XLA on").inner_text()
+    page.get_by_text("compiling in a process of its own").wait_for()
+    page.locator(HANDLE).first.focus()
+    page.keyboard.press("ArrowRight")  # the notebook stays usable
+    expect(book, blocks(int(book.run("print(ui.block_size.value)"))))
+    process = book.run("c = ui._verify_panel.compilation; print(c._process.poll())")
+    assert process == "None"
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("cancelled", exact=True).wait_for()
+    assert book.run("c.join(30); print(c._process.returncode, ui.measurement)") == "-9 None"
+
     assert book.run("print(ui.errors)") == "[]"
     assert book.problems == []
 
 
-def test_dag_export_and_errors_show_in_place(notebook):
-    book = notebook(MODEL + "ui.block_size.value = 12", "ui")
+def test_verify_shows_xlas_figures_beside_the_predicted_ones(notebook):
+    book = opened(notebook)
     page = book.page
-    page.get_by_role("button", name="Draw the DAG").click()
-    page.wait_for_selector(".tiny-backprop-dag svg .node, .tiny-backprop-dag p")
-    n_boxes = page.locator(".tiny-backprop-dag svg .node").count()
-    assert n_boxes == int(book.run("import tiny_backprop as t; print(t.jaxpr_dag(ui.graph, ui.plan).n_boxes)"))
-    assert "backward" in page.locator(".tiny-backprop-dag").inner_text()
-
-    page.get_by_role("button", name="Export").click()
-    page.get_by_text("Written to").wait_for()
-    folder = book.path.parent / "plan-export"
-    assert (folder / "report.html").stat().st_size > 10_000
-
-    book.run("from tiny_backprop_widgets import explorer; explorer.plot_frontier = None")
-    page.locator(HANDLE).first.focus()
-    page.keyboard.press("ArrowRight")
-    page.get_by_role("alert").wait_for()
-    assert "TypeError" in page.get_by_role("alert").inner_text()
-    assert book.run("print(len(ui.errors) > 0)") == "True"
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_text("measured by XLA on").wait_for(timeout=90_000)
+    measured = book.run(
+        "print(format_bytes(t.measure(t.height_compressed_value_and_grad(loss, plan=ui.plan), "
+        "jax.ShapeDtypeStruct((64, 64), 'float32'), "
+        "jax.ShapeDtypeStruct((256, 64), 'float32')).peak_bytes))"
+    )
+    assert f"cpu: {measured} (temp" in page.get_by_text("measured by XLA on").inner_text()
+    assert book.run("print(ui.measurement is not None, ui.errors)") == "True []"
     assert book.problems == []
 
 
-def test_report_opens_without_network_or_script(notebook, browser, tmp_path):
-    book = notebook(MODEL, f"paths = ui.export({str(tmp_path)!r})", "ui")
-    requests, problems = [], []
-    page = browser.new_page()
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: problems.append(message.text))
-    page.goto(f"file://{tmp_path}/report.html")
-    assert requests == [f"file://{tmp_path}/report.html"]
+def test_errors_show_in_place_and_the_explorer_goes_on(notebook):
+    book = opened(notebook)
+    page = book.page
+    alert = page.locator(".tiny-backprop-explorer [role=alert]:visible")
+    book.run("from tiny_backprop_widgets import explorer; real = explorer.plan_blocks; explorer.plan_blocks = None")
+    page.locator(HANDLE).first.focus()
+    page.keyboard.press("ArrowRight")
+    alert.wait_for()
+    assert "TypeError" in alert.inner_text()
+    assert book.run("print(len(ui.errors) > 0); explorer.plan_blocks = real") == "True"
+    page.keyboard.press("ArrowRight")
+    alert.wait_for(state="detached")
+    expect(book, blocks(int(book.run("print(ui.block_size.value)"))))
+    assert book.problems == []
+
+
+def test_a_function_that_raises_when_it_is_compiled_is_told_in_place(notebook):
+    cell = MODEL + "ui = t.explore(lambda x: jnp.sin(jnp.sin(x)), jnp.ones(4))"
+    book = opened(notebook, cell, "ui")
+    page = book.page
+    page.get_by_role("button", name="Verify").click()
+    alert = page.locator(".tiny-backprop-explorer [role=alert]:visible")
+    alert.wait_for(timeout=60_000)
+    assert "needs one real number as output" in alert.inner_text()
+    page.locator(FIELD).first.fill("2")
+    page.locator(FIELD).first.press("Enter")
+    alert.wait_for(state="detached")
+    assert book.problems == []
+
+
+def test_a_kernel_that_was_restarted_is_told_in_place(notebook):
+    book = opened(notebook)
+    page = book.page
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.get_by_text("The kernel was restarted or is gone").wait_for(timeout=60_000)
+    assert page.locator(".tb-frontier canvas").is_visible()
+    assert book.problems == []
+
+
+HOSTILE = r"""
+import jax, jax.numpy as jnp
+import tiny_backprop as t
+from tiny_backprop.units import format_bytes
+
+EVIL = "<img src=x onerror=window.hacked=1>\"'`${window.hacked=1}</script><script>window.hacked=1</script>"
+EVIL += "\u202eRTL \u05e9\u05dc\u05d5\u05dd \U0001f600 " + "x" * 10_000
+
+def loss(params, x):
+    for i in range(12):
+        with jax.named_scope(EVIL):
+            x = jnp.tanh(x @ params[EVIL])
+    return jnp.sum(x ** 2)
+
+loss.__name__ = EVIL
+params = {EVIL: jax.ShapeDtypeStruct((64, 64), "float32")}
+ui = t.explore(loss, params, jax.ShapeDtypeStruct((256, 64), "float32"))
+ui.block_size.value = 4
+"""
+
+
+def test_hostile_strings_neither_break_nor_inject(notebook, browser, tmp_path):
+    book = opened(notebook, HOSTILE, "ui")
+    page = book.page
+    x, y = at_peak(book)
+    page.mouse.move(x, y)
+    page.locator(".tb-frontier .tb-tip:visible").wait_for()
+    assert "<img src=x" in page.locator(".tb-frontier .tb-tip").inner_text()
+    page.mouse.click(x, y)
+    page.locator(".tb-tensors tr[aria-selected=true]").wait_for()
+    open_tab(page, "Graph")
+    page.wait_for_selector(".tb-graph[data-paints]")
+    page.locator(".tb-graph canvas").focus()
+    page.keyboard.press("n")
+    page.locator(".tb-graph .tb-tip:visible").wait_for()
+    page.locator(".tb-graph input").fill("<img")
+    page.get_by_text(" found").first.wait_for()
+    open_tab(page, "Trade-off")
+    page.get_by_role("button", name="Work out the trade-off").click()
+    page.wait_for_selector(".tb-pareto svg [data-point]", timeout=60_000)
+    open_tab(page, "Code and export")
+    book.run(f"ui.export({str(tmp_path)!r})")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+    problems = check_report(browser, tmp_path)
     assert problems == []
-    assert page.get_by_text(f"Alive at the predicted peak of {book.page.locator(PEAK).inner_text()}").is_visible()
-    assert page.evaluate("document.querySelector('figure svg').getBoundingClientRect().width") > 300
+
+
+def check_report(browser, folder):
+    """Open a report, hover over and click a tensor in it, and return what went wrong."""
+    page, problems = browser.new_page(viewport={"width": 1200, "height": 1000}), []
+    url = f"file://{folder}/report.html"
+    page.on("request", lambda request: problems.append(request.url) if request.url != url else None)
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(url)
+    page.wait_for_selector(".tb-frontier[data-paints]")
+    page.wait_for_selector(".tb-graph[data-paints]")
+    canvas = page.locator(".tb-frontier canvas").first
+    canvas.focus()
+    page.keyboard.press("n")
+    page.locator(".tb-frontier .tb-tip:visible").wait_for()
+    page.locator(".tb-tensors tr[aria-selected=true]").wait_for()
+    before = int(page.locator(".tb-frontier").get_attribute("data-paints"))
+    page.keyboard.press("+")
+    page.wait_for_function("n => Number(document.querySelector('.tb-frontier').dataset.paints) > n", arg=before)
+    if page.evaluate("window.hacked") is not None:
+        problems.append("injected")
+    page.close()
+    return problems
+
+
+def test_report_is_live_without_network_or_kernel(notebook, browser):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Code and export")
+    page.get_by_role("button", name="Export").click()
+    page.get_by_text("Written to").wait_for(timeout=60_000)
+    assert check_report(browser, book.path.parent / "plan-export") == []
+    assert book.run("print(ui.errors)") == "[]"
+
+
+def test_a_saved_notebook_holds_a_picture_and_a_table(notebook):
+    book = opened(notebook)
+    peak = book.run("print(format_bytes(ui.plan.peak_bytes))")
+    book.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    (output,) = nbformat.read(book.path, 4).cells[-1].outputs
+    assert output.data["image/png"].startswith("iVBORw0KGgo")
+    assert output.data["text/plain"].startswith("PlanExplorer(Plan(")
+    assert f"<td>{peak}</td>" in output.data["text/html"]
+    assert "data:image/png;base64," in output.data["text/html"]
+    assert book.problems == []
+
+
+def test_a_saved_notebook_that_is_exported_shows_them(notebook, browser, tmp_path):
+    book = opened(notebook)
+    peak = book.run("print(format_bytes(ui.plan.peak_bytes))")
+    book.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    path = tmp_path / "saved.html"
+    path.write_text(nbconvert.HTMLExporter().from_notebook_node(nbformat.read(book.path, 4))[0])
+    page = browser.new_page()
+    page.goto(f"file://{path}", wait_until="domcontentloaded")
+    assert page.locator(PEAK).inner_text() == peak
+    assert page.locator("img[alt^='live bytes']").is_visible()
     page.close()
 
-    book.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    outputs = nbformat.read(book.path, 4).cells[-1].outputs
-    assert outputs[0].data["image/png"].startswith("iVBORw0KGgo")
-    assert outputs[0].data["text/plain"].startswith("PlanExplorer(Plan(")
+
+def test_light_and_dark_follow_the_page(notebook):
+    book = opened(notebook)
+    page = book.page
+    for theme, expected in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
+        page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+        page.wait_for_selector(f".tb-frontier[data-theme={expected}]", timeout=20_000)
+        page.wait_for_selector(f".tb-tensors[data-theme={expected}]", timeout=20_000)
+    assert book.problems == []
+
+
+MAGIC = """
+%load_ext tiny_backprop
+import jax, jax.numpy as jnp
+def loss(w, scale=1.0):
+    return jnp.sum(jnp.tanh(jnp.tanh(w)) * scale)
+"""
+
+
+def test_the_magic_opens_the_explorer(notebook):
+    book = opened(notebook, MAGIC, "%memplan loss(jnp.ones((8, 8)), scale=2.0)")
+    assert book.page.locator(PEAK).inner_text()
+    assert book.problems == []

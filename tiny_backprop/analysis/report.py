@@ -14,10 +14,9 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier, live_ranges
 from tiny_backprop.plan import Plan
 from tiny_backprop.plan.blocks import best_plan
-from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.plan.loop_frontier import LoopFrontier, loop_frontier
 from tiny_backprop.plan.nested import NestedPlan, nested_plans
-from tiny_backprop.plan.path import path
+from tiny_backprop.plan.path import lower_bound_bytes
 from tiny_backprop.units import format_bytes, format_flops
 
 _OCTAVES_BY_LEVELS = {1: (0.0, 1.0, 2.0), 2: (0.5, 2.0), 3: (0.5, 2.0)}
@@ -306,8 +305,7 @@ def analyze_graph(graph: Graph) -> GraphReport:
         raise GraphError(f"analyze_graph needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(…)")
     live = frontier(graph)
     summary = _summary(live, graph.n_forward)
-    # Loops can be planned smaller than they are here.
-    bound = working_set_bound(path(graph, "seconds")[-1] if graph.n_backward else graph)
+    bound = lower_bound_bytes(graph)
     return GraphReport(
         graph=graph,
         frontier_bytes=live,
@@ -333,10 +331,17 @@ def loop_reports(graph: Graph) -> tuple[LoopReport, ...]:
             scope=graph.scopes[plan.nested.forward_node],
             source=graph.sources[plan.nested.forward_node],
             frontier=loop_frontier(plan) if plan.is_loop else None,
-            bodies=tuple(analyze_graph(g) for g in dict.fromkeys(p.step.graph for p in plan.parts)),
+            bodies=tuple(_kept_report(g) for g in dict.fromkeys(p.step.graph for p in plan.parts)),
         )
         for plan in nested_plans(graph)
     )
+
+
+def _kept_report(graph: Graph) -> GraphReport:
+    """Return the report on a body, which stays the same while the loop around it is planned again and again."""
+    if "report" not in graph.memo:
+        graph.memo["report"] = analyze_graph(graph)
+    return graph.memo["report"]
 
 
 def _live_at(graph: Graph, step: int) -> tuple[LiveValue, ...]:

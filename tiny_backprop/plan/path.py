@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tiny_backprop.graph import LITERAL, Graph, Nested
+from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.plan.cost import Cost
 from tiny_backprop.plan.loops import LoopChoice, LoopSchedule
 from tiny_backprop.plan.nested import NestedPlan, Part, StepPlan, cheap, keeping, rerunning, step_plans, with_nested
@@ -134,6 +135,16 @@ def path(graph: Graph, cost: Cost) -> list[Graph]:
             points.append([menu[k] for menu, k in zip(menus_of_loops, at, strict=True)])
         graph.memo[key] = [with_nested(graph, plans) for plans in points]
     return graph.memo[key]
+
+
+def lower_bound_bytes(graph: Graph) -> int:
+    """Return the bytes that no plan needs less than, with this order of the backward phase; kept with the graph.
+
+    See `working_set_bound`; what is nested in the graph is planned as small as anything on the path.
+    """
+    if "lower bound" not in graph.memo:
+        graph.memo["lower bound"] = working_set_bound(path(graph, "seconds")[-1] if graph.n_backward else graph)
+    return graph.memo["lower bound"]
 
 
 def _hull(menu: Sequence[NestedPlan], cost: Cost) -> list[NestedPlan]:

@@ -290,17 +290,20 @@ def _fitting(fingerprint: str, choices: Sequence[Mapping[str, Any]], graph: Grap
     """Return the graph with its loops planned by `choices`, or raise PlanError where that has another fingerprint."""
     if len(choices) == len(graph.nested):
         graph = with_choices(graph, choices)
-    check_fits(fingerprint, graph)
+    if fingerprint != graph.fingerprint:
+        raise _misfit(fingerprint, graph)
     return graph
 
 
-def check_fits(fingerprint: str, graph: Graph) -> None:
-    """Raise PlanError unless a plan for the graph with `fingerprint` may be used with `graph`."""
-    if fingerprint != graph.fingerprint:
-        raise PlanError(
-            f"the plan was made for a graph with fingerprint {fingerprint}; this graph ({graph.name!r}, "
-            f"{graph.n_nodes} "
-            f"nodes) has {graph.fingerprint}. A plan fits one function with one set of shapes and dtypes: make "
-            f"it again "
-            "for these arguments."
-        )
+def check_fits(plan: Plan, graph: Graph) -> None:
+    """Raise PlanError unless a plan is for the program of a graph; its loops may be planned otherwise there."""
+    if keeping_everything(plan.graph).fingerprint != keeping_everything(graph).fingerprint:
+        raise _misfit(plan.graph.fingerprint, graph)
+
+
+def _misfit(fingerprint: str, graph: Graph) -> PlanError:
+    return PlanError(
+        f"the plan was made for a graph with fingerprint {fingerprint}; this graph ({graph.name!r}, {graph.n_nodes} "
+        f"nodes) has {graph.fingerprint}. A plan fits one function with one set of shapes and dtypes: make it again for "
+        "these arguments."
+    )

@@ -1,4 +1,4 @@
-"""The interactive part of tiny_backprop: the plan explorer, plots of frontiers and trade-offs, the DAG, the report.
+"""The interactive part of tiny_backprop: the plan explorer, its views, plots of frontiers and trade-offs, the report.
 
 It builds on `tiny_backprop`, which does not depend on it: whatever the widgets do can be done without them.
 """
@@ -6,9 +6,14 @@ It builds on `tiny_backprop`, which does not depend on it: whatever the widgets 
 from tiny_backprop_widgets.dag import JaxprDag as JaxprDag
 from tiny_backprop_widgets.dag import jaxpr_dag as jaxpr_dag
 from tiny_backprop_widgets.explorer import PlanExplorer as PlanExplorer
+from tiny_backprop_widgets.explorer import explore as explore
 from tiny_backprop_widgets.frontier import DisplayError as DisplayError
 from tiny_backprop_widgets.frontier import export_frontier as export_frontier
 from tiny_backprop_widgets.frontier import plot_frontier as plot_frontier
+from tiny_backprop_widgets.frontier_view import FrontierView as FrontierView
+from tiny_backprop_widgets.graph_view import GraphView as GraphView
 from tiny_backprop_widgets.memory_map import plot_memory_map as plot_memory_map
 from tiny_backprop_widgets.pareto import plot_pareto as plot_pareto
+from tiny_backprop_widgets.pareto_view import ParetoView as ParetoView
 from tiny_backprop_widgets.report import write_report as write_report
+from tiny_backprop_widgets.table_view import TableView as TableView

@@ -33,6 +33,7 @@ from tiny_backprop.plan.blocks import block_starts, check_count
 from tiny_backprop.plan.plan import check_fits
 from tiny_backprop.units import format_bytes, format_flops
 from tiny_backprop_widgets.frontier import DisplayError
+from tiny_backprop_widgets.tensors import plain_scope
 
 _TIMEOUT_SECONDS = 30
 _N_LETTERS = 60
@@ -143,7 +144,8 @@ def jaxpr_dag(graph: Graph, plan: Plan | None = None, max_boxes: int = 200) -> J
     if check_count("max_boxes", max_boxes) < 3:
         raise PlanError(f"max_boxes must be a whole number of at least 3; found {max_boxes!r}")
     if plan is not None:
-        check_fits(plan.graph.fingerprint, graph)
+        check_fits(plan, graph)
+        graph = plan.graph
     groups = _group(graph, plan, max_boxes)
     boxes, edges = _boxes(groups), _edges(groups)
     caption = _caption(groups, boxes)
@@ -176,7 +178,7 @@ def _group(graph: Graph, plan: Plan | None, max_boxes: int) -> _Groups:
         starts, n_forward = np.arange(graph.n_nodes), graph.n_forward
     else:
         forward, n_merged = _forward_starts(graph, plan, max_boxes // (2 if plan is None else 3))
-        starts, n_forward = np.r_[forward, _backward_starts(graph, forward)], len(forward)
+        starts, n_forward = np.r_[forward, backward_starts(graph, forward)], len(forward)
     of_node = np.searchsorted(starts, np.arange(graph.n_nodes), side="right") - 1
     return _Groups(graph, plan, starts, n_forward, of_node, n_merged)
 
@@ -192,7 +194,7 @@ def _forward_starts(graph: Graph, plan: Plan | None, n_most: int) -> tuple[np.nd
     return starts[::n_merged], n_merged
 
 
-def _backward_starts(graph: Graph, forward_starts: np.ndarray) -> np.ndarray:
+def backward_starts(graph: Graph, forward_starts: np.ndarray) -> np.ndarray:
     """Return the first node of each backward group: nodes go to the block whose residuals are being read then.
 
     Then: a block's time is the median, over its residuals, of the first backward read; halfway between the times of two
@@ -257,7 +259,7 @@ def _group_box(groups: _Groups, g: int, n_late: int, n_again: int) -> _Box:
     kind = "forward" if g < groups.n_forward else "backward"
     made = f"makes {format_bytes(int(graph.node_bytes[i:j].sum()))}"
     flops = format_flops(float(graph.flops[i:j].sum()))
-    scope = _plain_scope(Counter(graph.scopes[i:j]).most_common(1)[0][0])
+    scope = plain_scope(Counter(graph.scopes[i:j]).most_common(1)[0][0])
     if j - i == 1:
         node = graph.node(i)
         shapes = " ".join(f"{v.dtype}{list(v.shape)}" for v in node.outputs[:3])
@@ -272,13 +274,6 @@ def _group_box(groups: _Groups, g: int, n_late: int, n_again: int) -> _Box:
     where = next((s for s in graph.sources[i:j] if s), "no source line")
     nodes = f"node {i}" if j - i == 1 else f"nodes {i} to {j - 1}"
     return _Box(f"g{g}", kind, lines, f"{nodes}; {where}")
-
-
-def _plain_scope(scope: str) -> str:
-    """Return a name stack without what differentiation wraps around it; the box says its phase already."""
-    while wrapped := re.fullmatch(r"(?:jvp|transpose)\((.*)\)", scope, re.DOTALL):
-        scope = wrapped[1]
-    return scope
 
 
 def _late_runs(groups: _Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

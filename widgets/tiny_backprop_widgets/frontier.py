@@ -82,7 +82,7 @@ def plot_frontier(
         raise DisplayError(f"plot_frontier needs a Plan; found {type(plan).__name__}. Try plan_blocks(graph).")
     if measured is not None and not isinstance(measured, Measurement):
         raise DisplayError(f"measured={measured!r}: expected a Measurement, such as measure(fun, *args) returns.")
-    behind = _baseline(plan, baseline)
+    behind = baseline_of(plan, baseline)
     if ax is None:
         rectangle = (0.1, 0.155, 0.88, 0.735) if measured is None else (0.115, 0.2, 0.865, 0.645)
         ax = _NotebookFigure(figsize=(7.6, 3.2 if measured is None else 3.9)).add_axes(rectangle)
@@ -140,7 +140,8 @@ def scale_of(top_bytes: int) -> int:
     return 1024 ** min((top_bytes.bit_length() - 1) // 10, 5)
 
 
-def _baseline(plan: Plan, baseline: bool | Plan) -> Plan | None:
+def baseline_of(plan: Plan, baseline: bool | Plan) -> Plan | None:
+    """Return the plan to draw behind another, or None; it must be one for the same graph."""
     if not isinstance(baseline, Plan):
         return plan_save_everything(plan.graph) if baseline else None
     if baseline.graph.fingerprint != plan.graph.fingerprint:

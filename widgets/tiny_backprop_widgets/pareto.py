@@ -58,7 +58,7 @@ def plot_pareto(pareto: Pareto, ax: Axes | None = None) -> Axes:
 
 
 def _draw(pareto: Pareto, ax: Axes) -> None:
-    bound = working_set_bound(pareto.graph, backward_order(pareto.plans[-1]))
+    bound = working_set_bound(pareto.plans[-1].graph, backward_order(pareto.plans[-1]))
     references = list(pareto.references.values())
     peaks = [p.peak_bytes for p in (*pareto.plans, *references)]
     scale = scale_of(max(*peaks, bound, 1))

@@ -1,4 +1,4 @@
-"""A report on plans as one HTML file that needs nothing else: no script, no other file, no network."""
+"""A report on plans as one HTML file that needs nothing else: no kernel, no other file, no network."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import pandas as pd
 from tiny_backprop import display
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Plan, plan_save_everything
+from tiny_backprop.plan.cost import node_costs
+from tiny_backprop.plan.path import lower_bound_bytes
 from tiny_backprop.plan.plan import check_fits
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.dag import jaxpr_dag
+from tiny_backprop_widgets import page
 from tiny_backprop_widgets.frontier import DisplayError, plot_frontier, render
+from tiny_backprop_widgets.frontier_view import FrontierView
+from tiny_backprop_widgets.graph_view import GraphView
+from tiny_backprop_widgets.table_view import TableView
+from tiny_backprop_widgets.tensors import alive_at_peak, plan_name
+from tiny_backprop_widgets.view import View
 
 _N_ROWS = 25
 _N_LETTERS = 200
-_STYLE = """
-body { font: 15px/1.45 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #111; background: #fff }
-table { border-collapse: collapse; margin: .5rem 0; font-size: 13px }
-td:first-child { white-space: nowrap } td:last-child { overflow-wrap: anywhere }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #ccc; text-align: left; overflow-wrap: break-word }
-svg { max-width: 100%; height: auto } .dag { overflow: auto; max-height: 50rem } .dag svg { max-width: none }
-"""
 
 
 def write_report(
@@ -37,19 +37,18 @@ def write_report(
     plans: Plan | Sequence[Plan] | Mapping[str, Plan],
     *,
     measured: pd.DataFrame | None = None,
-    max_boxes: int = 120,
 ) -> Path:
     """Write a report on plans for one gradient: prices, frontiers, what is alive at the peak, and the DAG.
 
-    The file holds all it needs and shows the same bytes for the same plans. The DAG is that of the first plan; where
-    Graphviz's `dot` is missing, the report says so in its place.
+    The file holds all it needs and is the same for the same plans. Frontiers, the table of the first plan and its DAG
+    are live: to hover over, zoom and click; where scripts are switched off, pictures stand in their place. The page
+    allows no script but its own, and no request.
 
     Args:
       path: HTML file to write; its folder must exist.
       graph: The gradient graph.
       plans: A plan or several, as a mapping their names too.
       measured: What `tiny_backprop.compare` returned, to be shown as a table measured by XLA.
-      max_boxes: The most boxes in the DAG.
 
     Returns:
       The path.
@@ -63,15 +62,16 @@ def write_report(
     if not named:
         raise DisplayError("a report needs at least one plan; found none. Make one with plan_blocks(graph).")
     for plan in named.values():
-        check_fits(plan.graph.fingerprint, graph)
+        check_fits(plan, graph)
     path = Path(path)
-    path.write_text(_html(graph, named, measured, max_boxes), encoding="utf-8", errors="replace", newline="\n")
+    path.write_text(_html(graph, named, measured), encoding="utf-8", errors="replace", newline="\n")
     return path
 
 
 def price_rows(plans: Mapping[str, Plan], plain: Plan) -> list[tuple[str, ...]]:
     """Return, for each plan, the cells under `PRICE_HEADER`, all predicted; `plain` is save-everything."""
     plain_bytes = max(plain.peak_bytes, 1)
+    bound_bytes = max(lower_bound_bytes(plain.graph), 1)
     return [
         (
             name,
@@ -80,37 +80,20 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan) -> list[tuple[str, ...]]:
             format_bytes(p.saved_bytes),
             f"+{p.recompute_fraction:.1%} ({format_flops(p.recompute_flops)})",
             f"{len(p.timeline.steps):,}",
+            format_seconds(float(node_costs(p.graph, "seconds")[p.timeline.steps].sum())),
+            f"{p.peak_bytes / bound_bytes:.2f} × {format_bytes(bound_bytes)}",
         )
         for name, p in plans.items()
     ]
 
 
-PRICE_HEADER = ("predicted", "peak", "of save everything", "saved", "recompute", "steps")
+PRICE_HEADER = ("predicted", "peak", "of save everything", "saved", "recompute", "steps", "time", "of the lower bound")
 
 
-def alive_at_peak(plan: Plan) -> pd.DataFrame:
-    """Return the values alive at the plan's peak, largest first; their bytes add up to `plan.peak_bytes`.
-
-    Returns:
-      One row per value, with `value`, `bytes`, `dtype`, `shape`, `node`, `primitive`, `phase`, `scope` and `source`.
-    """
-    graph = plan.graph
-    values = plan.alive_at_peak
-    values = values[np.argsort(-graph.value_bytes[values], kind="stable")]
-    nodes = graph.value_node[values].tolist()
-    return pd.DataFrame(
-        {
-            "value": values,
-            "bytes": graph.value_bytes[values],
-            "dtype": [graph.value_dtypes[v] for v in values.tolist()],
-            "shape": [graph.value_shapes[v] for v in values.tolist()],
-            "node": nodes,
-            "primitive": [graph.primitives[i] for i in nodes],
-            "phase": ["backward" if graph.is_backward[i] else "forward" for i in nodes],
-            "scope": [graph.scopes[i] for i in nodes],
-            "source": [graph.sources[i] for i in nodes],
-        }
-    )
+def format_seconds(seconds: float) -> str:
+    """Return seconds with a unit and three significant digits."""
+    unit = next((u for u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if seconds >= u[0]), (1e-6, "µs"))
+    return f"{seconds / unit[0]:.3g} {unit[1]}"
 
 
 def _named(plans: Plan | Sequence[Plan] | Mapping[str, Plan]) -> dict[str, Plan]:
@@ -124,32 +107,32 @@ def _named(plans: Plan | Sequence[Plan] | Mapping[str, Plan]) -> dict[str, Plan]
     return named
 
 
-def plan_name(plan: Plan) -> str:
-    """Return how a plan was asked for, such as "blocks, levels 1, block size 64" or "byte budget, 24 MiB"."""
-    meta = plan.meta
-    if "budget_bytes" in meta:
-        return f"{meta.get('strategy', 'plan')}, {format_bytes(meta['budget_bytes'])}"
-    parts = [f"{k.replace('_', ' ')} {meta[k]}" for k in ("levels", "block_size") if k in meta]
-    return ", ".join([str(meta.get("strategy", "plan")), *parts])
-
-
-def _html(graph: Graph, plans: Mapping[str, Plan], measured: pd.DataFrame | None, max_boxes: int) -> str:
+def _html(graph: Graph, plans: Mapping[str, Plan], measured: pd.DataFrame | None) -> str:
     plain = plan_save_everything(graph)
-    title = html.escape(f"Memory plan of the gradient of {graph.name[:200]}")
+    title = f"Memory plan of the gradient of {graph.name[:200]}"
     parts = [
-        f"<h1>{title}</h1><p>{html.escape(_introduction(graph))}</p>",
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(_introduction(graph))}</p>",
         "<h2>Prices, predicted</h2>",
         display.table(price_rows({"save everything": plain, **plans}, plain), PRICE_HEADER),
     ]
     if measured is not None:
         parts += ["<h2>Measured by XLA</h2>", _measured_table(measured)]
-    for name, plan in plans.items():
-        parts += [f"<h2>{html.escape(name)}</h2>", f"<figure>{_frontier_svg(plan, plain)}</figure>", _peak_table(plan)]
-    parts += ["<h2>The JAXPR</h2>", _dag(graph, next(iter(plans.values())), max_boxes)]
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-    head += f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    views: dict[str, View] = {}
+    for i, (name, plan) in enumerate(plans.items()):
+        views[f"frontier{i}"] = FrontierView(plan, baseline=plain)
+        parts += [f"<h2>{html.escape(name)}</h2>", page.place(f"frontier{i}", _frontier_svg(plan, plain))]
+        parts += [f"<h3>Alive at the predicted peak of {format_bytes(plan.peak_bytes)}</h3>"]
+        if i:
+            parts.append(_peak_table(plan))
+        else:
+            views["table"] = TableView(plan)
+            parts.append(page.place("table", _peak_table(plan)))
+    views["graph"] = graph_view = GraphView(next(iter(plans.values())))
+    parts += ["<h2>The JAXPR</h2>", page.place("graph", graph_view.to_svg())]
+    text = page.page(title, "\n".join(parts), views)
+    for view in views.values():
+        view.close()
+    return text
 
 
 def _introduction(graph: Graph) -> str:
@@ -176,15 +159,7 @@ def _peak_table(plan: Plan) -> str:
     if n_rest:
         rows.append((format_bytes(n_rest_bytes), f"{n_rest:,} smaller values together", "", "", "", ""))
     header = ("bytes", "type", "made by", "phase", "scope", "source")
-    return f"<h3>Alive at the predicted peak of {format_bytes(plan.peak_bytes)}</h3>" + display.table(rows, header)
-
-
-def _dag(graph: Graph, plan: Plan, max_boxes: int) -> str:
-    dag = jaxpr_dag(graph, plan, max_boxes)
-    try:
-        return f'<p>{html.escape(dag.caption)}</p><div class="dag">{dag.to_svg()}</div>'
-    except DisplayError as e:
-        return f"<p>The graph is not drawn. {html.escape(str(e))}</p>"
+    return display.table(rows, header)
 
 
 def _measured_table(measured: pd.DataFrame) -> str:

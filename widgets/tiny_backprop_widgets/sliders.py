@@ -19,7 +19,7 @@ from tiny_backprop.units import format_bytes
 MAX_LEVELS = 8
 _N_STOPS = 101
 STYLE = {"description_width": "6em"}
-_WIDE = {"width": "26.5em"}
+_WIDE = {"width": "min(26.5em, 80%)"}
 
 
 class _Count(traitlets.TraitType[int, int]):
@@ -130,6 +130,11 @@ class BudgetSlider(widgets.HBox):
     def bytes(self) -> int:
         """The budget in bytes."""
         return parse_budget(self.graph, self.value)
+
+    @property
+    def range_bytes(self) -> tuple[int, int]:
+        """The smallest and the largest budget that the slider goes to; `prepare` must have been called."""
+        return int(self._stops[0]), int(self._stops[-1])
 
     def prepare(self) -> None:
         """Make the slider, unless it is there: where it begins takes the planner up to some seconds to find."""

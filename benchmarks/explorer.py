@@ -1,0 +1,150 @@
+"""How fluid the explorer is, in JupyterLab and headless Chromium on this machine: `python -m benchmarks.explorer`.
+
+Prints one row per figure with its target and whether it was met; ends with an error where one was missed. Times are
+taken in the page: from the key that moves a slider to the frame in which the frontier is painted and the price shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import Figure, print_figures
+from tests.browser.lab import Notebook, running_browser, running_lab
+
+_ROOT = Path(__file__).parents[1]
+_N_KEYS, _N_PANS = 40, 60
+# The graph is captured, and everything is imported, before the clock starts.
+_CAPTURE = """
+import sys, time
+sys.path[:0] = [{root!r}, {root!r} + "/widgets"]
+import json
+import tiny_backprop as tb
+from benchmarks.figures import mlp
+from ipywidgets.widgets.widget import _remove_buffers
+graph = mlp({n_nodes})
+tb.PlanExplorer(mlp(100))
+
+def payload(*views):
+    n = 0
+    for view in views:
+        state, _, buffers = _remove_buffers(view.get_state())
+        n += len(json.dumps(state, default=str)) + sum(len(b) for b in buffers)
+    return n
+"""
+_OPEN = "start = time.time(); ui = tb.PlanExplorer(graph); ui"
+_GRAPH = "start = time.time(); view = tb.GraphView(tb.plan_blocks(graph)); view"
+_WATCH = """() => {
+  new MutationObserver(() => {
+    for (const name of ['tb-frontier', 'tb-graph']) {
+      if (document.querySelector(`.${name}[data-paints]`)) (window.firstPaint ??= {})[name] ??= Date.now();
+    }
+  }).observe(document, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-paints']});
+}"""
+_TIME_KEYS = """() => {
+  window.pressed = 0; window.times = [];
+  const note = () => { window.times.splice(-1, 1, performance.now() - window.pressed); };
+  document.addEventListener('keydown', () => { window.pressed = performance.now(); window.times.push(0); }, true);
+  new MutationObserver(note).observe(document.querySelector('.tb-frontier'), {attributeFilter: ['data-serial']});
+  const price = document.querySelector('table.tiny-backprop').closest('.widget-html');
+  new MutationObserver(note).observe(price, {childList: true, subtree: true});
+}"""
+_PAN = """async ([name, n]) => {
+  const root = document.querySelector('.' + name), canvas = root.querySelector('canvas');
+  const before = Number(root.dataset.paints), start = performance.now();
+  for (let i = 0; i < n; i++) {
+    canvas.dispatchEvent(new KeyboardEvent('keydown', {key: i % 2 ? 'ArrowLeft' : 'ArrowRight'}));
+    await new Promise(requestAnimationFrame);
+  }
+  return (performance.now() - start) / (Number(root.dataset.paints) - before);
+}"""
+
+
+def explorer_figures(lab: Any, browser: Any, n_nodes: int, most_ms: float) -> list[Figure]:
+    """Open the explorer on a perceptron's gradient graph of about `n_nodes` equations and time what it does."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.add_init_script(f"({_WATCH})()")
+    capture = _CAPTURE.format(root=str(_ROOT), n_nodes=n_nodes)
+    book = Notebook(page, lab, [capture, _OPEN])
+    page.wait_for_selector(".tb-frontier[data-paints]", timeout=60_000)
+    opened = page.evaluate("window.firstPaint['tb-frontier']") / 1e3 - float(book.run("print(start)"))
+    name = f"explorer, {n_nodes:,} equations"
+    n_bytes = int(book.run("print(payload(ui.frontier, ui.dag, ui.tensors))"))
+    figures = [
+        Figure(f"{name}: open", opened, 1.5, "s", "captured graph to painted frontier"),
+        Figure(f"{name}: payload", n_bytes / 1e6, 2.0, "MB", "state of the three views, modules included"),
+        *_slider_figures(book, name, most_ms),
+    ]
+    page.evaluate("() => document.querySelector('.tb-frontier canvas').focus()")
+    book.run("ui.frontier.detail = 1000")
+    for _ in range(2):
+        page.get_by_role("button", name="zoom in").first.click()
+    ms = page.evaluate(_PAN, ["tb-frontier", _N_PANS])
+    bands = page.locator(".tb-frontier").get_attribute("data-bands")
+    figures.append(Figure(f"{name}: panning the frontier", ms, 50, "ms", f"a frame; {bands} tensors in sight"))
+    assert book.problems == [], book.problems
+    page.close()
+    return figures
+
+
+def _slider_figures(book: Notebook, name: str, most_ms: float) -> list[Figure]:
+    figures = []
+    book.page.evaluate(_TIME_KEYS)
+    for strategy in ("block size", "budget"):
+        book.run(f"ui.strategy.value = {strategy!r}")
+        handle = book.page.locator(".widget-slider .noUi-handle:visible").first
+        handle.wait_for()
+        handle.focus()
+        for i in range(_N_KEYS):
+            serial = book.page.locator(".tb-frontier").get_attribute("data-serial")
+            book.page.keyboard.press("ArrowRight" if i // 10 % 2 else "ArrowLeft")
+            changed = "s => document.querySelector('.tb-frontier').dataset.serial !== s"
+            book.page.wait_for_function(changed, arg=serial, timeout=30_000)
+            book.run("pass")  # the price follows in the same reply
+        times = np.array(json.loads(book.page.evaluate("JSON.stringify(window.times)")))[-_N_KEYS:]
+        note = f"95th percentile of {len(times)} keys; median {np.median(times):.0f} ms"
+        figures.append(Figure(f"{name}: {strategy} to repaint", np.percentile(times, 95), most_ms, "ms", note))
+    return figures
+
+
+def graph_figures(lab: Any, browser: Any, n_nodes: int, most_seconds: float) -> list[Figure]:
+    """Time the first sight of a graph, and panning with about 1,000 boxes in sight."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.add_init_script(f"({_WATCH})()")
+    book = Notebook(page, lab, [_CAPTURE.format(root=str(_ROOT), n_nodes=n_nodes), _GRAPH])
+    page.wait_for_selector(".tb-graph[data-paints]", timeout=60_000)
+    shown = page.evaluate("window.firstPaint['tb-graph']") / 1e3 - float(book.run("print(start)"))
+    boxes = page.locator(".tb-graph").get_attribute("data-boxes")
+    name = f"graph, {n_nodes:,} equations"
+    figures = [Figure(f"{name}: first shown", shown, most_seconds, "s", f"{boxes} boxes")]
+    book.run("view.expand_all()")
+    page.wait_for_function("() => Number(document.querySelector('.tb-graph').dataset.boxes) > 800", timeout=30_000)
+    page.get_by_role("button", name="show the whole graph").click()
+    ms = page.evaluate(_PAN, ["tb-graph", _N_PANS])
+    seen = page.locator(".tb-graph").get_attribute("data-visible")
+    figures.append(Figure(f"{name}: panning", ms, 50, "ms", f"a frame; {seen} boxes in sight"))
+    assert book.problems == [], book.problems
+    page.close()
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure from the command line and return the exit status."""
+    argparse.ArgumentParser(prog="python -m benchmarks.explorer", description=__doc__).parse_args(argv)
+    figures = []
+    with tempfile.TemporaryDirectory() as folder, running_lab(Path(folder)) as lab, running_browser() as browser:
+        for n_nodes, most_ms, most_seconds in ((1_000, 100, 1.0), (10_000, 250, 2.0)):
+            figures += explorer_figures(lab, browser, n_nodes, most_ms)
+            figures += graph_figures(lab, browser, n_nodes, most_seconds)
+    return print_figures(figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Pictures of the explorer in JupyterLab, light and dark: `python -m benchmarks.screenshots`, or `make screenshots`.
+
+They are written into `build/screenshots/`, to be looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.browser.lab import Notebook, running_browser, running_lab
+
+_ROOT = Path(__file__).parents[1]
+_MODEL = f"""
+import sys
+sys.path[:0] = [{str(_ROOT)!r}, {str(_ROOT / "widgets")!r}]
+import jax
+import tiny_backprop as tb
+from benchmarks.models import gpt
+
+config = gpt.GPTConfig(n_layers=6, width=256, n_tokens=128, n_vocabulary=2000)
+loss = gpt.make_loss(config)
+params = jax.eval_shape(lambda: gpt.init_params(config, jax.random.key(0)))
+tokens = jax.ShapeDtypeStruct((config.n_batch, config.n_tokens + 1), "int32")
+"""
+_OPEN = "ui = tb.explore(loss, params, tokens)\nui.budget.value = 0.3\nui"
+_EXPLORER = ".tiny-backprop-explorer"
+
+
+def take(lab: Any, browser: Any, folder: Path, theme: str, width: int) -> list[Path]:
+    """Open the explorer, walk through its tabs and keep a picture of each."""
+    page = browser.new_page(viewport={"width": width, "height": 1500})
+    book = Notebook(page, lab, [_MODEL, _OPEN])
+    change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+    page.evaluate(change, f"JupyterLab {theme}")
+    page.wait_for_selector(f".tb-frontier[data-theme={theme.lower()}]")
+    name = f"{theme.lower()}{'' if width > 1000 else '-narrow'}"
+    paths = []
+
+    def shoot(part: str) -> None:
+        paths.append(folder / f"{name}-{part}.png")
+        page.locator(_EXPLORER).screenshot(path=str(paths[-1]), animations="disabled")
+
+    canvas = page.locator(".tb-frontier canvas").first
+    canvas.focus()
+    page.keyboard.press("n")
+    page.locator(".tb-tensors tr[aria-selected=true]").wait_for()
+    page.locator(".tb-tensors tbody tr").nth(5).click()
+    page.locator(".tiny-backprop-source").wait_for()
+    shoot("tensors")
+    page.locator(".tb-frontier").get_by_role("button", name="scale to this plan").click()
+    page.get_by_role("tab", name="Graph", exact=True).click()
+    page.wait_for_selector(".tb-graph[data-paints]")
+    book.run("ui.dag.expand(130)")
+    page.wait_for_function("() => Number(document.querySelector('.tb-graph').dataset.boxes) > 17")
+    page.get_by_role("button", name="show the whole graph").click()
+    shoot("graph")
+    page.get_by_role("tab", name="Trade-off", exact=True).click()
+    page.get_by_role("button", name="Work out the trade-off").click()
+    page.wait_for_selector(".tb-pareto svg [data-point]", timeout=60_000)
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_text("measured by XLA on").wait_for(timeout=180_000)
+    shoot("trade-off")
+    page.get_by_role("tab", name="Code and export", exact=True).click()
+    shoot("code")
+    assert book.problems == [], book.problems
+    page.close()
+    return paths
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Take the pictures and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.screenshots", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("build/screenshots"), help="folder to write into")
+    folder = parser.parse_args(argv).output
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary, running_lab(Path(temporary)) as lab, running_browser() as browser:
+        for theme, width in (("Light", 1280), ("Dark", 1280), ("Light", 640)):
+            for path in take(lab, browser, folder, theme, width):
+                print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,434 @@
+"""The views without a browser: what they send to the page, held against the plan's own numbers, and what they save."""
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+
+import hypothesis
+import numpy as np
+import pandas as pd
+import pytest
+import traitlets
+from graphs import chain, training_graphs
+from hypothesis import strategies as st
+
+from tiny_backprop import (
+    Graph,
+    Op,
+    PlanError,
+    pareto,
+    plan_blocks,
+    plan_budget,
+    plan_height_compressed,
+    plan_save_everything,
+)
+from tiny_backprop.units import format_bytes
+from tiny_backprop_widgets import DisplayError, FrontierView, GraphView, ParetoView, TableView
+from tiny_backprop_widgets.source import source_html, tensor_html
+from tiny_backprop_widgets.tensors import FATES, GRADIENT, RECOMPUTED, SAVED, alive_at, fates, lives, plain_scope
+
+GRAPH = chain(40, n_bytes=2**20)
+PLAN = plan_blocks(GRAPH, 7)
+EVIL = "<img src=x onerror=alert(1)>\"'\u202eRTL \u05e9 \U0001f600\x00\x07" + "x" * 10_000
+
+
+def array(data, dtype, *shape):
+    return np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(*(shape or (-1,)))
+
+
+def evil_graph():
+    node = dict(bytes=8, primitive=EVIL, scope=EVIL, source=EVIL + ":3 (f)")
+    nodes = [dict(name="h", **node), dict(name="d", reads=["h"], is_backward=True, **node)]
+    return Graph.from_nodes(nodes, outputs=["d"], name=EVIL)
+
+
+# ---- tensors ----
+
+
+@hypothesis.given(training_graphs(), st.integers(1, 6), st.integers(1, 3))
+def test_the_lives_of_values_add_up_to_the_live_bytes_of_every_step(graph, size, levels):
+    plan = plan_height_compressed(graph, levels, size)
+    value, first, last = lives(plan).T
+    counted = [graph.value_bytes[value[(first <= s) & (s <= last)]].sum() for s in range(len(plan.timeline.steps))]
+    assert counted == plan.timeline.live_bytes.tolist()
+
+
+@hypothesis.given(training_graphs(), st.integers(1, 6))
+def test_what_is_alive_at_a_step_adds_up(graph, size):
+    plan = plan_blocks(graph, size)
+    for step in {0, plan.timeline.peak_step, len(plan.timeline.steps) - 1}:
+        values = alive_at(plan, step)
+        assert graph.value_bytes[values].sum() == plan.timeline.live_bytes[step]
+        assert np.all(np.diff(graph.value_bytes[values]) <= 0)
+
+
+def test_fates_are_what_the_actions_do():
+    fate = fates(PLAN)
+    saved = {a.target for a in PLAN.actions if a.op == Op.SAVE}
+    again = {a.target for a in PLAN.actions if a.op == Op.RECOMPUTE}
+    for v in range(GRAPH.n_inputs, GRAPH.n_values):
+        node = int(GRAPH.value_node[v])
+        if node >= GRAPH.n_forward:
+            assert fate[v] == GRADIENT
+        elif v in saved:
+            assert fate[v] == SAVED
+        elif node in again:
+            assert fate[v] == RECOMPUTED
+    assert {SAVED, RECOMPUTED, GRADIENT} <= set(fate.tolist())
+
+
+@pytest.mark.parametrize(
+    ("scope", "plain"),
+    [
+        ("jvp(layer0)/attention", "layer0/attention"),
+        ("transpose(jvp(layer0))/attention", "layer0/attention"),
+        ("jvp()", ""),
+        ("transpose(jvp())", ""),
+        ("jvp(a)/jvp(b(c))", "a/b(c)"),
+        ("jvp(unclosed", "jvp(unclosed"),
+        ("layer", "layer"),
+    ],
+)
+def test_scopes_lose_what_differentiation_adds(scope, plain):
+    assert plain_scope(scope) == plain
+
+
+def test_a_tensor_is_described_with_its_lives_and_escaped():
+    plan = plan_blocks(evil_graph(), 1)
+    text = tensor_html(plan, 0)
+    assert "<img" not in text
+    assert "&lt;img" in text
+    value = int(PLAN.saved[0])
+    spans = [f"{a} to {b}" for v, a, b in lives(PLAN).tolist() if v == value]
+    assert ", ".join(spans) in tensor_html(PLAN, value)
+    assert FATES[SAVED] in tensor_html(PLAN, value)
+    assert "input" in tensor_html(PLAN, 0)
+
+
+def test_the_lines_around_a_source_line_are_shown(tmp_path):
+    path = tmp_path / "model.py"
+    path.write_text("".join(f"line{i} = '<b>'\n" for i in range(1, 21)))
+    text = source_html(f"{path}:9 (f)")
+    assert re.findall(r"line(\d+)", text) == [str(i) for i in range(6, 13)]
+    assert re.search(r"<mark>    9 line9 = &#x27;&lt;b&gt;&#x27;</mark>", text)
+    assert source_html("") == source_html("nowhere.py:3 (f)") == source_html("no line") == ""
+
+
+# ---- the frontier ----
+
+
+def test_the_frontier_sends_the_timeline_and_every_life():
+    view = FrontierView(PLAN)
+    assert array(view._live_bytes, "f8").tolist() == PLAN.timeline.live_bytes.tolist()
+    assert array(view._steps, "i4").tolist() == PLAN.timeline.steps.tolist()
+    assert array(view._lives, "i4", -1, 3).tolist() == lives(PLAN).tolist()
+    plain = plan_save_everything(GRAPH).timeline
+    assert array(view._baseline_bytes, "f8").tolist() == plain.live_bytes.tolist()
+    facts = view._facts
+    assert (facts["peak_bytes"], facts["peak_step"]) == (PLAN.peak_bytes, PLAN.timeline.peak_step)
+    assert (facts["n_forward_steps"], facts["budget_bytes"]) == (PLAN.timeline.n_forward_steps, None)
+    assert facts["baseline_peak_bytes"] == facts["top_bytes"] == plain.peak_bytes
+
+
+def test_texts_are_sent_once_and_name_every_node():
+    view = FrontierView(PLAN)
+    nodes = array(view._node_table, "i4", -1, 4)
+    assert [view._strings[i] for i in nodes[:, 0]] == list(GRAPH.primitives)
+    assert len(set(view._strings)) == len(view._strings)
+    assert max(map(len, FrontierView(plan_blocks(evil_graph(), 1))._strings)) <= 300
+
+
+def test_another_plan_is_one_message_and_texts_stay(monkeypatch):
+    view = FrontierView(PLAN)
+    sent = []
+    monkeypatch.setattr(view, "send_state", lambda key=None: sent.append(set(key or ())))
+    view.plan = plan_blocks(GRAPH, 3)
+    assert len(sent) <= 1
+    assert not any({"_strings", "_value_table", "_node_table"} & keys for keys in sent)
+    assert view._facts["serial"] == 2
+
+
+def test_a_budget_is_a_line_and_may_be_given():
+    assert FrontierView(plan_budget(GRAPH, "12 MiB"))._facts["budget_bytes"] == 12 * 2**20
+    assert FrontierView(PLAN, budget_bytes=5)._facts["budget_bytes"] == 5
+
+
+def test_a_measured_curve_is_laid_over_and_goes_with_its_plan():
+    view = FrontierView(PLAN)
+    view.show_measured([0, 0.5, 1], [1.0, 2.0**30, 2.0])
+    assert array(view._measured, "f8", -1, 2).tolist() == [[0, 1], [0.5, 2**30], [1, 2]]
+    assert view._facts["top_bytes"] == 2**30
+    view.plan = plan_blocks(GRAPH, 3)
+    assert view._measured == b""
+    with pytest.raises(DisplayError, match="as many positions as live bytes, positions from 0 to 1; found 2 and 1"):
+        view.show_measured([0, 1], [1])
+    with pytest.raises(DisplayError, match="positions from 0 to 3"):
+        view.show_measured([0, 3], [1, 2])
+
+
+def test_the_chosen_tensor_can_be_observed():
+    view, seen = FrontierView(PLAN), []
+    view.observe(lambda change: seen.append(change["new"]), "value")
+    view.value = 5
+    view.value = None
+    assert seen == [5, None]
+
+
+def test_what_is_no_plan_is_refused():
+    with pytest.raises(DisplayError, match="a FrontierView needs a Plan; found Graph"):
+        FrontierView(GRAPH)
+    with pytest.raises(DisplayError, match="the baseline is a plan for"):
+        FrontierView(PLAN, baseline=plan_save_everything(chain(3)))
+    with pytest.raises(DisplayError, match="the baseline is a plan for"):
+        FrontierView(PLAN).plan = plan_blocks(chain(3), 1)
+    with pytest.raises(DisplayError, match="a TableView needs a Plan; found Graph"):
+        TableView(GRAPH)
+    with pytest.raises(DisplayError, match="a ParetoView needs a Pareto; found Plan"):
+        ParetoView(PLAN)
+    with pytest.raises(DisplayError, match="a GraphView needs a Plan or a Graph; found int"):
+        GraphView(3)
+
+
+# ---- all views ----
+
+
+VIEWS = {
+    "frontier": lambda: FrontierView(PLAN),
+    "graph": lambda: GraphView(PLAN),
+    "table": lambda: TableView(PLAN),
+    "pareto": lambda: ParetoView(pareto(GRAPH, n_points=4)),
+}
+
+
+@pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
+def test_every_view_has_a_picture_beside_it(make):
+    view = make()
+    bundle = view._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["text/plain"] == repr(view)
+    assert {"image/png", "image/svg+xml", "text/html"} & set(bundle)
+    assert "no picture" not in bundle.get("text/html", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "suffixes"),
+    [
+        ("frontier", [".png", ".svg", ".pdf", ".csv"]),
+        ("graph", [".svg", ".dot", *([".pdf", ".png"] if shutil.which("dot") else [])]),
+        ("table", [".csv", ".html"]),
+        ("pareto", [".png", ".svg", ".pdf", ".csv"]),
+    ],
+)
+def test_views_are_saved_the_same_twice(name, suffixes, tmp_path):
+    for suffix in suffixes:
+        first, second = (VIEWS[name]().save(tmp_path / f"{i}{suffix}").read_bytes() for i in (1, 2))
+        assert first == second
+        starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<", ".dot": b"digraph", ".html": b"<!DOCTYPE"}
+        assert first.startswith(starts.get(suffix, b""))
+    with pytest.raises(DisplayError, match=r"is saved as .*; 'a\.gif' asks for '\.gif'"):
+        VIEWS[name]().save(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize("make", [FrontierView, GraphView, TableView], ids=lambda kind: kind.__name__)
+def test_hostile_texts_are_data(make):
+    view = make(plan_blocks(evil_graph(), 1))
+    bundle = view._repr_mimebundle_()
+    for text in (bundle.get("text/html", ""), bundle.get("image/svg+xml", "")):
+        assert "<img" not in text.replace("<img alt=", "")
+    if "image/svg+xml" in bundle:
+        ET.fromstring(bundle["image/svg+xml"])
+    json.dumps([view._strings if hasattr(view, "_strings") else view._boxes if make is GraphView else view._rows])
+
+
+# ---- the table ----
+
+
+def test_the_table_shows_what_is_alive_at_the_peak_and_whatever_is_chosen():
+    view = TableView(PLAN)
+    rows = view._rows["rows"]
+    assert sum(row[1] for row in rows) == PLAN.peak_bytes
+    assert format_bytes(PLAN.peak_bytes) in view._rows["caption"]
+    absent = next(v for v in range(GRAPH.n_inputs, GRAPH.n_values) if v not in {row[0] for row in rows})
+    view.value = absent
+    assert view._rows["rows"][0][0] == absent
+    assert "not alive then" in view._rows["caption"]
+    view.value = rows[0][0]
+    assert view._rows["rows"] == rows
+    assert view.to_pandas().bytes.sum() == PLAN.peak_bytes
+
+
+def test_many_tensors_are_summed_up():
+    view = TableView(plan_save_everything(chain(200)))
+    assert len(view._rows["rows"]) == 100
+    assert re.search(r"201 tensors .* the largest 100 of them, 101 B more in the others", view._rows["caption"])
+
+
+# ---- the trade-off ----
+
+
+def test_points_are_plans_and_the_current_plan_is_marked():
+    found = pareto(GRAPH, n_points=6)
+    view = ParetoView(found, current=found.knee)
+    curve = view._curve
+    assert [p["peak_bytes"] for p in curve["points"]] == [p.peak_bytes for p in found.plans]
+    assert curve["points"][curve["knee"]]["peak_bytes"] == found.knee.peak_bytes
+    assert {p["name"] for p in curve["references"]} == set(found.references)
+    assert curve["current"]["peak_bytes"] == found.knee.peak_bytes
+    assert view.plan is None
+    view.value = 1
+    assert view.plan is found.plans[1]
+    with pytest.raises(traitlets.TraitError, match=f"value is the number of a plan, 0 to {len(found) - 1}; found 99"):
+        view.value = 99
+    view.show(found.plans[0])
+    assert view.value == 0
+    view.show(None)
+    assert (view.value, view._curve["current"]) == (None, None)
+
+
+# ---- the graph ----
+
+
+def big(n=30):
+    """Return a gradient graph with scopes, n forward nodes in each of four layers."""
+    names = [f"f{i}" for i in range(4 * n)]
+    forward = [
+        dict(
+            name=x, bytes=4, reads=[names[i - 1]] if i else [], primitive="sin", scope=f"jvp(layer{i // n})/part{i % 2}"
+        )
+        for i, x in enumerate(names)
+    ]
+    backward = [
+        dict(
+            name=f"b{i}",
+            bytes=4,
+            reads=[names[i], *([f"b{i + 1}"] if i < 4 * n - 1 else [])],
+            is_backward=True,
+            primitive="mul",
+            scope=f"transpose(jvp(layer{i // n}))",
+            source="model.py:7 (f)",
+        )
+        for i in reversed(range(4 * n))
+    ]
+    return Graph.from_nodes([*forward, *backward], outputs=["b0"])
+
+
+def test_a_graph_is_collapsed_by_scope_and_opens_and_closes():
+    graph = big()
+    view = GraphView(plan_blocks(graph, 5))
+    closed = sorted((b for b in view._boxes if not b["open"]), key=lambda b: b["start"])
+    assert [b["lines"][0] for b in closed] == [f"layer{i}" for i in (0, 1, 2, 3, 3, 2, 1, 0)]
+    assert sum(b["end"] - b["start"] for b in closed) == graph.n_nodes
+    assert "8 boxes of 240 equations" in repr(view)
+    view.expand(0)
+    assert view.expanded == [(0, 30)]
+    n_open = view.n_boxes
+    assert n_open == 8 - 1 + 30
+    view.expand(0)  # nothing there is closed any more
+    assert view.n_boxes == n_open
+    view.collapse(0)
+    assert view.n_boxes == 8
+    view.expand(35)
+    view.collapse_all()
+    assert view.n_boxes == 8
+    view.expand_all()
+    assert view.n_boxes == graph.n_nodes
+    with pytest.raises(PlanError, match="node 240 was asked for; the graph has nodes 0 to 239"):
+        view.expand(240)
+
+
+def test_what_a_page_sends_that_is_no_group_opens_nothing():
+    view = GraphView(plan_blocks(big(), 5))
+    view._opened = [[3, 99], [0, 0], [-5, 1]]
+    assert view.n_boxes == 8
+
+
+def test_colours_follow_the_plan_and_boxes_stay_in_place():
+    graph = big()
+    view = GraphView(plan_save_everything(graph))
+    places, boxes = view._places, view._boxes
+    for plan in (plan_blocks(graph, 3), plan_blocks(graph, 40), plan_save_everything(graph)):
+        view.plan = plan
+        assert (view._places, view._boxes) == (places, boxes)
+        n_bytes = array(view._box_bytes, "f8", -1, 3)
+        fate = fates(plan)
+        for box, (saved, recomputed, other) in zip(view._boxes, n_bytes, strict=True):
+            values = np.arange(graph.output_start[box["start"]], graph.output_start[box["end"]])
+            kinds = fate[values]
+            assert saved == graph.value_bytes[values[kinds == SAVED]].sum()
+            assert recomputed == graph.value_bytes[values[kinds == RECOMPUTED]].sum()
+            assert saved + recomputed + other == graph.value_bytes[values].sum()
+    with pytest.raises(PlanError, match="the plan was made for a graph with fingerprint"):
+        view.plan = PLAN
+
+
+def test_edges_carry_the_values_between_boxes():
+    graph = big()
+    view = GraphView(plan_blocks(graph, 5))
+    view.expand(0)
+    boxes = view._boxes
+    wanted = {}
+    for node, reads in enumerate(graph.read_lists):
+        for v in reads:
+            tail, head = (
+                next(i for i, b in enumerate(boxes) if not b["open"] and b["start"] <= n < b["end"])
+                for n in (int(graph.value_node[v]), node)
+            )
+            if tail != head:
+                wanted.setdefault((tail, head), set()).add(v)
+    edges = array(view._edges, "i4", -1, 3)
+    assert {(t, h): n for t, h, n in edges.tolist()} == {pair: len(values) for pair, values in wanted.items()}
+    n_bytes = array(view._edge_bytes, "f8")
+    assert n_bytes.tolist() == [sum(graph.value_bytes[list(wanted[t, h])]) for t, h, _ in edges.tolist()]
+    assert np.all(array(view._edge_saved_bytes, "f8") <= n_bytes)
+
+
+def test_a_query_finds_primitives_scopes_and_source_lines():
+    graph = big()
+    view = GraphView(plan_blocks(graph, 5))
+    for query, expected in (
+        ("sin", range(120)),
+        ("LAYER0/part1", range(1, 30, 2)),
+        ("model.py:7", range(120, 240)),
+        ("absent", ()),
+        ("", ()),
+    ):
+        view.query = query
+        assert view.matches.tolist() == list(expected)
+        hits = array(view._hits, "i4")
+        assert len(hits) == (len(view._boxes) if query else 0)
+        closed = [h for h, b in zip(hits, view._boxes, strict=False) if not b["open"]]
+        assert sum(closed) == len(list(expected))
+
+
+def test_groups_by_block_are_the_plans_blocks():
+    graph = big()
+    view = GraphView(plan_blocks(graph, 24), group_by="block")
+    labels = [b["lines"][0] for b in view._boxes if not b["open"] and not b["backward"]]
+    assert labels == [f"block {i}" for i in range(5)]
+    places = view._places
+    view.plan = plan_blocks(graph, 7)
+    assert view._places == places
+    view.group_by = "scope"
+    assert view.n_boxes == 8
+
+
+def test_small_graphs_show_every_equation_and_odd_ones_are_drawn():
+    assert GraphView(plan_blocks(chain(5), 2)).n_boxes == 10
+    for nodes in ([], [{"name": "a", "bytes": 0}], [{"name": "a", "bytes": 1, "is_backward": True}]):
+        graph = Graph.from_nodes(nodes, outputs=[n["name"] for n in nodes])
+        view = GraphView(graph)
+        assert view.n_boxes == len(nodes)
+        ET.fromstring(view.to_svg())
+
+
+def test_the_picture_of_a_graph_needs_no_dot(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    text = GraphView(plan_blocks(big(), 5)).save(tmp_path / "a.svg").read_text()
+    words = {t.text for t in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"layer0", "layer3", "forward", "backward"} <= words
+
+
+def test_a_saved_table_is_read_back(tmp_path):
+    frame = pd.read_csv(TableView(PLAN).save(tmp_path / "a.csv"))
+    assert frame.bytes.sum() == PLAN.peak_bytes

@@ -1,0 +1,236 @@
+// @ts-check
+/** The trade-off: peak bytes to the right, what recomputation costs upwards; every point can be chosen. */
+import { element, formatBytes, onChange, onTheme, themeOf, ticks, tooltipIn } from "./shared.js";
+
+const HEIGHT = 300;
+const MARGIN = { left: 58, right: 14, top: 14, bottom: 40 };
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * @param {string} tag
+ * @param {Record<string, string | number>} attributes
+ */
+function shape(tag, attributes, text = "") {
+  const el = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) el.setAttribute(name, String(value));
+  if (text) el.textContent = text;
+  return el;
+}
+
+/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
+export function renderPareto({ model, el }) {
+  const root = element("div", "tb-view tb-pareto");
+  const frame = element("div", "tb-frame");
+  root.append(frame);
+  el.append(root);
+  const tip = tooltipIn(frame);
+  let drawing = /** @type {SVGElement | null} */ (null);
+
+  function draw() {
+    const theme = themeOf(el);
+    root.dataset.theme = theme.isDark ? "dark" : "light";
+    const width = frame.clientWidth;
+    if (!width) return;
+    const { points, references, bound_bytes, knee, unit, current } = model.get("_curve");
+    const everyone = [...points, ...references, ...(current ? [current] : [])];
+    const most = Math.max(1, bound_bytes, ...everyone.map((p) => p.peak_bytes)) * 1.06;
+    const top = Math.max(1e-6, ...everyone.map((p) => p.percent)) * 1.12;
+    const [w, h] = [width - MARGIN.left - MARGIN.right, HEIGHT - MARGIN.top - MARGIN.bottom];
+    /** @param {number} bytes */
+    const x = (bytes) => MARGIN.left + (w * bytes) / most;
+    /** @param {number} percent */
+    const y = (percent) => MARGIN.top + h * (1 - (percent + 0.03 * top) / (1.03 * top));
+    const svg = shape("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "group" });
+    svg.setAttribute(
+      "aria-label",
+      "Peak bytes against recompute cost of plans, predicted. Tab walks through the points, Enter chooses one.",
+    );
+    const font = { "font-size": 11, fill: theme.faint };
+    for (const bytes of ticks(0, most, Math.max(2, w / 110), 1024)) {
+      svg.append(
+        shape("line", {
+          x1: x(bytes),
+          x2: x(bytes),
+          y1: MARGIN.top,
+          y2: MARGIN.top + h,
+          stroke: theme.line,
+          "stroke-width": 0.5,
+        }),
+      );
+      svg.append(
+        shape("text", { ...font, x: x(bytes), y: MARGIN.top + h + 14, "text-anchor": "middle" }, formatBytes(bytes)),
+      );
+    }
+    for (const percent of ticks(0, top, 5)) {
+      svg.append(
+        shape("line", {
+          x1: MARGIN.left,
+          x2: MARGIN.left + w,
+          y1: y(percent),
+          y2: y(percent),
+          stroke: theme.line,
+          "stroke-width": 0.5,
+        }),
+      );
+      svg.append(
+        shape(
+          "text",
+          { ...font, x: MARGIN.left - 6, y: y(percent) + 4, "text-anchor": "end" },
+          `+${Number(percent.toPrecision(3))}%`,
+        ),
+      );
+    }
+    svg.append(
+      shape(
+        "text",
+        { ...font, x: MARGIN.left + w, y: HEIGHT - 8, "text-anchor": "end" },
+        `peak bytes, predicted; upwards: recompute ${unit}, predicted`,
+      ),
+    );
+    svg.append(
+      shape("line", {
+        x1: x(bound_bytes),
+        x2: x(bound_bytes),
+        y1: MARGIN.top,
+        y2: MARGIN.top + h,
+        stroke: theme.text,
+        "stroke-dasharray": "2 3",
+      }),
+    );
+    svg.append(
+      shape(
+        "text",
+        { ...font, x: MARGIN.left + 4, y: HEIGHT - 8 },
+        `dotted: no plan in this order needs less than ${formatBytes(bound_bytes)}`,
+      ),
+    );
+    const line = points.map(
+      (/** @type {any} */ p, /** @type {number} */ i) =>
+        `${i ? `H${x(p.peak_bytes)}V${y(p.percent)}` : `M${x(p.peak_bytes)},${y(p.percent)}`}`,
+    );
+    svg.append(shape("path", { d: line.join(""), fill: "none", stroke: theme.forward, "stroke-width": 1.5 }));
+    let free = Number.POSITIVE_INFINITY; // where the label above may reach down to
+    for (const p of [...references].sort((one, other) => one.percent - other.percent)) {
+      const [a, b] = [x(p.peak_bytes), y(p.percent)];
+      const cross = shape("path", {
+        d: `M${a - 5},${b - 5}l10,10m0,-10l-10,10`,
+        stroke: theme.faint,
+        "stroke-width": 2.5,
+        fill: "none",
+      });
+      const low = Math.min(b + 4, free);
+      free = low - 13;
+      svg.append(cross, shape("text", { ...font, x: a - 9, y: low, "text-anchor": "end" }, p.name));
+      hoverable(cross, p, `jax.checkpoint, ${p.name}`, a, b);
+    }
+    for (const [i, p] of points.entries()) {
+      const isKnee = i === knee;
+      const isChosen = i === model.get("value");
+      const [a, b] = [x(p.peak_bytes), y(p.percent)];
+      const r = isKnee ? 7 : 4;
+      const look = {
+        fill: isKnee ? theme.backward : theme.forward,
+        stroke: isChosen ? theme.mark : theme.panel,
+        "stroke-width": isChosen ? 3 : 1,
+      };
+      const point = isKnee
+        ? shape("path", { d: `M${a},${b - r}L${a + r},${b}L${a},${b + r}L${a - r},${b}Z`, ...look })
+        : shape("circle", { cx: a, cy: b, r, ...look });
+      point.setAttribute("class", "tb-point");
+      point.setAttribute("tabindex", "0");
+      point.setAttribute("role", "button");
+      point.setAttribute("aria-pressed", String(isChosen));
+      point.setAttribute("data-point", String(i));
+      point.setAttribute(
+        "aria-label",
+        `plan with peak ${formatBytes(p.peak_bytes)}, recompute +${p.percent.toFixed(1)}%${isKnee ? ", the knee" : ""}`,
+      );
+      point.addEventListener("click", () => choose(i));
+      point.addEventListener("keydown", (e) => {
+        const key = /** @type {KeyboardEvent} */ (e).key;
+        const step = key === "ArrowRight" ? -1 : key === "ArrowLeft" ? 1 : 0;
+        const next = step ? i + step : key === "Enter" || key === " " ? i : -1;
+        if (next < 0 || next >= points.length) return;
+        e.preventDefault();
+        e.stopPropagation();
+        choose(next);
+      });
+      hoverable(point, p, isKnee ? "knee" : "plan", a, b);
+      svg.append(point);
+      if (isKnee)
+        svg.append(
+          shape(
+            "text",
+            { ...font, fill: theme.text, "font-weight": "bold", x: a + 11, y: b - 7 },
+            `knee: ${formatBytes(p.peak_bytes)}, +${p.percent.toFixed(1)}%`,
+          ),
+        );
+    }
+    if (current) {
+      const [a, b] = [x(current.peak_bytes), y(current.percent)];
+      svg.append(
+        shape("circle", {
+          cx: a,
+          cy: b,
+          r: 9,
+          fill: "none",
+          stroke: theme.mark,
+          "stroke-width": 2,
+          class: "tb-current",
+        }),
+      );
+      const right = a < MARGIN.left + w * 0.7;
+      svg.append(
+        shape(
+          "text",
+          { ...font, fill: theme.text, x: a + (right ? 13 : -13), y: b + 16, "text-anchor": right ? "start" : "end" },
+          "this plan",
+        ),
+      );
+    }
+    const focused = document.activeElement?.getAttribute("data-point");
+    const hadFocus = drawing?.contains(document.activeElement);
+    if (drawing) drawing.remove();
+    drawing = svg;
+    frame.prepend(svg);
+    if (hadFocus && focused)
+      /** @type {SVGElement | null} */ (svg.querySelector(`[data-point="${model.get("value") ?? focused}"]`))?.focus();
+  }
+
+  /** @param {Element} el @param {any} p @param {string} name @param {number} a @param {number} b */
+  function hoverable(el, p, name, a, b) {
+    const show = () =>
+      tip.show(
+        [
+          name,
+          `peak ${formatBytes(p.peak_bytes)}`,
+          `recompute +${p.percent.toFixed(2)}%`,
+          ...(p.label ? [p.label] : []),
+        ],
+        a,
+        b,
+      );
+    el.addEventListener("pointerenter", show);
+    el.addEventListener("focus", show);
+    el.addEventListener("pointerleave", tip.hide);
+    el.addEventListener("blur", tip.hide);
+  }
+
+  /** @param {number} i */
+  function choose(i) {
+    model.set("value", i);
+    model.save_changes();
+    draw();
+  }
+
+  const resized = new ResizeObserver(draw);
+  resized.observe(frame);
+  const stops = [onTheme(draw), onChange(model, ["_curve", "value"], draw)];
+  return () => {
+    resized.disconnect();
+    for (const end of stops) end();
+    root.remove();
+  };
+}
+
+export default { render: renderPareto };

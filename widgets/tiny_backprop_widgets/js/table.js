@@ -1,0 +1,102 @@
+// @ts-check
+/** The table of tensors that are alive at the peak, largest first; a row can be chosen. */
+import { element, formatBytes, onChange, onTheme, shortened, shortPath, themeOf } from "./shared.js";
+
+/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
+export function renderTable({ model, el }) {
+  const root = element("div", "tb-view tb-tensors");
+  const caption = element("div", "tb-bar");
+  const scroll = element("div", "tb-scroll");
+  const table = element("table", "tb-table");
+  scroll.append(table);
+  root.append(caption, scroll);
+  el.append(root);
+  const themed = () => {
+    root.dataset.theme = themeOf(el).isDark ? "dark" : "light";
+  };
+
+  // Not before the frontier has been painted: a slider is being dragged. And not in a tab that is hidden.
+  let request = 0;
+  let isStale = false;
+  const shown = new ResizeObserver(() => {
+    if (isStale && root.offsetParent) draw();
+  });
+  shown.observe(root);
+  const later = () => {
+    isStale = true;
+    if (!root.offsetParent) return;
+    cancelAnimationFrame(request);
+    request = requestAnimationFrame(() => {
+      request = requestAnimationFrame(draw);
+    });
+  };
+
+  function draw() {
+    isStale = false;
+    themed();
+    const { header, rows, caption: text } = model.get("_rows");
+    caption.textContent = text;
+    const head = element("thead");
+    const names = element("tr");
+    for (const name of header) names.append(element("th", "", name));
+    head.append(names);
+    const body = element("tbody");
+    for (const [value, bytes, ...cells] of rows) body.append(row(value, [formatBytes(bytes), ...cells]));
+    table.replaceChildren(head, body);
+    mark();
+  }
+
+  /** @param {number} value @param {string[]} cells */
+  function row(value, cells) {
+    const tr = element("tr");
+    tr.tabIndex = 0;
+    tr.dataset.value = String(value);
+    for (const cell of cells) {
+      const td = element("td", "", shortened(shortPath(cell), 120));
+      td.title = shortened(cell, 600);
+      td.dir = "auto";
+      tr.append(td);
+    }
+    tr.addEventListener("click", () => choose(value));
+    tr.addEventListener("keydown", (e) => {
+      const next =
+        e.key === "ArrowDown" ? tr.nextElementSibling : e.key === "ArrowUp" ? tr.previousElementSibling : null;
+      if (e.key !== "Enter" && e.key !== " " && !next) return;
+      e.preventDefault();
+      e.stopPropagation();
+      if (next) /** @type {HTMLElement} */ (next).focus();
+      else choose(value);
+    });
+    return tr;
+  }
+
+  /** @param {number} value */
+  function choose(value) {
+    model.set("value", value);
+    model.save_changes();
+    mark();
+  }
+
+  /** Mark the chosen row and bring it into sight, inside the table alone: the page stays where it is. */
+  function mark() {
+    for (const tr of table.querySelectorAll("tbody tr")) {
+      const isChosen = /** @type {HTMLElement} */ (tr).dataset.value === String(model.get("value"));
+      tr.setAttribute("aria-selected", String(isChosen));
+      const { offsetTop, offsetHeight } = /** @type {HTMLElement} */ (tr);
+      const isInSight =
+        offsetTop >= scroll.scrollTop + 24 && offsetTop + offsetHeight <= scroll.scrollTop + scroll.clientHeight;
+      if (isChosen && !isInSight) scroll.scrollTop = offsetTop - scroll.clientHeight / 2;
+    }
+  }
+
+  draw();
+  const stops = [onTheme(themed), onChange(model, ["_rows"], later), onChange(model, ["value"], mark)];
+  return () => {
+    shown.disconnect();
+    cancelAnimationFrame(request);
+    for (const end of stops) end();
+    root.remove();
+  };
+}
+
+export default { render: renderTable };

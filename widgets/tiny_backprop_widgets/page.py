@@ -1,0 +1,67 @@
+"""Views in a page of their own: no kernel, no other file, no network, and no script but ours."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tiny_backprop_widgets import assets
+from tiny_backprop_widgets.view import View
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #111;
+  background: #fff }
+table.tiny-backprop { border-collapse: collapse; margin: .5rem 0; font-size: 13px }
+.tiny-backprop :is(th, td) { padding: .2rem .7rem; border-bottom: 1px solid #ccc; text-align: left;
+  overflow-wrap: anywhere }
+figure { margin: 1rem 0 } figure svg, figure img { max-width: 100%; height: auto }
+@media (prefers-color-scheme: dark) { body { color: #e8e8e8; background: #1b1b1b }
+  .tiny-backprop :is(th, td) { border-color: #444 } figure > :is(svg, img) { background: #fff } }
+"""
+
+
+def page(title: str, body: str, views: Mapping[str, View]) -> str:
+    """Return an HTML page.
+
+    The page's policy allows one script, by its hash, and no request at all. What a program calls its functions and
+    scopes is data of that script, and never HTML.
+
+    Args:
+      title: Its title, not escaped yet.
+      body: HTML; `place(name, fallback)` makes the place of a view in it.
+      views: The views by name; each is drawn as it is now, and cannot be asked for anything new.
+    """
+    script = assets.module("page")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'" if views else "script-src 'none'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; {allowed}"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    head += f"<style>{_STYLE}{assets.style() if views else ''}</style>"
+    tail = ""
+    if views:
+        data = json.dumps({name: _state(view) for name, view in views.items()}, sort_keys=True)
+        data = data.replace("<", "\\u003c")
+        tail = f'<script type="application/json" id="tb-data">{data}</script>\n'
+        tail += f'<script type="module">{script}</script>\n'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n{tail}</body></html>\n'
+
+
+def place(name: str, fallback: str) -> str:
+    """Return the place of a view in a page: where there are no scripts, `fallback` (HTML) is seen instead."""
+    return f'<figure data-view="{html.escape(name)}">{fallback}</figure>'
+
+
+def _state(view: View) -> dict[str, Any]:
+    """Return what the module of a view needs of its traits, bytes as base64."""
+    own = set(view.traits(sync=True)) - set(View.class_traits()) - {"_esm", "_css", "_anywidget_id"}
+    state = {name: getattr(view, name) for name in sorted(own)}
+    buffers = {k: base64.b64encode(v).decode() for k, v in state.items() if isinstance(v, bytes)}
+    plain = {k: v for k, v in state.items() if k not in buffers}
+    if "_is_live" in plain:
+        plain["_is_live"] = False
+    return {"kind": view.kind, "state": plain, "buffers": buffers}
