@@ -295,7 +295,7 @@ def test_a_given_plan_runs_and_a_foreign_one_is_refused():
     assert gradient.last_executor.checkpoint_plan == plan
     with pytest.raises(PlanError, match=r"the plan was made for a graph with fingerprint .* make it again"):
         gradient(PARAMS, X[:4], KEY)
-    with pytest.raises(PlanError, match="give either plan or block_size and levels, not both"):
+    with pytest.raises(PlanError, match="give either plan or block_size, levels and loops, not both"):
         tb.height_compressed_grad(loss, plan=plan, block_size=3)
     with pytest.raises(PlanError, match=r"plan must be a tiny_backprop\.Plan; found dict"):
         tb.height_compressed_grad(loss, plan={})

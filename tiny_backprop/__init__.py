@@ -1,8 +1,8 @@
 """See where the memory of a JAX gradient goes, plan what to save and what to recompute, and run the plan.
 
 The names here are the public interface. The interactive part is in `tiny_backprop_widgets`; `explore`, `PlanExplorer`
-and its views, `plot_frontier`, `plot_pareto`, `plot_memory_map`, `export_frontier`, `jaxpr_dag` and `write_report` can be
-had from here. `%load_ext tiny_backprop` brings `%memplan` into a notebook.
+and its views, `plot_frontier`, `plot_pareto`, `plot_memory_map`, `export_frontier`, `jaxpr_dag` and `write_report`
+can be had from here. `%load_ext tiny_backprop` brings `%memplan` into a notebook.
 """
 
 import importlib

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import numbers
 from typing import Any
 
@@ -26,6 +27,7 @@ from tiny_backprop.plan.planner import Candidate, Planner
 from tiny_backprop.plan.schedule import schedule
 from tiny_backprop.units import format_bytes, parse_bytes
 
+_ROUNDING = 1e-9  # costs this close are the same, added up in another order
 _MOST_WORSE = 2  # points of the path in a row that are dearer than the best, before the search ends
 
 
@@ -195,9 +197,10 @@ class BudgetPlanner:
         """Return the cheapest schedule found within the budget; what was found for other budgets is asked, too."""
         if budget_bytes not in self._found:
             self._found[budget_bytes] = self._find(budget_bytes)
-        asked = [self._found[budget_bytes], *self._found.values()]  # its own answer first: others must be cheaper
-        known = [f for f in asked if f is not None and f.candidate.peak_bytes <= budget_bytes]
-        return min(known, key=lambda f: f.candidate.cost, default=None)
+        own = self._found[budget_bytes]
+        most = math.inf if own is None else own.candidate.cost * (1 - _ROUNDING)
+        known = [f for f in self._found.values() if f is not None and f.candidate.peak_bytes <= budget_bytes]
+        return min((f for f in known if f.candidate.cost < most), key=lambda f: f.candidate.cost, default=own)
 
     def search(self, budget_bytes: int, search_seconds: float, start: Found | None) -> Found | None:
         """Search on from what was found, for so long; what is found is remembered."""

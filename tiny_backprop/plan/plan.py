@@ -304,6 +304,6 @@ def check_fits(plan: Plan, graph: Graph) -> None:
 def _misfit(fingerprint: str, graph: Graph) -> PlanError:
     return PlanError(
         f"the plan was made for a graph with fingerprint {fingerprint}; this graph ({graph.name!r}, {graph.n_nodes} "
-        f"nodes) has {graph.fingerprint}. A plan fits one function with one set of shapes and dtypes: make it again for "
-        "these arguments."
+        f"nodes) has {graph.fingerprint}. A plan fits one function with one set of shapes and dtypes: make it again "
+        "for these arguments."
     )

@@ -22,6 +22,7 @@ from tiny_backprop.analysis import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import Measurement
+from tiny_backprop.integration.jax.explain import steps_of_positions
 from tiny_backprop.plan import Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as save_everything
 from tiny_backprop.units import format_bytes
@@ -41,6 +42,7 @@ from tiny_backprop_widgets.verify_panel import VerifyPanel
 from tiny_backprop_widgets.view import with_pictures
 
 _MAX_BOXES = 120
+_NO_MAP = "Verify asks XLA where it keeps each tensor of this plan's gradient; the map is shown here."
 _BY_BLOCKS, _BY_HEIGHT, _BY_BUDGET = STRATEGIES = ("block size", "height compression", "budget")
 _LABEL = {"width": STYLE["description_width"], "display": "flex", "justify_content": "flex-end"}
 _WIDE = {"width": "min(30em, 100%)"}
@@ -122,7 +124,7 @@ class PlanExplorer(widgets.VBox):
         gradient = None
         if not isinstance(graph_or_fun, Graph):
             gradient = functools.partial(_gradient, graph_or_fun, args, kwargs, argnums, has_aux)
-        self._verify_panel = VerifyPanel(gradient, lambda: self._plan, self._guarded)
+        self._verify_panel = VerifyPanel(gradient, lambda: self._plan, self._show_measurement, self._guarded)
         self._trade_off = TradeOffPanel(self.graph, lambda: self._plan, self._take, self._tell_budget, self._guarded)
         super().__init__(self._build())
         self.add_class("tiny-backprop-explorer")
@@ -134,7 +136,9 @@ class PlanExplorer(widgets.VBox):
         title = f"{_CSS}<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
         self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._exported, self._budget_line, self._loops = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
+        self._loops, self._map = widgets.HTML(), widgets.HTML(_NO_MAP)
+        self._mapped: Measurement | None = None  # whose memory map is shown
         self._export_button = widgets.Button(description="Export", icon="download")
         self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
         self._tabs = widgets.Tab(
@@ -143,9 +147,10 @@ class PlanExplorer(widgets.VBox):
                 self.dag,
                 self._loops,
                 self._trade_off,
+                self._map,
                 widgets.VBox([self._code, _row(self._export_button, self._directory), self._exported]),
             ],
-            titles=["Tensors", "Graph", "Loops", "Trade-off", "Code and export"],
+            titles=["Tensors", "Graph", "Loops", "Trade-off", "Memory map", "Code and export"],
         )
         return [
             widgets.HTML(title),
@@ -341,6 +346,24 @@ class PlanExplorer(widgets.VBox):
         self._loops.value = self._loops_text()
         self._verify_panel.refresh()
         self._trade_off.follow()
+
+    def _show_measurement(self, measurement: Measurement | None) -> None:
+        """Lay XLA's live bytes over the frontier, and show its memory map; neither where they are not known."""
+        if measurement is self._mapped:
+            return
+        self._mapped = measurement
+        memory_map = None if measurement is None else measurement.memory_map
+        if memory_map is None or memory_map.missing:
+            self.frontier.show_measured([], [])
+            self._map.value = _NO_MAP if memory_map is None else memory_map._repr_html_()
+            return
+        positions, _ = steps_of_positions(self._plan, memory_map)
+        live_bytes = memory_map.live_bytes + memory_map.live_output_bytes
+        self.frontier.show_measured(positions[:-1] / max(len(self._plan.timeline.steps), 1), live_bytes)
+        figure = memory_map.plot().get_figure()
+        picture = base64.b64encode(render(figure, "png")).decode()
+        image = f'<img alt="where XLA keeps each tensor, and for how long" src="data:image/png;base64,{picture}">'
+        self._map.value = f"{memory_map._repr_html_()}{image}"
 
     def _loops_text(self) -> str:
         """Show what is inside the loops and branches, as the plan has them."""

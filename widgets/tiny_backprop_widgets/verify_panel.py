@@ -29,9 +29,22 @@ class VerifyPanel(widgets.Box):
       line: What is told.
     """
 
-    def __init__(self, gradient: Callable[[Plan], Program] | None, plan: Callable[[], Plan], guard: Guard):
-        """Make the panel for the plan that `plan()` returns; `gradient` is None where there is nothing to compile."""
-        self._gradient, self._plan, self._guard = gradient, plan, guard
+    def __init__(
+        self,
+        gradient: Callable[[Plan], Program] | None,
+        plan: Callable[[], Plan],
+        show: Callable[[Measurement | None], None],
+        guard: Guard,
+    ):
+        """Make the panel for the plan that `plan()` returns.
+
+        Args:
+          gradient: Returns what to compile for a plan; None where there is nothing to compile.
+          plan: Returns the plan.
+          show: Shows what is known of the plan elsewhere.
+          guard: Runs callbacks.
+        """
+        self._gradient, self._plan, self._show, self._guard = gradient, plan, show, guard
         self.measured: dict[Plan, Measurement] = {}
         self.compilation: Compilation | None = None
         self.line = widgets.HTML()
@@ -62,6 +75,7 @@ class VerifyPanel(widgets.Box):
             self.line.value = f"{compilation.stage}, {compilation.seconds:.0f} s…"
         else:
             self.line.value = self.text()
+            self._show(self.measured.get(self._plan()))
 
     def text(self) -> str:
         """Return XLA's figures for the plan as HTML, "" where they are not known."""

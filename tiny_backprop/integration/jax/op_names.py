@@ -6,7 +6,7 @@ import functools
 import re
 
 _CONTROL = re.compile(
-    r"while|body|cond|closed_call|checkpoint|rematted_computation|remat\d?|custom_[jv][vj]p_call|shard_map|"
+    r"while|body|cond|closed_call|call_exported|checkpoint|rematted_computation|remat\d?|custom_[jv][vj]p_call|shard_map|"
     r"branch_\d+_fun|mean_trips_\d+_of_\d+|p?jit\(.*\)"
 )
 _TRANSFORM = re.compile(r"(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)", re.DOTALL)
