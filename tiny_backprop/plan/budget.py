@@ -195,6 +195,9 @@ class BudgetPlanner:
 
     def best(self, budget_bytes: int) -> Found | None:
         """Return the cheapest schedule found within the budget; what was found for other budgets is asked, too."""
+        everything = self._planner(0)
+        if everything.plain.peak_bytes <= budget_bytes:
+            return Found(everything, everything.plain)
         if budget_bytes not in self._found:
             self._found[budget_bytes] = self._find(budget_bytes)
         own = self._found[budget_bytes]

@@ -115,9 +115,8 @@ class Planner:
         What was found for other budgets is asked, too: more memory then costs no more than less did before. The nodes
         of its steps are numbered as in `graph`; see `order`.
         """
-        plain = self._candidate(np.arange(self.graph.n_nodes))
-        if plain.peak_bytes <= budget_bytes:
-            return plain
+        if self.plain.peak_bytes <= budget_bytes:
+            return self.plain
         if budget_bytes not in self._answers:
             self._answers[budget_bytes] = self._find(budget_bytes)
         known = [c for c in self._answers.values() if c is not None and c.peak_bytes <= budget_bytes]
@@ -145,6 +144,11 @@ class Planner:
         return best
 
     @functools.cached_property
+    def plain(self) -> Candidate:
+        """The schedule that runs every node once."""
+        return self._candidate(np.arange(self.graph.n_nodes))
+
+    @functools.cached_property
     def bound_bytes(self) -> int:
         """What every plan with this order of the backward phase needs."""
         return working_set_bound(self.graph)
@@ -152,7 +156,7 @@ class Planner:
     @functools.cached_property
     def smallest(self) -> Candidate:
         """The schedule with the smallest peak that the planner can reach."""
-        found = [self._candidate(np.arange(self.graph.n_nodes))]
+        found = [self.plain]
         for chain in self._chains_for(self.most_bytes):
             found += [self._run(chain, units) for units in chain.useful_units[:4].tolist()]
         least = min(found, key=lambda c: (c.peak_bytes, c.cost))
