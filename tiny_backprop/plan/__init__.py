@@ -23,3 +23,4 @@ from tiny_backprop.plan.schedule import schedule as schedule
 from tiny_backprop.plan.simulate import Op as Op
 from tiny_backprop.plan.simulate import Timeline as Timeline
 from tiny_backprop.plan.simulate import simulate as simulate
+from tiny_backprop.plan.why import Why as Why

@@ -23,6 +23,7 @@ from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
     from tiny_backprop.plan.certificate import Certificate
+    from tiny_backprop.plan.why import Why
 
 _FORMAT = "tiny_backprop.plan"
 _VERSION = 2
@@ -187,6 +188,19 @@ class Plan:
         from tiny_backprop.plan.certificate import certify
 
         return certify(self)
+
+    def why(self, what: int | str) -> list[Why]:
+        """Tell why values are saved, or made anew: who needs them, and what either costs; see `tiny_backprop.plan.why`.
+
+        Args:
+          what: Number of a value, or text in a source line or scope, such as `"model.py:91"`.
+
+        Raises:
+          PlanError: There is no such value, line or scope.
+        """
+        from tiny_backprop.plan.why import why
+
+        return why(self, what)
 
     def __eq__(self, other: object) -> bool:
         return (
