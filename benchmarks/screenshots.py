@@ -65,11 +65,27 @@ def take(lab: Any, browser: Any, folder: Path, theme: str, width: int) -> list[P
     page.get_by_role("button", name="Verify").click()
     page.get_by_text("measured by XLA on").wait_for(timeout=180_000)
     shoot("trade-off")
+    page.get_by_role("tab", name="Memory map", exact=True).click()
+    page.get_by_text("measured by XLA").last.wait_for()
+    shoot("memory-map")
     page.get_by_role("tab", name="Code and export", exact=True).click()
     shoot("code")
     assert book.problems == [], book.problems
     page.close()
     return paths
+
+
+def take_loops(lab: Any, browser: Any, folder: Path) -> Path:
+    """Open the explorer on the same layers in a scan and keep a picture of what is inside."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1500})
+    book = Notebook(page, lab, [_MODEL.replace("n_layers=6", "n_layers=24, is_scanned=True"), _OPEN])
+    page.get_by_role("tab", name="Loops", exact=True).click()
+    page.get_by_text("one step").first.click()
+    path = folder / "light-loops.png"
+    page.locator(_EXPLORER).screenshot(path=str(path), animations="disabled")
+    assert book.problems == [], book.problems
+    page.close()
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for theme, width in (("Light", 1280), ("Dark", 1280), ("Light", 640)):
             for path in take(lab, browser, folder, theme, width):
                 print(path)
+        print(take_loops(lab, browser, folder))
     return 0
 
 

@@ -678,3 +678,30 @@ def test_report_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(PlanError, match="the plan was made for a graph with fingerprint"):
         write_report(tmp_path / "a.html", GRAPH, plan_blocks(chain(3), 1))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_with_loops_is_explored_by_every_way_and_shown_from_inside(tmp_path):
+    def scanned(w, h):
+        h, means = jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), h.mean()), h, None, length=50)
+        return jnp.sum(h**2) + means.sum()
+
+    args = jnp.eye(32), jnp.ones((64, 32))
+    ui = PlanExplorer(scanned, *args)
+    seen = set()
+    for move in (
+        lambda: setattr(ui.block_size, "value", 5),
+        lambda: setattr(ui.levels, "value", 3),
+        lambda: setattr(ui.budget, "value", 0.3),
+    ):
+        move()
+        assert not ui.errors
+        assert ui.plan.nested[0].n_again > 0
+        assert "scan of 50 steps" in ui._loops.value
+        seen.add(ui._loops.value)
+    assert len(seen) == 3
+    measurement = ui.verify()
+    assert measurement.peak_bytes < 1.3 * ui.plan.peak_bytes
+    assert "Memory map" in ui._map.value
+    assert {p.name for p in ui.export(tmp_path)} >= {"plan.json", "report.html", "frontier.svg"}
+    exec(ui.code(), scope := {"scanned": scanned, "args": args})
+    assert scope["plan"] == ui.plan

@@ -309,9 +309,14 @@ def _fitting(fingerprint: str, choices: Sequence[Mapping[str, Any]], graph: Grap
     return graph
 
 
+def is_same_program(a: Graph, b: Graph) -> bool:
+    """Return whether two graphs are of one program; their loops may be planned differently."""
+    return a is b or keeping_everything(a).fingerprint == keeping_everything(b).fingerprint
+
+
 def check_fits(plan: Plan, graph: Graph) -> None:
     """Raise PlanError unless a plan is for the program of a graph; its loops may be planned otherwise there."""
-    if keeping_everything(plan.graph).fingerprint != keeping_everything(graph).fingerprint:
+    if not is_same_program(plan.graph, graph):
         raise _misfit(plan.graph.fingerprint, graph)
 
 

@@ -21,6 +21,7 @@ from tiny_backprop.errors import TinyBackpropError
 from tiny_backprop.integration.jax.explain import steps_of_positions
 from tiny_backprop.integration.jax.measure import Measurement
 from tiny_backprop.plan import Plan, plan_save_everything
+from tiny_backprop.plan.plan import is_same_program
 from tiny_backprop.units import format_bytes
 
 _N_BINS = 700
@@ -144,7 +145,7 @@ def baseline_of(plan: Plan, baseline: bool | Plan) -> Plan | None:
     """Return the plan to draw behind another, or None; it must be one for the same graph."""
     if not isinstance(baseline, Plan):
         return plan_save_everything(plan.graph) if baseline else None
-    if baseline.graph.fingerprint != plan.graph.fingerprint:
+    if not is_same_program(baseline.graph, plan.graph):
         raise DisplayError(f"the baseline is a plan for {baseline.graph!r}; the plan to draw is for {plan.graph!r}")
     return baseline
 
