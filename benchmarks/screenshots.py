@@ -66,7 +66,7 @@ def take(lab: Any, browser: Any, folder: Path, theme: str, width: int) -> list[P
     page.get_by_text("measured by XLA on").wait_for(timeout=180_000)
     shoot("trade-off")
     page.get_by_role("tab", name="Memory map", exact=True).click()
-    page.get_by_text("measured by XLA").last.wait_for()
+    page.get_by_alt_text("where XLA keeps each tensor, and for how long").wait_for()
     shoot("memory-map")
     page.get_by_role("tab", name="Code and export", exact=True).click()
     shoot("code")

@@ -28,6 +28,12 @@ def guarded(make: Callable[[], str], value: object) -> str:
         return f"<pre>{html.escape(repr(value))}\n(no HTML: {html.escape(repr(e))})</pre>"
 
 
+def short_path(source: str) -> str:
+    """Return a source line with the last folder of its path alone."""
+    parts = source.split("/")
+    return f"…/{'/'.join(parts[-2:])}" if len(parts) > 3 else source
+
+
 def table(rows: Iterable[Sequence[object]], header: Sequence[object] = ()) -> str:
     """Return an HTML table of escaped cells."""
     head = "<tr>" + "".join(f"<th>{html.escape(str(c))}</th>" for c in header) + "</tr>" if header else ""

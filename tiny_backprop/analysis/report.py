@@ -184,7 +184,8 @@ class LoopReport:
         )
         word = "one step" if self.plan.is_loop else "a branch"
         bodies = "".join(f"<details><summary>{word}</summary>{body._html()}</details>" for body in self.bodies)
-        return f"<div><b>{html.escape(self.title)}</b> {html.escape(self.source)}<br>{picture}{bodies}</div>"
+        source = html.escape(display.short_path(self.source))
+        return f"<div><b>{html.escape(self.title)}</b> {source}<br>{picture}{bodies}</div>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,7 +251,10 @@ class GraphReport:
             ("work", format_flops(float(self.graph.flops.sum()))),
             ("verdict", self.verdict),
         ]
-        at_peak = [(format_bytes(v.bytes), v.primitive, v.node, v.scope, v.source) for v in self.live_at_peak[:10]]
+        at_peak = [
+            (format_bytes(v.bytes), v.primitive, v.node, v.scope, display.short_path(v.source))
+            for v in self.live_at_peak[:10]
+        ]
         header = ("alive at the peak", "primitive", "node", "scope", "source")
         name, loops = html.escape(self.graph.name), "".join(loop._html() for loop in self.loops)
         return f"<div><b>{name}</b><br>{picture}{display.table(rows)}{display.table(at_peak, header)}{loops}</div>"

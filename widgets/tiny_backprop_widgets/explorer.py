@@ -357,6 +357,7 @@ class PlanExplorer(widgets.VBox):
             self.frontier.show_measured([], [])
             self._map.value = _NO_MAP if memory_map is None else memory_map._repr_html_()
             return
+        self._map.value = "Decoding XLA's record…"
         positions, _ = steps_of_positions(self._plan, memory_map)
         live_bytes = memory_map.live_bytes + memory_map.live_output_bytes
         self.frontier.show_measured(positions[:-1] / max(len(self._plan.timeline.steps), 1), live_bytes)

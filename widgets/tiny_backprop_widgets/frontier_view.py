@@ -110,6 +110,8 @@ class FrontierView(View):
         t = plan.timeline
         self._plan, self._budget_bytes, self._serial = plan, budget_bytes, self._serial + 1
         with self.hold_sync():
+            if plan.graph.nested:  # their bytes are the plan's
+                self._value_bytes = packed(plan.graph.value_bytes, np.float64)
             self._live_bytes = packed(t.live_bytes, np.float64)
             self._steps, self._ops = packed(t.steps, np.int32), packed(t.ops, np.uint8)
             self._fates, self._lives = packed(fates(plan), np.uint8), packed(lives(plan), np.int32)

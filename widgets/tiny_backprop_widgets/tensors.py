@@ -54,7 +54,13 @@ class Texts:
 
 
 def value_type(graph: Graph, v: int) -> str:
-    """Return a value's dtype and shape, such as "float32[8,16]"."""
+    """Return a value's dtype and shape, such as "float32[8,16]", or what it stands for at a loop or branches."""
+    for n in graph.nested:
+        end = graph.output_start[n.forward_node + 1]
+        if v == end - 2:
+            return f"all that the {n.kind} saves"
+        if v in (end - 1, graph.output_start[n.backward_node + 1] - 1):
+            return f"scratch space of the {n.kind}"
     return f"{graph.value_dtypes[v]}[{','.join(map(str, graph.value_shapes[v]))}]"
 
 
@@ -68,12 +74,6 @@ def plain_scope(scope: str) -> str:
             return scope
         scope = scope[:i] + scope[begin + 1 : end] + scope[end + 1 :]
     return "/".join(part for part in scope.split("/") if part)
-
-
-def short_path(source: str) -> str:
-    """Return a source line with the last folder of its path alone, as the views show it."""
-    parts = source.split("/")
-    return f"…/{'/'.join(parts[-2:])}" if len(parts) > 3 else source
 
 
 def _closing(text: str, begin: int) -> int:
