@@ -98,6 +98,17 @@ def test_one_budget_is_shared_by_several_loops():
     assert m.peak_bytes <= 1.1 * planned.plan(w, h).peak_bytes
 
 
+def test_loops_may_follow_each_other_with_nothing_between():
+    def loss(h):
+        return jnp.sum(rnn(W, rnn(W, rnn(W, h, 5), 7), 6))
+
+    graph = capture_gradient(loss, H)
+    assert [n.length for n in graph.nested] == [5, 7, 6]
+    expected = jax.jit(jax.grad(loss))(H)
+    for how in ({"levels": 2}, {"budget": 1.0}, {"loops": LoopChoice(saved_carries=2)}):
+        assert_close(height_compressed_grad(loss, on_error="raise", **how)(H), expected)
+
+
 BRANCHES = {
     "taken": lambda w, h: lax.cond(h.sum() > -1e3, lambda h: rnn(w, h, 30), lambda h: jnp.sin(h @ w), h),
     "not taken": lambda w, h: lax.cond(h.sum() > 1e3, lambda h: rnn(w, h, 30), lambda h: jnp.sin(h @ w), h),
