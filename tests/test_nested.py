@@ -98,6 +98,30 @@ def test_one_budget_is_shared_by_several_loops():
     assert m.peak_bytes <= 1.1 * planned.plan(w, h).peak_bytes
 
 
+def test_loops_may_follow_each_other_with_nothing_between():
+    def loss(h):
+        return jnp.sum(rnn(W, rnn(W, rnn(W, h, 5), 7), 6))
+
+    graph = capture_gradient(loss, H)
+    assert [n.length for n in graph.nested] == [5, 7, 6]
+    expected = jax.jit(jax.grad(loss))(H)
+    for how in ({"levels": 2}, {"budget": 1.0}, {"loops": LoopChoice(saved_carries=2)}):
+        assert_close(height_compressed_grad(loss, on_error="raise", **how)(H), expected)
+
+
+@pytest.mark.parametrize("how", [{"levels": 2}, {"budget": 0.28}], ids=str)
+def test_a_loop_that_runs_again_makes_its_room_no_earlier(how):
+    def loss(w, h):
+        return jnp.sum(rnn(w, jnp.sin(rnn(w, h, 30)), 50) ** 2)
+
+    args = jnp.eye(32), jnp.ones((512, 32))
+    planned = height_compressed_grad(loss, argnums=(0, 1), on_error="raise", **how)
+    plan = planned.plan(*args)
+    steps, n_forward = plan.timeline.steps, plan.timeline.n_forward_steps
+    assert plan.nested[0].nested.forward_node in steps[n_forward:]
+    assert measure(planned, *args).peak_bytes <= 1.02 * plan.peak_bytes
+
+
 BRANCHES = {
     "taken": lambda w, h: lax.cond(h.sum() > -1e3, lambda h: rnn(w, h, 30), lambda h: jnp.sin(h @ w), h),
     "not taken": lambda w, h: lax.cond(h.sum() > 1e3, lambda h: rnn(w, h, 30), lambda h: jnp.sin(h @ w), h),

@@ -52,22 +52,26 @@ def _barrier(*operands: Any, n_tokens: int) -> list[Any]:
 
 def _conditional(*operands: Any, n_tokens: int) -> list[Any]:
     tokens, values = operands[:n_tokens], list(operands[n_tokens:])
-    always = [_always_true(t) for t in tokens if t.size]
-    if not always or not values:
+    tokens = [t for t in tokens if t.size]
+    if not tokens or not values:
         return _barrier(*operands, n_tokens=n_tokens)
-    predicate = functools.reduce(jnp.logical_and, always)
-    return lax.cond(predicate, list, lambda xs: [_cleared(x) for x in xs], values)
+    return lax.cond(_all_true(tokens), list, lambda xs: [_cleared(x) for x in xs], values)
 
 
-def zeros_after(token: Any, shape: Sequence[int], dtype: Any) -> Any:
-    """Return zeros that are not there before `token` is: XLA would make constants at the start of a program.
+def zeros_after(tokens: Sequence[Any], shape: Sequence[int], dtype: Any) -> Any:
+    """Return zeros that are not there before all `tokens` are: XLA would make constants at the start of a program.
 
     Args:
-      token: An array with elements, of any dtype.
+      tokens: Arrays with elements, of any dtypes, one or more.
       shape: Shape of the zeros.
       dtype: Their dtype; no key.
     """
-    return lax.broadcast(lax.convert_element_type(lax.bitwise_not(_always_true(token)), dtype), tuple(shape))
+    return lax.broadcast(lax.convert_element_type(lax.bitwise_not(_all_true(tokens)), dtype), tuple(shape))
+
+
+def _all_true(tokens: Sequence[Any]) -> jax.Array:
+    """Return True, computed from the first elements of `tokens`."""
+    return functools.reduce(jnp.logical_and, map(_always_true, tokens))
 
 
 def _always_true(token: jax.Array) -> jax.Array:

@@ -88,9 +88,10 @@ def _results(step: Callable[..., tuple[Arrays, Arrays]], *parts: Arrays) -> Arra
 
 
 def _zeros(x: Any, n: int | None, after: Sequence[Any]) -> Any:
-    """Return zeros such as x, or room for n arrays such as x, that are not made before what comes first in `after` is.
+    """Return zeros such as x, or room for n arrays such as x, that are not made before all in `after` are.
 
-    Zeros that depend on nothing are made when the program starts, and live until their loop runs.
+    Zeros that depend on nothing are made when the program starts, and live until their loop runs. So are those that
+    depend on an argument alone: where a loop runs again, only one of its operands is held, and this is among `after`.
     """
     aval = x if isinstance(x, compat.ShapedArray) else jax.typeof(x)
     shape = aval.shape if n is None else (n, *aval.shape)
@@ -98,13 +99,13 @@ def _zeros(x: Any, n: int | None, after: Sequence[Any]) -> Any:
     if not tokens or compat.is_sharded(aval) or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
         zeros = compat.zeros_of(aval)
         return zeros if n is None else lax.broadcast(zeros, (n,))
-    return zeros_after(tokens[0], shape, aval.dtype)
+    return zeros_after(tokens, shape, aval.dtype)
 
 
 def room_for_returned(loop: Loop, consts: Arrays, init: Arrays, stacked: Arrays) -> Arrays:
     """Return room for what all steps of the scan return, stacked."""
     results = _results(loop.step, consts, init, loop.elements(stacked, 0))
-    return [_zeros(y, loop.n_steps, [*init, *stacked]) for y in results[len(init) :]]
+    return [_zeros(y, loop.n_steps, [*consts, *init, *stacked]) for y in results[len(init) :]]
 
 
 def run_forward(
@@ -141,7 +142,7 @@ def run_forward(
         )
         return carry, returned, slots
 
-    slots = [_zeros(x, schedule.n_saved, init) for x in init]
+    slots = [_zeros(x, schedule.n_saved, [*consts, *init, *stacked]) for x in init]
     return lax.fori_loop(0, len(schedule.forward), run, (init, returned, slots))
 
 
@@ -149,7 +150,8 @@ def _run_keeping_all(
     loop: Loop, consts: Arrays, init: Arrays, stacked: Arrays, returned: Arrays
 ) -> tuple[Arrays, Arrays, Arrays]:
     saved = _results(loop.step_forward, consts, init, loop.elements(stacked, 0))[len(init) :]
-    carries, kept = [_zeros(x, loop.length + 1, init) for x in init], [_zeros(x, loop.length, init) for x in saved]
+    after, n = [*consts, *init, *stacked], loop.length
+    carries, kept = [_zeros(x, n + 1, after) for x in init], [_zeros(x, n, after) for x in saved]
 
     def one(k: Any, state: Any) -> Any:
         carry, returned, carries, kept = state

@@ -21,7 +21,7 @@ from tiny_backprop.graph import LITERAL, Graph, Nested
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.compat import Literal
-from tiny_backprop.integration.jax.cost import NESTED_GRADIENT, aval_bytes, eqn_cost
+from tiny_backprop.integration.jax.cost import NESTED, NESTED_GRADIENT, aval_bytes, eqn_cost
 from tiny_backprop.integration.jax.inline import FlatJaxpr, drop_dead, flatten
 from tiny_backprop.integration.jax.layout import relaid
 from tiny_backprop.integration.jax.pads import join_pads
@@ -309,8 +309,10 @@ def _name(eqn: Any) -> str:
 def _nested(eqns: Sequence[Any]) -> tuple[Nested, ...]:
     """Return the loops and branches that are to be planned: those whose backward node is needed."""
     pairs = []
-    forward = {e.outvars[-2]: i for i, e in enumerate(eqns) if isinstance(e.params.get("what"), Unplanned)}
-    for j, eqn in enumerate(eqns):
+    # One loop's gradient may be another's cotangent: only what forward nodes hand on makes a pair.
+    unplanned = [(i, e) for i, e in enumerate(eqns) if isinstance(e.params.get("what"), Unplanned)]
+    forward = {e.outvars[-2]: i for i, e in unplanned if e.primitive.name == NESTED}
+    for j, eqn in unplanned:
         if eqn.primitive.name == NESTED_GRADIENT:
             pairs += [(forward[v], j) for v in eqn.invars if not isinstance(v, Literal) and v in forward]
     return tuple(eqns[i].params["what"].nested(i, j) for i, j in sorted(pairs))
