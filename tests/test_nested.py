@@ -12,6 +12,7 @@ from benchmarks.models.gpt import GPTConfig, example
 from tests.programs import assert_close
 from tests.test_scans import H, W, many, many_arguments, rnn, wide
 from tiny_backprop import (
+    BudgetError,
     Graph,
     LoopChoice,
     Plan,
@@ -23,6 +24,7 @@ from tiny_backprop import (
     measure,
     plan_blocks,
     plan_budget,
+    plan_exact,
     plan_save_everything,
 )
 from tiny_backprop.analysis import loop_reports
@@ -194,6 +196,16 @@ def test_a_choice_of_loops_is_for_the_doors_and_the_planners():
     with pytest.raises(PlanError, match=r"loops must be a tiny_backprop\.LoopChoice; found int"):
         height_compressed_grad(jnp.sum, loops=3)
     assert repr(LoopChoice(levels=2)) == "LoopChoice(levels=2)"
+
+
+def test_an_exact_plan_takes_loops_as_they_are():
+    graph = capture_gradient(lambda w, h: jnp.sum(rnn(W, rnn(w, h, 7), 9) ** 2), W, H)
+    by_budget = plan_budget(graph, 0.5)
+    with pytest.raises(BudgetError, match=r"with its loops reversed as they are in this graph.*plan_budget"):
+        plan_exact(graph, by_budget.peak_bytes)
+    exact = plan_exact(by_budget.graph, by_budget.peak_bytes, time_limit_seconds=5.0)
+    assert exact.nested[0].choice() == by_budget.nested[0].choice()
+    assert exact.peak_bytes <= by_budget.peak_bytes
 
 
 def test_a_plan_for_another_loop_is_refused():

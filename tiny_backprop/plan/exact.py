@@ -40,7 +40,8 @@ def plan_exact(
     """Find the cheapest plan within a byte budget, and say whether it is proven to be that.
 
     Optimal among all plans with this order of the backward phase: the forward phase in any order, nodes re-run as often
-    as it takes. Solves a few integer programmes with HiGHS (after Jain et al. 2020, arXiv:1910.02653); a fraction of a
+    as it takes. Loops are reversed as they are in the graph: `plan_budget(graph, budget).graph` has them planned for a
+    budget. Solves a few integer programmes with HiGHS (after Jain et al. 2020, arXiv:1910.02653); a fraction of a
     second for a hundred nodes and, where memory does not force nested recomputation, seconds for a few thousand.
 
     Args:
@@ -241,9 +242,16 @@ def _refusal(graph: Graph, budget_bytes: int, least: int, found: Tightened, star
         why = "none was found in time; it may be that none fits"
     else:
         why = "no plan fits, whatever it recomputes, with this order of the backward phase"
+    if graph.nested and smallest < least:  # of a plan whose loops are reversed otherwise
+        known_text = (
+            f"with its loops reversed as they are in this graph, a plan needs at least {least} bytes; reversed "
+            f"otherwise, {smallest} are known to do. Loops are planned by plan_budget(graph, budget), whose graph may "
+            "be given here"
+        )
+    else:
+        known_text = f"the smallest peak known is {smallest} bytes; no plan needs less than {least}"
     return BudgetError(
-        f"a budget of {budget_bytes} bytes was asked for: {why}. The smallest peak known is {smallest} bytes; no plan "
-        f"needs less than {least}.",
+        f"a budget of {budget_bytes} bytes was asked for: {why}; {known_text}.",
         int(budget_bytes),
         smallest,
         least,
