@@ -70,6 +70,21 @@ CASES = {
                 check_vma=check_vma))(WS[0], X, XS)
             check(over(planned), want)
     """,
+    "carries that vary over an axis, and others": """
+        def loop(w, x):
+            def step(carry, y):
+                a, b = carry
+                return (jnp.tanh(a @ w + y.sum(0)), jnp.sin(b @ w)), (a.sum(), b)
+            (a, b), (sums, bs) = jax.lax.scan(step, (x[0], jnp.ones(16)), jnp.stack([x, x, x]))
+            return jax.lax.psum(a.sum() + sums.sum(), "i") + b.sum() + bs.sum()
+        mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
+        def over(gradient):
+            specs = (P(), P("i"))
+            return jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs))(WS[0], X)
+        for how in ({"levels": 2}, {"budget": 0.9}):
+            planned = tb.height_compressed_grad(loop, argnums=(0, 1), on_error="raise", **how)
+            check(over(planned), over(jax.grad(loop, argnums=(0, 1))))
+    """,
     "shard_map": """
         mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
         for check_vma in (False, True):

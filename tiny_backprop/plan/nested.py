@@ -228,15 +228,18 @@ class Part:
         return (schedule.block_size + 1) * carry_bytes + schedule.block_size * self.step.kept_bytes + sliced
 
     @property
+    def n_again(self) -> int:
+        """Steps of a loop that run again, those apart that a lean backward part makes anew by itself."""
+        schedule = self.schedule
+        if schedule is None:
+            return 0
+        return schedule.n_again - (schedule.length if schedule.reruns and self.step.is_lean else 0)
+
+    @property
     def again_cost(self) -> np.ndarray:
         """FLOPs and bytes moved of what runs again."""
-        step, schedule = self.step, self.schedule
-        if schedule is None:
-            return step.again_cost
-        n_again = schedule.n_again
-        if schedule.reruns and step.is_lean:
-            n_again -= schedule.length  # the backward part makes the step anew by itself
-        return n_again * step.forward_cost + schedule.length * step.again_cost
+        length = 1 if self.schedule is None else self.schedule.length
+        return self.n_again * self.step.forward_cost + length * self.step.again_cost
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -286,7 +289,7 @@ class NestedPlan:
     @property
     def n_again(self) -> int:
         """Steps of a loop that run again, all together."""
-        return sum(p.schedule.n_again for p in self.parts if p.schedule is not None)
+        return sum(p.n_again for p in self.parts)
 
     @functools.cached_property
     def saved_bytes(self) -> int:

@@ -160,7 +160,7 @@ def trace_gradient(
 
 
 def _trace_joint(primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:
-    """Trace `(inputs, cotangents) -> (outputs, gradients)`; an optimisation barrier marks where cotangents arrive."""
+    """Trace `(inputs, cotangents) -> (outputs, gradients)`; optimisation barriers mark where cotangents arrive."""
     run = compat.jaxpr_as_fun(primal)
 
     def joint(inputs: list[Any], cotangents: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -174,7 +174,7 @@ def _trace_joint(primal: Any, differentiated: Sequence[int], cotangent_of: Seque
         _, pullback, outs = jax.vjp(by_differentiated, *(inputs[i] for i in differentiated), has_aux=True)
         if not cotangents:
             return outs, [lax.full_like(inputs[i], 0) for i in differentiated]
-        return outs, list(pullback(lax.optimization_barrier(cotangents)))
+        return outs, list(pullback([lax.optimization_barrier(c) for c in cotangents]))  # one alone keeps its type
 
     inputs = [compat.struct_of(v.aval) for v in primal.jaxpr.invars]
     cotangents = [compat.struct_of(primal.jaxpr.outvars[i].aval) for i in cotangent_of]
@@ -241,17 +241,19 @@ def _split(
 
 
 def _phases(joint: FlatJaxpr, cotangents: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return the equations before and after the mark where cotangents arrive, and the results, without it."""
+    """Return the equations before and after the marks where cotangents arrive, and the results, without them."""
     marks = (i for i, e in enumerate(joint.eqns) if cotangents and e.invars and e.invars[0] is cotangents[0])
     at = next(marks, None)
     if at is None:
         return joint.eqns, [], joint.outvars
-    unmarked = dict(zip(joint.eqns[at].outvars, cotangents, strict=True))
+    end = at + len(cotangents)
+    assert all(e.primitive.name == "optimization_barrier" for e in joint.eqns[at:end])
+    unmarked = {e.outvars[0]: v for e, v in zip(joint.eqns[at:end], cotangents, strict=True)}
 
     def without_mark(atoms: Sequence[Any]) -> list[Any]:
         return [v if isinstance(v, Literal) else unmarked.get(v, v) for v in atoms]
 
-    backward = [e.replace(invars=without_mark(e.invars)) for e in joint.eqns[at + 1 :]]
+    backward = [e.replace(invars=without_mark(e.invars)) for e in joint.eqns[end:]]
     return joint.eqns[:at], backward, without_mark(joint.outvars)
 
 
