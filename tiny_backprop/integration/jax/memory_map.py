@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiny_backprop.display import guarded, live_svg, table
+from tiny_backprop.display import guarded, live_svg, short_path, table
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax.lifetimes import Loop
 from tiny_backprop.units import format_bytes
@@ -285,7 +285,9 @@ class MemoryMap:
         rows.append(("constants", f"{format_bytes(self.constant_bytes)}, which XLA counts nowhere"))
         picture = live_svg(self.live_bytes, f"bytes of temporaries over {len(self.schedule)} instructions, by XLA")
         shown = self.alive_at(self.peak_position)
-        at_peak = [(format_bytes(b.bytes), b.kind, b.shape, b.scope, b.source or b.op_name) for b in shown[:10]]
+        at_peak = [
+            (format_bytes(b.bytes), b.kind, b.shape, b.scope, short_path(b.source) or b.op_name) for b in shown[:10]
+        ]
         if len(shown) > 10:
             rest = sum(b.bytes for b in shown[10:])
             at_peak.append((format_bytes(rest), f"{len(shown) - 10} more", "", "", ""))
