@@ -9,9 +9,9 @@ any schedule with as many slots does.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
-import itertools
 import math
 import numbers
 from collections.abc import Iterator
@@ -190,7 +190,7 @@ def split(n: int, n_slots: int) -> int:
 
     Any number between the bounds is best (Griewank & Walther 2000, proposition 1); this is the largest.
     """
-    repeats = next(r for r in range(n) if n <= _reach(n_slots, r)) if n_slots > 1 else n - 1
+    repeats = _repeats(n, n_slots)
     return max(1, min(_reach(n_slots, repeats - 1), n - _reach(n_slots - 1, repeats - 1), n - 1))
 
 
@@ -199,29 +199,43 @@ def _reach(n_slots: int, repeats: int) -> int:
     return math.comb(n_slots + repeats, n_slots) if repeats >= 0 else 0
 
 
+@functools.lru_cache(100_000)
+def _repeats(n: int, n_slots: int) -> int:
+    """Return how often some block must be advanced over, at most, to reverse n blocks."""
+    if n_slots == 1:
+        return n - 1
+    high = 1
+    while _reach(n_slots, high) < n:
+        high *= 2
+    return bisect.bisect_left(range(high), n, key=lambda repeats: _reach(n_slots, repeats))
+
+
 def _least_slots(n: int, repeats: int) -> int:
     """Return the fewest slots with which no step of n blocks runs more than `repeats` times more."""
     # The forward phase has run to the end by then: of what can be reversed without that, one block less.
-    return next(s for s in range(1, max(n, 1) + 1) if n < _reach(s, repeats))
+    return 1 + bisect.bisect_right(range(1, max(n, 1)), n, key=lambda slots: _reach(slots, repeats))
 
 
 @functools.lru_cache(100_000)
 def _again(n: int, n_slots: int) -> int:
-    """Return how many blocks run again for n blocks: to advance carries, and for the backward steps."""
-    if n_slots >= n:
-        return n
-    total, left, slots = n, n, n_slots
-    while slots > 1 and left > slots:  # what the forward phase leaves: runs of blocks, each with the free slots
-        first = split(left, slots)
-        total += _advanced(first, slots)
-        left, slots = left - first, slots - 1
-    return total + (left * (left - 1) // 2 if slots == 1 else 0)
+    """Return how many blocks run again for n blocks: to advance carries, and for the backward steps.
+
+    What Griewank & Walther's schedule advances over, its first sweep apart, which is the forward phase; that leaves the
+    last run of blocks without a carry at its end.
+    """
+    left, slots = n, n_slots
+    while slots > 1 and left > slots:
+        repeats = _repeats(left, slots)
+        if left == _reach(slots, repeats):  # then so are all further runs, with one slot less each
+            left, slots = repeats + 1, 1
+        else:
+            left, slots = left - split(left, slots), slots - 1
+    return _advanced(n, n_slots) + (left if slots == 1 else min(left, 1))
 
 
-@functools.cache
 def _advanced(n: int, n_slots: int) -> int:
     """Return over how many blocks the binomial schedule advances, a forward phase of its own included."""
     if n <= 1:
         return 0
-    repeats = next(r for r in itertools.count() if n <= _reach(n_slots, r)) if n_slots > 1 else n - 1
+    repeats = _repeats(n, n_slots)
     return repeats * n - _reach(n_slots + 1, repeats - 1)
