@@ -229,12 +229,26 @@ def _reached(body: Any, perturbed: Sequence[bool], n_consts: int, n_carry: int) 
         inputs[n_consts : n_consts + n_carry] = carry
 
 
+class _NestedProgram(Unplanned):
+    """What both kinds have in common; of neither is more asked than the shapes of its results."""
+
+    places: Sequence[int]
+
+    def forward(self, *operands: Any) -> Arrays:
+        """Run it as it is."""
+        return [*self.eqn.primitive.bind(*operands, **self.eqn.params), _nothing(), _nothing()]
+
+    def backward(self, *operands: Any) -> Arrays:
+        """Return zeros of the shapes of the gradients."""
+        return [*(compat.zeros_of(self.eqn.invars[i].aval) for i in self.places), _nothing()]
+
+
 # ---- loops ----
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class _LoopProgram(Unplanned):
+class _LoopProgram(_NestedProgram):
     """A `scan`, not yet planned.
 
     Attributes:
@@ -274,8 +288,8 @@ class _LoopProgram(Unplanned):
         """Which results have a cotangent."""
         return [*self.differentiated[1], *(self.n_carry + i for i in self.cotangent_of)]
 
-    @property
-    def places(self) -> list[int]:
+    @functools.cached_property
+    def places(self) -> Sequence[int]:
         """Which operands have a gradient."""
         offsets = (0, self.n_consts, self.n_consts + self.n_carry)
         return [low + i for low, places in zip(offsets, self.differentiated, strict=True) for i in places]
@@ -283,14 +297,6 @@ class _LoopProgram(Unplanned):
     def operands_of_backward(self, operands: Sequence[Any]) -> Arrays:
         """Return what the backward phase reads of the operands: carries are saved."""
         return [*operands[: self.n_consts], *operands[self.n_consts + self.n_carry :]]
-
-    def forward(self, *operands: Any) -> Arrays:
-        """Run it as it is; for the shapes of its results."""
-        return [*self.eqn.primitive.bind(*operands, **self.eqn.params), _nothing(), _nothing()]
-
-    def backward(self, *operands: Any) -> Arrays:
-        """Return zeros of the shapes of the gradients."""
-        return [*(compat.zeros_of(self.eqn.invars[i].aval) for i in self.places), _nothing()]
 
     def nested(self, forward_node: int, backward_node: int) -> Nested:
         """Return it as the graph has it."""
@@ -414,7 +420,7 @@ def _split(arrays: Sequence[Any], *sizes: int) -> list[Arrays]:
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
-class _BranchesProgram(Unplanned):
+class _BranchesProgram(_NestedProgram):
     """A `cond`, not yet planned.
 
     Attributes:
@@ -444,14 +450,6 @@ class _BranchesProgram(Unplanned):
     def operands_of_backward(self, operands: Sequence[Any]) -> Arrays:
         """Return what the backward phase reads of the operands."""
         return list(operands)
-
-    def forward(self, *operands: Any) -> Arrays:
-        """Run it as it is; for the shapes of its results."""
-        return [*self.eqn.primitive.bind(*operands, **self.eqn.params), _nothing(), _nothing()]
-
-    def backward(self, *operands: Any) -> Arrays:
-        """Return zeros of the shapes of the gradients."""
-        return [*(compat.zeros_of(self.eqn.invars[i].aval) for i in self.places), _nothing()]
 
     def nested(self, forward_node: int, backward_node: int) -> Nested:
         """Return it as the graph has it."""
