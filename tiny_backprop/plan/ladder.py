@@ -8,13 +8,12 @@ budgets part ways at a plan that fits one of them alone. So the largest count th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
 
 from tiny_backprop.errors import BudgetError
-from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import plan_save_everything
-from tiny_backprop.plan.budget import BudgetPlanner
+from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
+from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes
 
@@ -23,64 +22,103 @@ _FUSED_SHARE = 0.4  # of the smallest peak by the referee's count: less than XLA
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """A plan that was tried, with its bytes by the other count."""
+    """A schedule that was tried, with its bytes by the other count."""
 
-    plan: Plan
+    found: Found
     n_bytes: int
 
 
-def try_plans(
-    planner: BudgetPlanner, budget_bytes: int, meta: Mapping[str, Any], count: Callable[[Plan], int], n_plans: int
-) -> list[Counted]:
-    """Return the plans that were tried: that which saves everything, then a bisection until the budget is met closely.
+class Ladder:
+    """Schedules for one graph, each counted once.
 
-    Args:
+    Attributes:
       planner: A planner for temporaries; see `BudgetPlanner.for_temporaries`.
-      budget_bytes: The budget.
-      meta: The plans' `meta`.
-      count: Returns the bytes of a plan by the other count.
-      n_plans: Most plans to try.
+      n_rungs: How many memories there are, a power of two.
     """
-    everything = plan_save_everything(planner.original)
-    plan = dataclasses.replace(everything, meta={**everything.meta, **meta})
-    tried = [Counted(plan, count(plan))]
-    above, below = 0, 1 << (n_plans - 1)  # the lowest rung that needs too much, the highest that fits or has no plan
-    n_rungs = below
-    while below - above > 1 and tried[0].n_bytes > budget_bytes:
-        rung = (above + below) // 2
-        found = planner.tightest(_memory_bytes(planner, rung / n_rungs))
-        if found is not None:
-            plan = planner.plan(found, dict(meta))
-            tried.append(Counted(plan, count(plan)))
-        if found is None or tried[-1].n_bytes <= budget_bytes:
-            below = rung
-        else:
-            above = rung
-    return tried
 
+    def __init__(
+        self,
+        planner: BudgetPlanner,
+        count: Callable[[Found], int],
+        n_rungs: int,
+        more_plans: Callable[[], Iterable[Plan]],
+        are_more_tried: bool,
+    ):
+        """Make the ladder.
 
-def no_plan(graph: Graph, budget_bytes: int, tried: list[Counted], that_fits: str, counted: str) -> BudgetError:
-    """Return the error that says that none of the plans fits.
+        Args:
+          planner: See `Ladder`.
+          count: Returns the bytes of a schedule by the other count.
+          n_rungs: See `Ladder`.
+          more_plans: Makes other plans of the graph.
+          are_more_tried: Whether they are tried for every budget that is too small for the program as it is; else only
+            for one that nothing else fits into.
+        """
+        self.planner, self.n_rungs, self._count = planner, n_rungs, count
+        self._more_plans, self._are_more_tried = more_plans, are_more_tried
+        self._rungs: dict[int, Counted | None] = {}
 
-    Args:
-      graph: The graph.
-      budget_bytes: The budget.
-      tried: What was tried.
-      that_fits: What was looked for, such as `"that XLA fits"`.
-      counted: How bytes were counted, such as `"measured"`.
-    """
-    least, outputs = min(c.n_bytes for c in tried), graph.output_bytes
-    return BudgetError(
-        f"found no plan for a gradient of {graph.name!r} {that_fits} into {format_bytes(budget_bytes)} "
-        f"({budget_bytes} bytes): of {len(tried)} plans the smallest takes {format_bytes(least)} ({least} bytes) of "
-        f"temporaries and outputs, {counted}; the outputs alone take {format_bytes(outputs)}.",
-        budget_bytes,
-        least,
-        outputs,
-    )
+    @functools.cached_property
+    def everything(self) -> Counted:
+        """The program as it is."""
+        found = self.planner.everything
+        return Counted(found, self._count(found))
 
+    def try_for(self, budget_bytes: int) -> list[Counted]:
+        """Return what is tried: the program as it is, then a bisection until the budget is met closely, then others."""
+        tried = [self.everything]
+        above, below = 0, self.n_rungs  # the lowest rung that needs too much, the highest that fits or has no plan
+        while below - above > 1 and self.everything.n_bytes > budget_bytes:
+            rung = (above + below) // 2
+            counted = self.rung(rung)
+            if counted is not None:
+                tried.append(counted)
+            if counted is None or counted.n_bytes <= budget_bytes:
+                below = rung
+            else:
+                above = rung
+        is_tight = self.everything.n_bytes > budget_bytes
+        if is_tight and (self._are_more_tried or all(c.n_bytes > budget_bytes for c in tried)):
+            tried += self._others
+        return tried
 
-def _memory_bytes(planner: BudgetPlanner, share: float) -> int:
-    """Return the memory at a share of the ladder: from all, by equal ratios, to less than any plan needs."""
-    least = max(1.0, _FUSED_SHARE * planner.smallest.peak_bytes)
-    return round(planner.most_bytes * (least / max(least, planner.most_bytes)) ** share)
+    @functools.cached_property
+    def _others(self) -> list[Counted]:
+        counted = []
+        for plan in self._more_plans():
+            steps = plan.timeline.steps
+            cost = float(node_costs(plan.graph, self.planner.cost)[steps].sum())
+            found = Found(plan.graph, steps, cost, plan.liveness_peak_bytes)
+            counted.append(Counted(found, self._count(found)))
+        return counted
+
+    def rung(self, i: int) -> Counted | None:
+        """Return the schedule of a rung, from 1 to n_rungs - 1, and its bytes; None where there is none."""
+        if i not in self._rungs:
+            found = self.planner.tightest(self.memory_bytes(i))
+            self._rungs[i] = None if found is None else Counted(found, self._count(found))
+        return self._rungs[i]
+
+    def memory_bytes(self, rung: int) -> int:
+        """Return the memory of a rung: from all, by equal ratios, to less than any plan needs."""
+        least, most = max(1.0, _FUSED_SHARE * self.planner.smallest.peak_bytes), self.planner.most_bytes
+        return round(most * (least / max(least, most)) ** (rung / self.n_rungs))
+
+    def no_plan(self, budget_bytes: int, that_fits: str, counted: str) -> BudgetError:
+        """Return the error that says that nothing that is tried fits.
+
+        Args:
+          budget_bytes: The budget.
+          that_fits: What was looked for, such as `"that XLA fits"`.
+          counted: How bytes were counted, such as `"measured"`.
+        """
+        tried, graph = self.try_for(budget_bytes), self.planner.original
+        least, outputs = min(c.n_bytes for c in tried), graph.output_bytes
+        return BudgetError(
+            f"found no plan for a gradient of {graph.name!r} {that_fits} into {format_bytes(budget_bytes)} "
+            f"({budget_bytes} bytes): of {len(tried)} plans the smallest takes {format_bytes(least)} ({least} bytes) "
+            f"of temporaries and outputs, {counted}; the outputs alone take {format_bytes(outputs)}.",
+            budget_bytes,
+            least,
+            outputs,
+        )

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 from collections import deque
 
 import numpy as np
@@ -33,12 +34,15 @@ import pandas as pd
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.fusion import Fusion, fuse
+from tiny_backprop.plan.simulate import Op, Timeline, ranges
 from tiny_backprop.plan.unrolled import BROADCAST, COPY, FLAT, HELD, PREDICATE, unroll
 from tiny_backprop.units import format_bytes
 
 BACKENDS = ("cpu",)
 """Backends whose allocation is modelled."""
 _NAMES = {HELD: "hold", PREDICATE: "predicate", COPY: "copy", BROADCAST: "broadcast", FLAT: "reshape"}
+OP_NAMES = (*(op.name.lower() for op in Op), *_NAMES.values())
+"""The word for each entry of `Materialized.kernel_ops`."""
 _LEAST_LENT_BYTES = 1024
 
 
@@ -48,7 +52,10 @@ class Materialized:
 
     Attributes:
       graph: The graph.
-      backend: The backend that was modelled.
+      backend: The backend that was modelled; `""` where values are counted by plain liveness, each from the step that
+        makes it to the last that reads it, and a kernel is a step of the plan.
+      kernel_nodes: The node that each kernel ends with, or what else it is for, as in `nodes`; int64 (n_kernels,).
+      n_forward_kernels: How many kernels come before the backward phase.
       live_bytes: Bytes of temporaries and outputs while each kernel runs, int64 of shape (n_kernels,); outputs count
         all along.
       peak_bytes: The largest of `live_bytes`, to be held against XLA's temporary and output bytes.
@@ -64,6 +71,8 @@ class Materialized:
 
     graph: Graph
     backend: str
+    kernel_nodes: np.ndarray
+    n_forward_kernels: int
     live_bytes: np.ndarray
     peak_bytes: int
     peak_kernel: int
@@ -77,34 +86,73 @@ class Materialized:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per buffer, in the order in which they are written."""
+        return self._table(np.argsort(self.first, kind="stable"))
+
+    def _table(self, buffers: np.ndarray) -> pd.DataFrame:
         graph = self.graph
-        nodes = self.nodes.tolist()
-        values = self.values.tolist()
-        table = pd.DataFrame(
+        nodes = self.nodes[buffers].tolist()
+        values = self.values[buffers].tolist()
+        return pd.DataFrame(
             {
                 "made_by": [graph.primitives[n] if n >= 0 else _NAMES[n] for n in nodes],
                 "shape": [graph.value_shapes[v] if v >= 0 else () for v in values],
-                "bytes": self.n_bytes,
-                "first_kernel": self.first,
-                "last_kernel": self.last,
-                "is_output": self.is_output,
-                "is_lent": self.is_lent,
+                "bytes": self.n_bytes[buffers],
+                "first_kernel": self.first[buffers],
+                "last_kernel": self.last[buffers],
+                "is_output": self.is_output[buffers],
+                "is_lent": self.is_lent[buffers],
                 "scope": [graph.scopes[n] if n >= 0 else "" for n in nodes],
                 "source": [graph.sources[n] if n >= 0 else "" for n in nodes],
             }
         )
-        return table.sort_values("first_kernel", kind="stable", ignore_index=True)
 
     def at_peak(self) -> pd.DataFrame:
         """Return the buffers alive at the peak, the largest first; outputs written later are left out."""
-        table = self.to_pandas()
-        alive = table.loc[(table.first_kernel <= self.peak_kernel) & (table.last_kernel >= self.peak_kernel)]
-        return alive.sort_values("bytes", ascending=False, kind="stable", ignore_index=True)
+        return self._table(self.alive_at(self.peak_kernel))
+
+    @property
+    def kernel_word(self) -> str:
+        """What an entry of `live_bytes` is: a `"kernel"` of XLA, or a `"step"` of a plan."""
+        return "kernel" if self.backend else "step"
+
+    def kernels_to_pandas(self) -> pd.DataFrame:
+        """Return one row per kernel: what it does, the node it ends with, predicted live bytes, scope and source."""
+        graph, nodes = self.graph, self.kernel_nodes.tolist()
+        return pd.DataFrame(
+            {
+                "action": [OP_NAMES[op] for op in self.kernel_ops.tolist()],
+                "node": [n if n >= 0 else None for n in nodes],
+                "primitive": [graph.primitives[n] if n >= 0 else "" for n in nodes],
+                "predicted_live_bytes": self.live_bytes,
+                "scope": [graph.scopes[n] if n >= 0 else "" for n in nodes],
+                "source": [graph.sources[n] if n >= 0 else "" for n in nodes],
+            },
+            index=pd.RangeIndex(len(nodes), name=self.kernel_word),
+        ).astype({"node": "Int64"})
+
+    def alive_at(self, kernel: int) -> np.ndarray:
+        """Return the numbers of the buffers that hold something while a kernel runs, the largest first."""
+        alive = np.flatnonzero((self.first <= kernel) & (self.last >= kernel))
+        return alive[np.argsort(-self.n_bytes[alive], kind="stable")]
+
+    @functools.cached_property
+    def kernel_ops(self) -> np.ndarray:
+        """What each kernel does; uint8 of shape (n_kernels,).
+
+        An `Op` where it ends with a node; else `Op.FREE` less what stands in `kernel_nodes`. See `OP_NAMES`.
+        """
+        nodes = self.kernel_nodes
+        is_again = np.ones(len(nodes), bool)
+        is_again[np.unique(nodes, return_index=True)[1]] = False
+        ops = np.where(is_again, Op.RECOMPUTE, Op.RUN)
+        ops[nodes >= self.graph.n_forward] = Op.BACKWARD
+        return np.where(nodes < 0, Op.FREE - nodes, ops).astype(np.uint8)
 
     def __repr__(self) -> str:
+        how = f"on {self.backend}, {len(self.live_bytes)} kernels" if self.backend else "by plain liveness"
         return (
-            f"Materialized({self.graph.name!r}: predicted peak {format_bytes(self.peak_bytes)} on {self.backend}, "
-            f"{len(self.live_bytes)} kernels, {len(self.values)} buffers)"
+            f"Materialized({self.graph.name!r}: predicted peak {format_bytes(self.peak_bytes)} {how}, "
+            f"{len(self.values)} buffers)"
         )
 
 
@@ -152,9 +200,12 @@ def materialize(
     np.add.at(delta, ends[own] + 1, -n_bytes[own])
     live = np.cumsum(delta)[: len(kernels)] + graph.output_bytes
     peak = int(live.argmax()) if len(live) else 0
+    kernel_nodes = np.array([fusion.instructions.nodes[made[0]] for made in kernels], np.int64)
     return Materialized(
         graph=graph,
         backend=backend,
+        kernel_nodes=kernel_nodes,
+        n_forward_kernels=_border(kernel_nodes, graph.n_forward),
         live_bytes=live,
         peak_bytes=int(live[peak]) if len(live) else graph.output_bytes,
         peak_kernel=peak,
@@ -166,6 +217,60 @@ def materialize(
         is_output=is_output,
         is_lent=is_lent,
     )
+
+
+def by_liveness(graph: Graph, ops: np.ndarray, targets: np.ndarray, timeline: Timeline) -> Materialized:
+    """Return what a plan keeps in memory where every value counts from the step that makes it to where it is freed.
+
+    Args:
+      graph: Any graph.
+      ops: `Op` of each action of the plan.
+      targets: Node or value of each action.
+      timeline: What the referee saw.
+    """
+    is_step = (ops != Op.SAVE) & (ops != Op.FREE)
+    step_of_action = np.cumsum(is_step) - 1
+    steps = timeline.steps
+    n_made = np.diff(graph.output_start)[steps]
+    made, made_at = ranges(graph.output_start[steps], n_made), np.repeat(np.arange(len(steps)), n_made)
+    is_free = ops == Op.FREE
+    freed, freed_at = targets[is_free], step_of_action[is_free]
+    order, freed_order = np.lexsort((made_at, made)), np.lexsort((freed_at, freed))
+    made, made_at, freed, freed_at = made[order], made_at[order], freed[freed_order], freed_at[freed_order]
+    # The k-th making of a value is ended by its k-th freeing; the last may be ended by none.
+    nth = np.arange(len(made)) - np.searchsorted(made, made)
+    at = np.searchsorted(freed, made) + nth
+    is_ended = at < np.searchsorted(freed, made, side="right")
+    last = np.full(len(made), max(len(steps) - 1, 0))
+    last[is_ended] = freed_at[at[is_ended]]
+    return Materialized(
+        graph=graph,
+        backend="",
+        kernel_nodes=steps,
+        n_forward_kernels=timeline.n_forward_steps,
+        live_bytes=timeline.live_bytes,
+        peak_bytes=timeline.peak_bytes,
+        peak_kernel=timeline.peak_step,
+        values=made,
+        nodes=graph.value_node[made],
+        n_bytes=graph.value_bytes[made],
+        first=made_at,
+        last=last,
+        is_output=np.isin(made, graph.outputs) & ~is_ended,
+        is_lent=np.zeros(len(made), bool),
+    )
+
+
+def _border(kernel_nodes: np.ndarray, n_forward: int) -> int:
+    """Return where the backward phase begins: what belongs to the other phase on either side is least.
+
+    To it belong its nodes, holds, and nodes of the forward phase that run again.
+    """
+    is_late = (kernel_nodes >= n_forward) | (kernel_nodes == HELD) | (kernel_nodes == PREDICATE)
+    seen = np.unique(kernel_nodes, return_index=True)[1]
+    is_late |= (kernel_nodes >= 0) & ~np.isin(np.arange(len(kernel_nodes)), seen)
+    n_misplaced = np.cumsum(np.r_[np.count_nonzero(~is_late), np.where(is_late, 1, -1)])
+    return int(n_misplaced.argmin())
 
 
 def _kernels(fusion: Fusion) -> list[list[int]]:
