@@ -8,6 +8,7 @@ as far as it can be predicted. Graphs made by hand are planned by plain liveness
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 from typing import Any
 
@@ -22,9 +23,10 @@ from tiny_backprop.plan.nested import nested_plans, with_nested
 from tiny_backprop.plan.plan import Plan, predict_allocation
 from tiny_backprop.units import parse_bytes
 
-_N_RUNGS = 128
+_OCTAVES, _RUNGS_PER_OCTAVE = 12, 16  # of the ladder of memories
 _LEVELS = (1, 2, 3)
-_MIDDLING = 3000  # nodes up to which plans in blocks are tried for every budget; they leave XLA less freedom
+_DEAR = 1.1  # cost, in proportion to every node once, from which on plans in blocks are often better
+_MIDDLING = 3000  # nodes up to which they are tried for that; with more, only where nothing else fits
 
 
 def plan_budget(
@@ -90,6 +92,8 @@ def plan_budget(
 def budget_range_bytes(graph: Graph, cost: Cost = "seconds") -> tuple[int, int]:
     """Return the smallest budget that a plan is found for, and the peak of the program as it is.
 
+    Where a graph is large, plans in blocks alone are asked, so that somewhat smaller budgets may be possible.
+
     Args:
       graph: A gradient graph.
       cost: See `plan_budget`.
@@ -100,7 +104,9 @@ def budget_range_bytes(graph: Graph, cost: Cost = "seconds") -> tuple[int, int]:
     check_gradient(graph)
     if graph.backend:
         ladder = ladder_of(graph, cost)
-        return min(c.n_bytes for c in ladder.try_for(0)), ladder.everything.n_bytes
+        if graph.n_nodes <= _MIDDLING:
+            ladder.fitting(0)
+        return min(c.n_bytes for c in [ladder.everything, *ladder.others, *ladder.counted]), ladder.everything.n_bytes
     planner = BudgetPlanner.of(graph, cost)
     return planner.smallest.peak_bytes, planner.everything.peak_bytes
 
@@ -144,9 +150,11 @@ def ladder_of(graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> Ladd
         graph.memo[key] = Ladder(
             planner,
             lambda found: _predicted_bytes(graph, found),
-            _N_RUNGS,
             lambda: [plan for levels in _LEVELS for plan in some_plans(graph, levels, loops=loops)],
-            graph.n_nodes <= _MIDDLING,
+            n_rungs=_OCTAVES * _RUNGS_PER_OCTAVE,
+            least_bytes=planner.most_bytes / 2**_OCTAVES,
+            is_guessed=True,
+            dear_cost=_DEAR * planner.everything.cost if graph.n_nodes <= _MIDDLING else math.inf,
         )
     return graph.memo[key]
 
@@ -159,7 +167,7 @@ def _predicted_bytes(graph: Graph, found: Found) -> int:
 def _plan_allocation(
     graph: Graph, budget_bytes: int, search_seconds: float, ladder: Ladder, meta: dict[str, Any]
 ) -> Plan:
-    fitting = [c for c in ladder.try_for(budget_bytes) if c.n_bytes <= budget_bytes]
+    fitting = ladder.fitting(budget_bytes)
     if not fitting:
         raise ladder.no_plan(budget_bytes, "that XLA is predicted to fit", "predicted")
     best = min(fitting, key=_rank)

@@ -136,8 +136,9 @@ class BudgetPlanner:
 
     def tightest(self, memory_bytes: int) -> Found | None:
         """Return what to try for a memory that no peak by the referee's count need fit; see `Planner.tightest`."""
-        if memory_bytes >= self.smallest.peak_bytes:
-            return self.best(memory_bytes)
+        found = self.best(memory_bytes)
+        if found is not None:
+            return found
         planner = self._planner(len(self.points) - 1)
         candidate = planner.tightest(memory_bytes)
         return None if candidate is None else Found.of(planner, candidate)

@@ -1,14 +1,16 @@
 """A byte budget for something other than the referee's count: what XLA allocates, or is predicted to.
 
-The planner is asked for temporaries, on a ladder of memories, and a bisection of its rungs finds the most memory whose
-plan fits by the other count. Which rung is tried next depends on what was counted, not on the budget by itself: two
-budgets part ways at a plan that fits one of them alone. So the largest count that fits is monotone in the budget.
+The planner is asked for temporaries, on a ladder of memories, for the most memory whose plan fits by the other count.
+Where a count is cheap, the next rung is guessed from what was counted before. Where each takes seconds, the rungs are
+bisected: which one is tried next then depends on what was counted, not on the budget by itself, and two budgets part
+ways at a plan that fits one of them alone, so that the largest count that fits is monotone in the budget.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 
 from tiny_backprop.errors import BudgetError
@@ -17,7 +19,7 @@ from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes
 
-_FUSED_SHARE = 0.4  # of the smallest peak by the referee's count: less than XLA's fusion has been seen to come to
+_CLOSE = 0.96  # of the budget: no further rung is counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,29 +35,36 @@ class Ladder:
 
     Attributes:
       planner: A planner for temporaries; see `BudgetPlanner.for_temporaries`.
-      n_rungs: How many memories there are, a power of two.
+      n_rungs: How many memories there are.
+      least_bytes: The smallest of them; the others follow in equal ratios, up to what the program as it is takes.
+      is_guessed: Whether the next rung is guessed; they are bisected else.
+      dear_cost: Where what is found costs more, other plans are tried, too.
     """
 
     def __init__(
         self,
         planner: BudgetPlanner,
         count: Callable[[Found], int],
-        n_rungs: int,
         more_plans: Callable[[], Iterable[Plan]],
-        are_more_tried: bool,
+        *,
+        n_rungs: int,
+        least_bytes: float,
+        is_guessed: bool,
+        dear_cost: float = math.inf,
     ):
         """Make the ladder.
 
         Args:
           planner: See `Ladder`.
           count: Returns the bytes of a schedule by the other count.
+          more_plans: Makes other plans of the graph, to be tried where those that fit are dear, or none does.
           n_rungs: See `Ladder`.
-          more_plans: Makes other plans of the graph.
-          are_more_tried: Whether they are tried for every budget that is too small for the program as it is; else only
-            for one that nothing else fits into.
+          least_bytes: See `Ladder`.
+          is_guessed: See `Ladder`.
+          dear_cost: See `Ladder`.
         """
-        self.planner, self.n_rungs, self._count = planner, n_rungs, count
-        self._more_plans, self._are_more_tried = more_plans, are_more_tried
+        self.planner, self.n_rungs, self.is_guessed, self.dear_cost = planner, n_rungs, is_guessed, dear_cost
+        self.least_bytes, self._count, self._more_plans = least_bytes, count, more_plans
         self._rungs: dict[int, Counted | None] = {}
 
     @functools.cached_property
@@ -64,26 +73,52 @@ class Ladder:
         found = self.planner.everything
         return Counted(found, self._count(found))
 
-    def try_for(self, budget_bytes: int) -> list[Counted]:
-        """Return what is tried: the program as it is, then a bisection until the budget is met closely, then others."""
-        tried = [self.everything]
+    def fitting(self, budget_bytes: int) -> list[Counted]:
+        """Return schedules found that fit: the program as it is, or what a search of the rungs finds, and others."""
+        if self.everything.n_bytes <= budget_bytes:
+            return [self.everything]
+        self._search(budget_bytes)
+        fitting = [c for c in self._rungs.values() if c is not None and c.n_bytes <= budget_bytes]
+        if not fitting or min(c.found.cost for c in fitting) > self.dear_cost:
+            fitting += [c for c in self.others if c.n_bytes <= budget_bytes]
+        return fitting
+
+    @property
+    def counted(self) -> list[Counted]:
+        """Everything that was counted so far."""
+        others = self.__dict__.get("others", [])
+        return [self.everything, *(c for c in self._rungs.values() if c is not None), *others]
+
+    def _search(self, budget_bytes: int) -> None:
+        """Count rungs until the budget is met closely."""
         above, below = 0, self.n_rungs  # the lowest rung that needs too much, the highest that fits or has no plan
-        while below - above > 1 and self.everything.n_bytes > budget_bytes:
-            rung = (above + below) // 2
+        if self.is_guessed:
+            too_much = [i for i, c in self._rungs.items() if c is not None and c.n_bytes > budget_bytes]
+            above = max(too_much, default=0)
+            below = min((i for i in self._rungs if i > above), default=self.n_rungs)
+        while below - above > 1:
+            best = self._rungs.get(below)
+            if self.is_guessed and best is not None and best.n_bytes >= _CLOSE * budget_bytes:
+                return
+            rung = self._guess(above, below, budget_bytes) if self.is_guessed else (above + below) // 2
             counted = self.rung(rung)
-            if counted is not None:
-                tried.append(counted)
             if counted is None or counted.n_bytes <= budget_bytes:
                 below = rung
             else:
                 above = rung
-        is_tight = self.everything.n_bytes > budget_bytes
-        if is_tight and (self._are_more_tried or all(c.n_bytes > budget_bytes for c in tried)):
-            tried += self._others
-        return tried
+
+    def _guess(self, above: int, below: int, budget_bytes: int) -> int:
+        """Return a rung between two: where a line through their counts meets the budget, on a logarithmic scale."""
+        high = (self._rungs.get(above) or self.everything).n_bytes
+        low = self._rungs.get(below)  # where it is not known, as if counts were in proportion to memories
+        ratio = high / low.n_bytes if low else self.memory_bytes(above) / self.memory_bytes(below)
+        share = math.log(high / max(budget_bytes, 1)) / math.log(ratio) if ratio > 1 else 0.5
+        share = share if 0 < share < 1 else 0.5
+        return min(max(round(above + share * (below - above)), above + 1), below - 1)
 
     @functools.cached_property
-    def _others(self) -> list[Counted]:
+    def others(self) -> list[Counted]:
+        """Other plans than those of the rungs."""
         counted = []
         for plan in self._more_plans():
             steps = plan.timeline.steps
@@ -100,19 +135,19 @@ class Ladder:
         return self._rungs[i]
 
     def memory_bytes(self, rung: int) -> int:
-        """Return the memory of a rung: from all, by equal ratios, to less than any plan needs."""
-        least, most = max(1.0, _FUSED_SHARE * self.planner.smallest.peak_bytes), self.planner.most_bytes
-        return round(most * (least / max(least, most)) ** (rung / self.n_rungs))
+        """Return the memory of a rung."""
+        most = max(self.planner.most_bytes, 1)
+        return max(1, round(most * min(self.least_bytes / most, 1.0) ** (rung / self.n_rungs)))
 
     def no_plan(self, budget_bytes: int, that_fits: str, counted: str) -> BudgetError:
-        """Return the error that says that nothing that is tried fits.
+        """Return the error that says that nothing that was tried fits.
 
         Args:
           budget_bytes: The budget.
           that_fits: What was looked for, such as `"that XLA fits"`.
           counted: How bytes were counted, such as `"measured"`.
         """
-        tried, graph = self.try_for(budget_bytes), self.planner.original
+        tried, graph = self.counted, self.planner.original
         least, outputs = min(c.n_bytes for c in tried), graph.output_bytes
         return BudgetError(
             f"found no plan for a gradient of {graph.name!r} {that_fits} into {format_bytes(budget_bytes)} "

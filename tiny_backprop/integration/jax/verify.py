@@ -17,6 +17,7 @@ from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
 from tiny_backprop.plan.ladder import Ladder
 from tiny_backprop.plan.loops import LoopChoice
 
+_FUSED_SHARE = 0.4  # of the smallest peak by liveness: less than XLA's fusion has been seen to come to
 _N_RUNGS = 32  # the plain gradient and a bisection: six compilations
 
 
@@ -51,10 +52,16 @@ def plan_verified(
     def count(found: Found) -> int:
         return measured_bytes(planner.plan(found, meta))
 
-    ladder = Ladder(planner, count, _N_RUNGS, lambda: [best_plan(graph, k, loops=loops) for k in (1, 2)], False)
-    tried = ladder.try_for(budget_bytes)
-    fitting = [c for c in tried if c.n_bytes <= budget_bytes]
+    ladder = Ladder(
+        planner,
+        count,
+        lambda: [best_plan(graph, levels, loops=loops) for levels in (1, 2)],
+        n_rungs=_N_RUNGS,
+        least_bytes=_FUSED_SHARE * planner.smallest.peak_bytes,
+        is_guessed=False,
+    )
+    fitting = ladder.fitting(budget_bytes)
     if not fitting:
         raise ladder.no_plan(budget_bytes, "that XLA fits", "measured")
     best = max(fitting, key=lambda c: (c.n_bytes, -c.found.cost))
-    return planner.plan(best.found, {**meta, "measured_peak_bytes": best.n_bytes, "n_compiled": len(tried)})
+    return planner.plan(best.found, {**meta, "measured_peak_bytes": best.n_bytes, "n_compiled": len(ladder.counted)})
