@@ -33,6 +33,7 @@ _ABSORBED = names(
 _SCALED = ("add", "mul", "div")
 _MOST_BETWEEN = 5  # instructions between a reduction of rows and where it is subtracted
 _LEAST_ROWS_BYTES = 16384
+_DOUBLINGS = 4  # how often what is computed inside others is continued, each time twice as far
 _ALIAS, _CHEAP, _EXPENSIVE, _REDUCTION, _KERNEL = (  # as plain numbers, which compare faster
     int(k) for k in (Kind.ALIAS, Kind.CHEAP, Kind.EXPENSIVE, Kind.REDUCTION, Kind.KERNEL)
 )
@@ -357,20 +358,34 @@ def follow(links: np.ndarray) -> np.ndarray:
 def _sources(
     of: Instructions, has_buffer: np.ndarray, is_read_through: np.ndarray, is_same_place: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the pairs of `Fusion.readers` and `sources`: reads, continued through what is computed inside."""
-    n, found = len(of), []
-    entry = np.flatnonzero(has_buffer[of.readers])
-    reader, keeps_place = of.readers[entry], is_same_place[of.readers[entry]]
-    n_operands = np.diff(of.operand_start)
-    while len(entry):
-        operand, through = of.operands[entry], is_read_through[entry]
-        keys = (reader * n + operand) * 2 + keeps_place  # of equal pairs that which keeps no place comes first
-        found.append(keys[~through])
-        keys = distinct(keys[through], 2)
-        reader, operand = keys // 2 // n, keys // 2 % n
-        keeps_place = (keys % 2 == 1) & is_same_place[operand]
-        entry = ranges(of.operand_start[operand], n_operands[operand])
-        reader = np.repeat(reader, n_operands[operand])
-        keeps_place = np.repeat(keeps_place, n_operands[operand])
-    keys = distinct(np.concatenate(found), 2) if found else np.zeros(0, np.int64)
-    return keys // 2 // n, keys // 2 % n, keys % 2 == 1
+    """Return the pairs of `Fusion.readers` and `sources`: reads, continued through what is computed inside.
+
+    A read is a number: the bits of reader and operand, whether it is continued, whether it keeps the place. Of equal
+    ones that which keeps no place stands for both. In the first rounds what the reads are continued by is continued,
+    too, so that long chains take few rounds.
+    """
+    bits = len(of).bit_length()
+    reads = (of.readers << bits | of.operands) << 2 | is_read_through << 1 | is_same_place[of.readers]
+    is_inside = np.zeros(len(of), bool)
+    is_inside[of.operands[is_read_through]] = True
+    inner, waiting = distinct(reads[is_inside[of.readers]], 2), reads[has_buffer[of.readers]]
+    found, n_rounds = [], 0
+    while len(waiting):
+        found.append(waiting[waiting & 2 == 0])
+        starts = np.searchsorted(inner >> bits + 2, np.arange(len(of) + 1))
+        waiting = _continued(waiting, inner, starts, bits)
+        if n_rounds < _DOUBLINGS:
+            inner = distinct(np.append(inner[inner & 2 == 0], _continued(inner, inner, starts, bits)), 2)
+        n_rounds += 1
+    pairs = distinct(np.concatenate(found), 2) if found else reads[:0]
+    return pairs >> bits + 2, pairs >> 2 & (1 << bits) - 1, pairs & 1 == 1
+
+
+def _continued(reads: np.ndarray, inner: np.ndarray, starts: np.ndarray, bits: int) -> np.ndarray:
+    """Return, instead of each read that is to be continued, those of the instruction that is read; see `_sources`."""
+    reads = distinct(reads[reads & 2 > 0], 2)
+    operands = reads >> 2 & (1 << bits) - 1
+    n_further = starts[operands + 1] - starts[operands]
+    further = inner[ranges(starts[operands], n_further)] & (1 << bits + 2) - 1
+    further &= np.repeat(reads & 1 | -2, n_further)
+    return np.repeat(reads >> bits + 2, n_further) << bits + 2 | further
