@@ -5,6 +5,7 @@ equal ones into the last. What is left may be overwritten by the loop, or the sc
 
 Sets of temporaries are integers with a bit for each, the largest temporary first. Filling one output after the other
 gives what placing one temporary after the other does: where one goes depends on the larger ones in that output alone.
+A set for each kernel is kept, so that memory grows with the square of a program: 8 MB for 10,000 nodes.
 """
 
 from __future__ import annotations

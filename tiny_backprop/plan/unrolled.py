@@ -6,7 +6,7 @@ holds the two against each other), copies into the order of dimensions that cont
 JAX leaves unwritten where sizes of 1 meet larger ones. What XLA merges as common subexpressions stands once.
 
 All of it is put together from the `templates` of the graph by array operations; only merging goes through the program
-instruction by instruction, and only through those that can have an equal.
+instruction by instruction, and only through those that may have an equal.
 """
 
 from __future__ import annotations
@@ -104,9 +104,11 @@ class _Runs:
 
     def last(self, values: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return the last run before another that made each value, -1 where none did."""
+        if not len(self.steps):
+            return np.full(len(values), NONE)
         nodes = self.graph.value_node[values]
         found = np.searchsorted(self.keys, nodes * (len(self.steps) + 1) + before) - 1
-        run = self.order[found] if len(self.steps) else found
+        run = self.order[found]
         return np.where((found >= 0) & (nodes >= 0) & (self.steps[run] == nodes), run, NONE)
 
 
@@ -276,17 +278,19 @@ class _Program:
 
     def _made(self, makers: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Return the row that stands for each value after the run that made it, -1 for none."""
+        if not len(self.base):
+            return np.full(len(values), NONE)
         at = self.templates.made_at[self.variant[makers], values]
         return np.where((makers >= 0) & (at >= 0), self.base[makers] + at, NONE)
 
     def _resolve(self) -> None:
         """Find the row that each run reads: a hold of its segment, or what the last run made."""
         of_read = self.holds.of_read
-        made = self._made(self.runs.makers, self.runs.values) if len(of_read) else of_read
+        made = self._made(self.runs.makers, self.runs.values)
         self.read_rows = np.where(of_read >= 0, np.append(self.held, NONE)[of_read], made)
 
     def _now(self, values: np.ndarray, before: np.ndarray) -> np.ndarray:
-        return self._made(self.runs.last(values, before), values) if len(values) else values
+        return self._made(self.runs.last(values, before), values)
 
     def _write_operands(self) -> None:
         """Write pairs of rows that read and are read, and find which rows are there at all."""
