@@ -24,7 +24,7 @@ import numpy as np
 
 from tiny_backprop.plan.node_facts import Kind, names
 from tiny_backprop.plan.simulate import ranges
-from tiny_backprop.plan.unrolled import Instructions, distinct
+from tiny_backprop.plan.unrolled import Instructions, distinct, starts_of
 
 _ABSORBED = names(
     "reshape squeeze expand_dims broadcast_in_dim iota convert_element_type add sub mul div max min neg abs sign floor "
@@ -372,7 +372,7 @@ def _sources(
     found, n_rounds = [], 0
     while len(waiting):
         found.append(waiting[waiting & 2 == 0])
-        starts = np.searchsorted(inner >> bits + 2, np.arange(len(of) + 1))
+        starts = starts_of(inner >> bits + 2, len(of))
         waiting = _continued(waiting, inner, starts, bits)
         if n_rounds < _DOUBLINGS:
             inner = distinct(np.append(inner[inner & 2 == 0], _continued(inner, inner, starts, bits)), 2)

@@ -39,7 +39,7 @@ from tiny_backprop.plan.fusion import Fusion, fuse
 from tiny_backprop.plan.sharing import share
 from tiny_backprop.plan.simulate import Op, Timeline, ranges
 from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE
-from tiny_backprop.plan.unrolled import distinct, unroll
+from tiny_backprop.plan.unrolled import distinct, starts_of, unroll
 from tiny_backprop.units import format_bytes
 
 BACKENDS = ("cpu",)
@@ -292,7 +292,7 @@ def _kernels(fusion: Fusion, buffers: np.ndarray) -> tuple[int, np.ndarray]:
     source, reader = pairs // max(n, 1), pairs % max(n, 1)
     waiting = np.bincount(reader, minlength=n)
     order, left = np.flatnonzero(waiting == 0).tolist(), waiting.tolist()
-    readers, bounds = reader.tolist(), np.searchsorted(source, np.arange(n + 1)).tolist()
+    readers, bounds = reader.tolist(), starts_of(source, n).tolist()
     for kernel in order:
         for other in readers[bounds[kernel] : bounds[kernel + 1]]:
             left[other] -= 1

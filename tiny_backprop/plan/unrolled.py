@@ -94,6 +94,8 @@ class _Runs:
         self.order = np.argsort(steps, kind="stable")
         self.keys = steps[self.order] * (len(steps) + 1) + self.order
         self.before = np.full(len(steps), NONE)  # the run of the same node before each
+        self.final = np.full(self.graph.n_nodes + 1, NONE)  # the last run of each node, and -1 for that of an input
+        self.final[steps] = np.arange(len(steps))
         again = np.flatnonzero(np.diff(steps[self.order]) == 0)
         self.before[self.order[again + 1]] = self.order[again]
         self.n_reads = templates.n_reads[steps]
@@ -104,12 +106,14 @@ class _Runs:
 
     def last(self, values: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return the last run before another that made each value, -1 where none did."""
-        if not len(self.steps):
-            return np.full(len(values), NONE)
         nodes = self.graph.value_node[values]
-        found = np.searchsorted(self.keys, nodes * (len(self.steps) + 1) + before) - 1
-        run = self.order[found]
-        return np.where((found >= 0) & (nodes >= 0) & (self.steps[run] == nodes), run, NONE)
+        last = self.final[nodes]
+        later = np.flatnonzero(last >= before)
+        if len(later):
+            wanted = nodes[later]
+            run = self.order[np.searchsorted(self.keys, wanted * (len(self.steps) + 1) + before[later]) - 1]
+            last[later] = np.where((self.steps[run] == wanted) & (run < before[later]), run, NONE)
+        return last
 
 
 # ---- holds ----
@@ -372,7 +376,7 @@ class _Program:
             shapes=templates.shapes[rows],
             primitives=templates.primitives[rows],
             primitive_names=templates.primitive_names,
-            operand_start=np.searchsorted(pairs // (self.n + 1), np.arange(len(kept) + 1)),
+            operand_start=starts_of(pairs // (self.n + 1), len(kept)),
             operands=pairs % (self.n + 1),
             steps=np.cumsum(self.is_new_step)[kept],
             is_unary=templates.is_unary[rows],
@@ -392,6 +396,11 @@ class _Program:
             if i >= 0:
                 returned.setdefault(i, k)
         return returned
+
+
+def starts_of(groups: np.ndarray, n: int) -> np.ndarray:
+    """Return where each of `n` groups starts among sorted numbers of groups, and at the end how many there are."""
+    return np.append(0, np.cumsum(np.bincount(groups, minlength=n)))
 
 
 def distinct(keys: np.ndarray, n: int = 1) -> np.ndarray:
