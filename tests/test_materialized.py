@@ -89,6 +89,12 @@ RULES = {
     "a loop writes into its operand": (lambda x, w: jnp.tanh(x @ w) @ w, (X, W), 2),
     "an output lends its memory until it is written": (lambda x, w: jnp.tanh(x @ w) @ w @ w, (X, W), 2),
     "the last of equal ones": (two_loops, (X, W), 4),
+    "what is joined along the last dimension takes memory (10)": (
+        lambda x, y: jnp.roll(x, 1, 1) + jnp.roll(x * y, 1, 1),
+        (X, Y),
+        3,
+    ),
+    "along another it does not": (lambda x: jnp.roll(x, 1, 0) + x, (X,), 1),
     "a scatter writes into its operand": (lambda x, w, i: (x @ w).at[i].add(x[:4]), (X, W, jnp.arange(4)), 1),
 }
 

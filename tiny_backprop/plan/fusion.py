@@ -11,6 +11,7 @@
    nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory, but what multiplies it does.
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
+10. What is concatenated along the last dimension takes memory; the result is computed in the loop that reads it.
 
 `tests/test_materialized.py` holds each rule against XLA.
 """
@@ -89,7 +90,10 @@ class _Fuser:
         sources: list[dict[int, bool]] = []
         for i, operands in enumerate(self.operands):
             found: dict[int, bool] = {}
-            is_loop, in_place = self._is_loop(i), self.of.kinds[i] < Kind.REDUCTION and not self.of.moves[i]
+            is_loop, in_place = (
+                self._is_loop(i) and not self._joins_rows(i),
+                self.of.kinds[i] < Kind.REDUCTION and not self.of.moves[i],
+            )
             for o in operands:
                 if self.has_buffer[o] and not (self.is_inlined[o] and is_loop):
                     found[o] = in_place and found.get(o, True)
@@ -250,13 +254,23 @@ class _Fuser:
         ):
             self.is_inlined[i] = self.in_reduction[i] = True
         else:
-            needed = i in self.returned or any(self.kinds[r] >= Kind.KERNEL or self.in_reduction[r] for r in readers)
+            needed = i in self.returned or any(
+                self.kinds[r] >= Kind.KERNEL or self.in_reduction[r] or self._joins_rows(r) for r in readers
+            )
             if kind == Kind.EXPENSIVE:
                 needed = needed or len(readers) > 1 or self.of.is_shared_exp[i] or self._is_repeated(i)
             elif not self.of.is_unary[i]:
                 needed = needed or i in kept
             self.has_buffer[i] = needed
             self.is_inlined[i] = not needed or (kind != Kind.EXPENSIVE and self.of.is_unary[i])
+
+    def _joins_rows(self, i: int) -> bool:
+        """Return whether an instruction concatenates along the last dimension (rule 10)."""
+        if self.primitives[i] != "concatenate" or not self.operands[i]:
+            return False
+        shapes = self.of.graph.value_shapes
+        operand, out = (shapes[self.of.values[k]] for k in (self.operands[i][0], i))
+        return len(operand) == len(out) > 0 and operand[-1] != out[-1]
 
     def _is_repeated(self, i: int) -> bool:
         return any(self.n_bytes[r] > self.n_bytes[i] and self.kinds[r] < Kind.REDUCTION for r in self.readers[i])
