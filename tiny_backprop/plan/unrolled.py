@@ -78,6 +78,7 @@ _MERGED = names(
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
 _LEAST_SHARED_BYTES = 4096
+_SMALL_BYTES = 64
 
 HELD, PREDICATE, COPY, BROADCAST, FLAT = -1, -2, -3, -4, -5
 """Stand in `Instructions.nodes` for what no node of the graph makes."""
@@ -430,17 +431,24 @@ class _Unroller:
     def _values_to_hold(self, segment: Sequence[int]) -> list[int]:
         """Return what a segment reads of the forward phase, and for nodes that read only inputs the smallest.
 
+        Recomputed constants, but for small ones, are merged with those of the first run and tell nothing apart.
+
         What a loop hands on to its reverse is not held.
         """
         graph, reads, starts = self.graph, self.facts.reads, self.facts.starts
         border = starts[graph.n_forward]
         made, apart = {starts[n.forward_node + 1] - 2 for n in graph.nested}, dict[int, None]()
+        constant = set[int]()
         for node in segment:
-            apart.update((v, None) for v in reads[node] if graph.n_inputs <= v < border and v not in made)
+            apart.update(
+                (v, None) for v in reads[node] if graph.n_inputs <= v < border and not (v in made or v in constant)
+            )
             if node < graph.n_forward:
-                if reads[node] and not any(v in made or v in apart for v in reads[node]):
-                    apart[min(reads[node], key=lambda v: self.n_bytes[v])] = None
-                made.update(range(starts[node], starts[node + 1]))
+                shared = [v for v in reads[node] if v not in constant]
+                if shared and not any(v in made or v in apart for v in shared):
+                    apart[min(shared, key=lambda v: self.n_bytes[v])] = None
+                is_constant = not shared and graph.node_bytes[node] > _SMALL_BYTES
+                (constant if is_constant else made).update(range(starts[node], starts[node + 1]))
         return list(apart)
 
     def _tokens(self, segment: Sequence[int], after: Sequence[int]) -> list[int]:
