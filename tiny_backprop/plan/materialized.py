@@ -12,13 +12,14 @@ XLA:CPU starts every kernel as soon as it can, in the order in which they become
 what depends on arguments alone, such as the transposed weights of a convolution, is made first and lives long. What the
 program returns has memory of its own for the whole run, which lends itself to temporaries, the largest first, until it
 is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter. A hold
-copies what it holds, so that both copies live where the original is read later.
+copies what it holds, so that both copies live where the original is read later. A `scan` or a `while` keeps its
+carries in the memory of their first values, if nobody reads these later, and leaves out what it stacks up and nobody
+reads; what passes through it is lent no memory of outputs. What its steps need is `step_memory`'s to say.
 
 The rules are those of XLA:CPU (JAX 0.10, with YNNPACK's kernels), each held against it in `tests/test_materialized.py`;
 `python -m benchmarks.truth` says how far the predictions are off. Known weak spots: the order in which kernels that
 become ready together run; kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller
-than their kernels become; values of literals, which the graph does not know; and loops count what their steps need as
-if nothing were fused inside.
+than their kernels become; values of literals, which the graph does not know; and room that XLA leaves between buffers.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ BACKENDS = ("cpu",)
 """Backends whose allocation is modelled."""
 _NAMES = {HELD: "hold", PREDICATE: "predicate", COPY: "copy", BROADCAST: "broadcast", FLAT: "reshape"}
 _LEAST_LENT_BYTES = 1024
+_LOOPS = ("scan", "while")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,7 +111,7 @@ class Materialized:
 
 
 def materialize(
-    graph: Graph, steps: np.ndarray, n_forward_steps: int, *, is_planned: bool, backend: str = "cpu"
+    graph: Graph, steps: np.ndarray, n_forward_steps: int, *, is_planned: bool, backend: str = "cpu", lends: bool = True
 ) -> Materialized:
     """Predict what XLA allocates for a gradient; some 10 ms for 1,000 nodes.
 
@@ -119,6 +121,7 @@ def materialize(
       n_forward_steps: How many of them come before the backward phase.
       is_planned: Whether the gradient runs as `height_compressed_grad` runs it, or is JAX's own.
       backend: The backend to model; see `BACKENDS`.
+      lends: Whether outputs lend their memory to temporaries, as those of a program do; those of a loop's body do not.
 
     Returns:
       The prediction.
@@ -138,11 +141,12 @@ def materialize(
     if backend not in BACKENDS:
         raise PlanError(f"backend={backend!r} was asked for; what XLA allocates is modelled for {', '.join(BACKENDS)}")
     fusion = fuse(unroll(graph, steps.tolist(), n_forward_steps, is_planned))
+    _drop_unread(fusion)
     kernels = _kernels(fusion)
     first, last = _lives(fusion, kernels)
     buffers = np.flatnonzero(fusion.has_buffer)
     is_output = np.isin(buffers, list(fusion.returned))
-    lent = _share(fusion, first, last)
+    lent = _share(fusion, first, last, lends)
     is_lent = np.isin(buffers, list(lent))
     n_bytes = np.array(fusion.instructions.n_bytes, np.int64)[buffers]
     starts, ends = np.array(first, np.int64)[buffers], np.array(last, np.int64)[buffers]
@@ -166,6 +170,22 @@ def materialize(
         is_output=is_output,
         is_lent=is_lent,
     )
+
+
+def _drop_unread(fusion: Fusion) -> None:
+    """Take the memory from what a loop stacks up and nobody reads: XLA removes it from the loop."""
+    of, graph = fusion.instructions, fusion.instructions.graph
+    stacked = {
+        v
+        for n in graph.nested
+        if n.kind == "scan"
+        for v in range(graph.output_start[n.forward_node] + len(n.carries), graph.output_start[n.forward_node + 1] - 2)
+    }
+    if stacked:
+        read = {o for sources in fusion.sources for o in sources}
+        for i, v in enumerate(of.values):
+            if v in stacked and i not in read and i not in fusion.returned:
+                fusion.has_buffer[i] = False
 
 
 def _kernels(fusion: Fusion) -> list[list[int]]:
@@ -207,37 +227,73 @@ def _lives(fusion: Fusion, kernels: list[list[int]]) -> tuple[list[int], list[in
     return first, last
 
 
-def _share(fusion: Fusion, first: list[int], last: list[int]) -> set[int]:
+def _share(fusion: Fusion, first: list[int], last: list[int], lends: bool) -> set[int]:
     """Return the temporaries in the memory of outputs, and shorten the lives of others that are written into.
 
-    The largest come first; each goes into the smallest output that holds it and is free until it is done,
-    of equal ones into the last. What is left
-    may be overwritten by the loop, or the scatter, that reads it last.
+    The largest come first; each goes into the smallest output that holds it and is free until it is done, of equal
+    ones into the last. What is left may be overwritten by the loop, or the scatter, that reads it last. What passes
+    through a `scan` or a `while` is neither lent memory nor overwritten, but for carries, by those after the last step.
     """
     n_bytes, returned = fusion.instructions.n_bytes, fusion.returned
     lent: set[int] = set()
     outputs = sorted((i for i in returned if first[i] >= 0), key=lambda i: (n_bytes[i], -returned[i]))
     sizes = [n_bytes[i] for i in outputs]
+    first_written = [_first_written(fusion, first, i) for i in outputs]
     taken: list[list[int]] = [[] for _ in outputs]
     buffers = [i for i, has_buffer in enumerate(fusion.has_buffer) if has_buffer]
     temporaries = [i for i in buffers if i not in returned and n_bytes[i] >= _LEAST_LENT_BYTES]
-    for i in sorted(temporaries, key=lambda i: -n_bytes[i]):
+    in_loops = _in_loops(fusion)
+    for i in sorted(temporaries, key=lambda i: -n_bytes[i]) if lends else ():
         end = last[i]
         for k in range(bisect.bisect_left(sizes, n_bytes[i]), len(outputs)):
-            written = first[outputs[k]]
-            is_free = end < written or (end == written and _overwrites(fusion, outputs[k], i))
+            written = first_written[k]
+            is_over = end == first[outputs[k]] and _overwrites(fusion, outputs[k], i)
+            is_free = is_over or (end < written and i not in in_loops)
             if is_free and not any(_clash(fusion, first, last, i, j) for j in taken[k]):
                 taken[k].append(i)
                 lent.add(i)
                 break
     for i in buffers:
-        if i not in returned and i not in lent:
+        is_loop = fusion.instructions.primitive(i) in _LOOPS
+        if not lends or (i not in returned and i not in lent):
             for o in fusion.sources[i]:
                 is_done = last[o] == first[i] > first[o] and o not in returned and o not in lent
-                if is_done and _overwrites(fusion, i, o):
+                if is_done and (is_loop or o not in in_loops) and _overwrites(fusion, i, o):
                     last[o] -= 1
                     break
     return lent
+
+
+def _first_written(fusion: Fusion, first: list[int], output: int) -> int:
+    """Return the kernel that first writes into an output: before a loop, as soon as it is told to, it makes room."""
+    of = fusion.instructions
+    if of.primitive(output) not in _LOOPS:
+        return first[output]
+    told = (first[o] for o in fusion.sources[output] if of.nodes[o] == PREDICATE)
+    return min([first[output], *told])
+
+
+def _in_loops(fusion: Fusion) -> set[int]:
+    """Return what loops read or make: it passes through all of their steps."""
+    of, found = fusion.instructions, set[int]()
+    for i, sources in enumerate(fusion.sources):
+        if of.primitive(i) in _LOOPS:
+            found.add(i)
+            found.update(sources)
+    return found
+
+
+def _overwritten(graph: Graph) -> dict[int, int]:
+    """Return, for each result of a loop that is a carry at its end, what it is at the start."""
+    if "overwritten" not in graph.memo:
+        outs, operands = graph.output_start.tolist(), graph.operand_start.tolist()
+        graph.memo["overwritten"] = {
+            outs[node] + out: int(graph.operands[operands[node] + operand])
+            for nested in graph.nested
+            for node, pairs in zip((nested.forward_node, nested.backward_node), nested.overwrites, strict=True)
+            for operand, out in pairs
+        }
+    return graph.memo["overwritten"]
 
 
 def _clash(fusion: Fusion, first: list[int], last: list[int], i: int, j: int) -> bool:
@@ -250,6 +306,8 @@ def _clash(fusion: Fusion, first: list[int], last: list[int], i: int, j: int) ->
 def _overwrites(fusion: Fusion, i: int, operand: int) -> bool:
     """Return whether an instruction may be written into an operand that it reads last: one of its size and shape."""
     of = fusion.instructions
+    if of.primitive(i) in _LOOPS:
+        return _overwritten(of.graph).get(of.values[i]) == of.values[operand]
     if operand not in fusion.sources[i] or not (fusion.sources[i][operand] or fusion.is_in_place[i]):
         return False
     if of.values[i] < 0 or of.values[operand] < 0 or of.n_bytes[i] != of.n_bytes[operand]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,6 +164,7 @@ class NodeFacts:
         ]
         self.is_shared_exp = self._shared_exponentials()
         self.is_held_when_made, self.varies = _held_when_made(graph), self._varies()
+        self.waits_for = dict(self._waits())
 
     @classmethod
     def of(cls, graph: Graph) -> NodeFacts:
@@ -171,6 +172,14 @@ class NodeFacts:
         if "node facts" not in graph.memo:
             graph.memo["node facts"] = cls(graph)
         return graph.memo["node facts"]
+
+    def _waits(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield the nodes that reverse a loop, with what there must be before room is made for their gradients."""
+        for n in self.graph.nested:
+            saved = self.starts[n.forward_node + 1] - 2
+            if n.kind == "scan" and saved in self.operands[n.backward_node]:
+                first = self.operands[n.backward_node].index(saved)
+                yield n.backward_node, [v for v in self.operands[n.backward_node][first:] if v >= 0]
 
     def _kind(self, i: int) -> Kind:
         kind = _KINDS.get(self.graph.primitives[i], Kind.KERNEL)
@@ -362,6 +371,8 @@ class _Unroller:
             held.pop(start, None)
             return
         operands = self._operands(node, held)
+        if node in facts.waits_for:
+            operands = [*operands, *self._predicate(facts.waits_for[node], held)]
         key = None
         if facts.is_merged[node]:
             read = tuple(i if (i := held.get(v, now[v])) >= 0 else -2 - v for v in facts.reads[node])
@@ -414,12 +425,16 @@ class _Unroller:
             self.known[key] = self._add(kind, node, value, operands)
         return self.known[key]
 
+    def _predicate(self, tokens: Sequence[int], held: dict[int, int]) -> list[int]:
+        """Write what tells that values are there, if any, and return it."""
+        read = list(dict.fromkeys(i for v in tokens if (i := held.get(v, self.now[v])) >= 0))
+        return [self._add(Kind.CHEAP, PREDICATE, -1, read, 1)] if read else []
+
     def _hold(self, values: Sequence[int], tokens: Sequence[int]) -> dict[int, int]:
         """Write a hold, and its predicate, which reads the tokens; return the held instruction of each value."""
         if not values:
             return {}
-        read = list(dict.fromkeys(self.now[v] for v in tokens if self.now[v] >= 0))
-        predicate = [self._add(Kind.CHEAP, PREDICATE, -1, read, 1)] if read else []
+        predicate = self._predicate(tokens, {})
         held = {}
         for v in values:
             operands = [*([self.now[v]] if self.now[v] >= 0 else []), *predicate]

@@ -301,6 +301,8 @@ class _LoopProgram(_NestedProgram):
     def nested(self, forward_node: int, backward_node: int) -> Nested:
         """Return it as the graph has it."""
         carry = self.eqn.invars[self.n_consts : self.n_consts + self.n_carry]
+        of_consts, of_carry, _ = self.differentiated
+        first_cotangent = len(self.eqn.invars) - self.n_carry + 1
         return Nested(
             kind=self.kind,
             forward_node=forward_node,
@@ -308,7 +310,12 @@ class _LoopProgram(_NestedProgram):
             length=self.eqn.params["length"],
             bodies=(self.body.program.graph,),
             carries=tuple(self.body.order.index(i) for i in range(self.n_carry)),
+            first_carry=self.body.program.n_constants + self.n_consts,
             carry_bytes=sum(aval_bytes(v.aval) for v in carry),
+            overwrites=(
+                tuple((self.n_consts + i, i) for i in range(self.n_carry)),
+                tuple((first_cotangent + i, len(of_consts) + i) for i in range(len(of_carry))),
+            ),
             choice={},
         )
 
@@ -488,7 +495,7 @@ class _BranchesProgram(_NestedProgram):
     def nested(self, forward_node: int, backward_node: int) -> Nested:
         """Return it as the graph has it."""
         graphs = tuple(body.program.graph for body in self.bodies)
-        return Nested(self.kind, forward_node, backward_node, 1, graphs, (), 0, {})
+        return Nested(self.kind, forward_node, backward_node, 1, graphs, (), 0, 0, ((), ()), {})
 
     def planned(self, plan: NestedPlan, rewrite_step: RewriteStep, number: int) -> _PlannedBranches:
         """Return it as the plan says."""
