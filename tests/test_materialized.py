@@ -95,6 +95,18 @@ RULES = {
         3,
     ),
     "along another it does not": (lambda x: jnp.roll(x, 1, 0) + x, (X,), 1),
+    "orders of dimensions are copied each for itself": (
+        lambda x, y, w: (jnp.einsum("ecd,def->ecf", x, w), jnp.einsum("ecf,def->ecd", y, w)),
+        (jnp.ones((4, 4, 64)), jnp.ones((4, 4, 256)), jnp.ones((64, 4, 256))),
+        2 + 5 / 256 * 4,
+    ),
+    "a dot of matrices in a batch reads what is there": (
+        lambda x, w: (lambda y: (jnp.einsum("ecf,fed->ecd", y, w), jnp.einsum("ecf,ecd->efd", y, y)))(
+            jnp.maximum(jnp.sin(x), 0)
+        ),
+        (jnp.ones((4, 64, 256)), jnp.ones((256, 4, 16))),
+        5 + 5 / 16,
+    ),
     "a scatter writes into its operand": (lambda x, w, i: (x @ w).at[i].add(x[:4]), (X, W, jnp.arange(4)), 1),
 }
 

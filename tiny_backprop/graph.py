@@ -25,7 +25,7 @@ LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
 FLATTENED, COPIED = 1, 2
-"""In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions."""
+"""In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions; see `copied`."""
 
 _FORMAT = "tiny_backprop.graph"
 _VERSION = 4
@@ -132,6 +132,11 @@ class Nested:
         return cls(**{**data, "bodies": bodies, "carries": carries, "overwrites": (forward, backward)})
 
 
+def copied(order: Sequence[int]) -> int:
+    """Return what stands in `Graph.relaid_operands` for a copy into an order of dimensions, another for each order."""
+    return COPIED + sum(d << 4 * i for i, d in enumerate(order))
+
+
 class _Nodes(Sequence[Node]):
     """`Graph.nodes`: nodes are made when asked for, so that a graph of 10,000 of them stays cheap."""
 
@@ -173,8 +178,8 @@ class Graph:
       scopes: Name stack of each node.
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
-      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED` or
-        `COPIED`.
+      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED`,
+        or what `copied` returns.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.

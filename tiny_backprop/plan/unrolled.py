@@ -400,8 +400,9 @@ class _Unroller:
         for v, how in facts.reads[node].items():
             i = held.get(v, self.now[v])
             source = i if i >= 0 else -2 - v
-            if how == COPIED:
-                key = ("copy", source, self.graph.primitives[node] == "dot_general", len(found))
+            if how >= COPIED:
+                order = how if how > COPIED else len(found)
+                key = ("copy", source, self.graph.primitives[node] == "dot_general", order)
                 i = self._once(key, Kind.CHEAP, COPY, v, [i] if i >= 0 else [])
             elif how:
                 i = self._once(("flat", i), Kind.ALIAS, FLAT, v, [i]) if i >= 0 else i
