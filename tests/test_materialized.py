@@ -176,6 +176,25 @@ def test_holds_are_those_of_the_gradient_that_runs(block_size, levels):
     assert modelled == real
 
 
+def test_a_loop_that_runs_again_from_constants_holds_something_else():
+    """Its first carry is made anew, and merged with that of the first run: it keeps nothing apart."""
+
+    def of_scan(w, x):
+        def step(h, x):
+            h = jnp.tanh(h @ w + x)
+            return h, jnp.sin(h)
+
+        return jnp.sum(lax.scan(step, jnp.zeros((64, 32)), x)[1] ** 2)
+
+    args = jnp.ones((32, 32)), jnp.ones((16, 64, 32))
+    program, _ = capture_program(Call.of(of_scan, args, {}), (0, 1))
+    plan = tb.height_compressed_grad(of_scan, argnums=(0, 1), levels=1, on_error="raise").plan(*args)
+    assert plan.recompute_flops
+    real, modelled = held_sizes(plan, program)
+    assert 32 * 32 in real
+    assert modelled == real
+
+
 def deep(ws, x):
     for w in ws:
         x = x + jnp.tanh(x @ w) @ w.T
