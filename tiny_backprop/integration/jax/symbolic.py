@@ -126,6 +126,11 @@ class SymbolicGraph:
         call = self._call_at(self.checked(sizes))
         return jax.tree.unflatten(call.tree, call.leaves)
 
+    def example_sizes(self) -> dict[str, int]:
+        """Return some sizes that meet the constraints: 32 for all dimensions, or another power of two, if that does."""
+        alike = (dict.fromkeys(self.dimensions, n) for n in (32, 16, 64, 8, 128, 4, 256, 512, 1024, 2))
+        return next(sizes for sizes in itertools.chain(alike, self._candidates()) if self._meets(sizes))
+
     def checked(self, sizes: Mapping[str, Any]) -> Sizes:
         """Return sizes in the order of `dimensions`.
 
