@@ -9,8 +9,9 @@ from jax.export import SymbolicScope, symbolic_shape
 
 import tiny_backprop as tb
 from benchmarks.models import gpt, small
-from tests.programs import assert_same_bits
-from tiny_backprop import CaptureError, capture_gradient, capture_symbolic_gradient
+from tests import programs
+from tests.programs import assert_close, assert_same_bits
+from tiny_backprop import CaptureError, PlanError, capture_gradient, capture_symbolic_gradient
 
 
 def struct(*shape, dtype=jnp.float32):
@@ -152,15 +153,15 @@ def test_nothing_is_traced_again():
 
 
 def test_a_plan_of_it_runs():
-    symbolic = capture_symbolic_gradient(mlp_loss, *mlp_args(*symbolic_shape("batch")))
-    plan = tb.plan_blocks(symbolic.at(batch=6), block_size=3)
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = [jax.random.normal(k, (8, 8)) for k in keys[:3]]
-    x, y = jax.random.normal(keys[3], (6, 8)), jnp.arange(6) % 8
-    got = tb.height_compressed_grad(mlp_loss, plan=plan, on_error="raise")(params, x, y)
-    assert_same_bits(got, tb.height_compressed_grad(mlp_loss, block_size=3)(params, x, y))
-    for a, b in zip(got, jax.grad(mlp_loss)(params, x, y), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    x = struct(*symbolic_shape("batch, 16"))
+    symbolic = capture_symbolic_gradient(programs.loss, programs.PARAMS, x, programs.KEY)
+    plan = tb.plan_blocks(symbolic.at(batch=8), block_size=3)
+    args = programs.PARAMS, programs.X, programs.KEY
+    got = tb.height_compressed_grad(programs.loss, plan=plan, on_error="raise")(*args)
+    assert_same_bits(got, tb.height_compressed_grad(programs.loss, block_size=3)(*args))
+    assert_close(got, jax.grad(programs.loss)(*args))
+    with pytest.raises(PlanError, match="fingerprint"):
+        tb.height_compressed_grad(programs.loss, plan=plan)(args[0], args[1][:4], args[2])
 
 
 def test_plan_of_a_loop_runs():
