@@ -77,9 +77,10 @@ class SymbolicGraph:
       (32, 4)
     """
 
-    def __init__(self, call: Call, positions: Sequence[int], has_aux: bool):
+    def __init__(self, call: Any, positions: Sequence[int], has_aux: bool):
         self.name = call.name
-        self._call, self._positions, self._has_aux = call, positions, has_aux
+        self._call: Call = call
+        self._positions, self._has_aux = positions, has_aux
         found = call.symbolic_dimensions()
         self.dimensions: tuple[str, ...] = tuple(dict.fromkeys(n for d in found for n in _names(d)))
         self._given = list({str(d): d for d in found}.values())
