@@ -188,7 +188,7 @@ def test_a_loop_that_runs_again_from_constants_holds_something_else():
 
     args = jnp.ones((32, 32)), jnp.ones((16, 64, 32))
     program, _ = capture_program(Call.of(of_scan, args, {}), (0, 1))
-    plan = tb.height_compressed_grad(of_scan, argnums=(0, 1), levels=1, on_error="raise").plan(*args)
+    plan = tb.height_compressed_grad(of_scan, argnums=(0, 1), block_size=4, on_error="raise").plan(*args)
     assert plan.recompute_flops
     real, modelled = held_sizes(plan, program)
     assert 32 * 32 in real

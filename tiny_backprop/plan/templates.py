@@ -198,7 +198,7 @@ class Templates:
         self.operand_start = np.cumsum(self.n_operands) - self.n_operands
 
     def _write_reads(self, reads: list[dict[int, int]]) -> None:
-        """Write what each node reads, without repeats, and the smallest input of those that read but such and constants."""
+        """Write what each node reads, without repeats, and the smallest input of those that read no more than such."""
         self.n_reads = np.array([len(r) for r in reads], np.int64)
         self.read_start = np.cumsum(self.n_reads) - self.n_reads
         self.reads = np.array([v for r in reads for v in r], np.int64)
