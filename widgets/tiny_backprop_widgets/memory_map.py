@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[str, str]] = {  # colour and hatch; Okabe-Ito
     "gradient": (BACKWARD, "////"),
     "other": (BASELINE, ""),
 }
-_KIND_NAMES = {
+KIND_NAMES = {
     "saved": "saved for the backward phase",
     "forward": "forward",
     "recomputed": "recomputed",
@@ -88,18 +88,18 @@ def plot_memory_map(memory_map: MemoryMap, ax: Axes | None = None, *, color_by: 
 
 
 def _draw(memory_map: MemoryMap, live_bytes: np.ndarray, color_by: str, ax: Axes) -> None:
-    bases = _bases(memory_map)
+    bases = bases_of(memory_map)
     shown = [b for b in memory_map.buffers if b.allocation in bases]
     top_bytes = max(memory_map.temp_bytes + memory_map.output_bytes, 1)
     scale, n = scale_of(top_bytes), max(len(memory_map.schedule), 1)
     ax.set_xlim(0, n)
     ax.set_ylim(0, 1.0 * top_bytes / scale)
-    groups, styles = _by_kind(shown) if color_by == "kind" else _by_scope(shown)
+    groups, styles = by_kind(shown) if color_by == "kind" else by_scope(shown)
     handles = []
     for name, buffers in groups.items():
         color, hatch = styles[name]
         _rectangles(buffers, bases, scale, color, hatch, ax)
-        label = f"{_KIND_NAMES.get(name, name) if color_by == 'kind' else name}"
+        label = f"{KIND_NAMES.get(name, name) if color_by == 'kind' else name}"
         handles.append(Patch(facecolor=color, hatch=hatch, edgecolor="white", linewidth=0, label=label))
     _label_largest(shown, bases, scale, ax)
     _mark_outputs(memory_map, scale, ax)
@@ -121,7 +121,7 @@ def _draw(memory_map: MemoryMap, live_bytes: np.ndarray, color_by: str, ax: Axes
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(len(handles), 8), **style)
 
 
-def _bases(memory_map: MemoryMap) -> dict[int, int]:
+def bases_of(memory_map: MemoryMap) -> dict[int, int]:
     """Return where each allocation begins on the axis: arenas first, then outputs, the largest first."""
     sizes: dict[int, int] = defaultdict(int)
     memory = {}
@@ -134,12 +134,13 @@ def _bases(memory_map: MemoryMap) -> dict[int, int]:
     return {a: int(base) for a, base in zip(order, ends, strict=False)}
 
 
-def _by_kind(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
+def by_kind(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
+    """Group buffers by what they are."""
     groups = {kind: [b for b in buffers if b.kind == kind] for kind in _KINDS}
     return {kind: found for kind, found in groups.items() if found}, _KINDS
 
 
-def _by_scope(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
+def by_scope(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
     """Group buffers by their outermost scope, the smaller scopes together."""
     weight: dict[str, int] = defaultdict(int)
     for b in buffers:
