@@ -23,6 +23,7 @@ from tqdm import tqdm
 import tiny_backprop as tb
 from benchmarks.demo import MOST_EPSILONS, MOST_FLOPS_RATIO, MOST_TEMP_RATIO, Difference, best_row, difference
 from benchmarks.models import flax_gpt2, gpt
+from tiny_backprop.plan import Materialized
 from tiny_backprop.units import format_bytes
 
 _PLAIN = "jax.value_and_grad"
@@ -288,6 +289,31 @@ def _replan_seconds(graph: tb.Graph, levels: int) -> float:
     return max(interleaved_seconds(calls, 5))
 
 
+def prediction_figures(n_nodes: int, most_seconds: float) -> list[Figure]:
+    """Time the prediction of what XLA allocates, for plans that are new on captured graphs planned before."""
+    figures = []
+    for graph in (mlp(n_nodes), deep_gpt(n_nodes)):
+        root = round(graph.n_forward**0.5)
+        plans = {"save everything": tb.plan_save_everything(graph)}
+        plans |= {f"block size {size}": tb.plan_blocks(graph, size) for size in (root, 5 * root)}
+        plans |= {f"levels {levels}": tb.plan_height_compressed(graph, levels) for levels in (2, 3)}
+        predict(plans["save everything"])  # keeps with the graph what holds for all plans
+        calls = [lambda plan=plan: predict(plan) for plan in plans.values()]
+        seconds = dict(zip(plans, interleaved_seconds(calls, 9), strict=True))
+        slowest = max(seconds, key=lambda k: seconds[k])
+        note = f"the slowest of {len(plans)}: {slowest}; the median {1e3 * statistics.median(seconds.values()):.3g} ms"
+        name = f"{graph.name}, {graph.n_nodes:,} nodes: prediction"
+        figures.append(Figure(name, 1e3 * seconds[slowest], 1e3 * most_seconds, "ms", note))
+    return figures
+
+
+def predict(plan: tb.Plan) -> Materialized:
+    """Return what XLA is predicted to allocate for a plan, anew on every call."""
+    timeline = plan.timeline
+    is_planned = plan.recompute_flops > 0
+    return tb.materialize(plan.graph, timeline.steps, timeline.n_forward_steps, is_planned=is_planned)
+
+
 def figures_table(figures: Sequence[Figure]) -> pd.DataFrame:
     """Return the figures as a table of texts."""
     rows = [
@@ -319,6 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures += overhead_figures(n_repeats=5)
         figures.append(cached_call_figure(n_repeats=300))
         figures += planning_figures(1_000, 0.015) + planning_figures(10_000, 0.120, 0.5)
+        figures += prediction_figures(1_000, 0.0045) + prediction_figures(10_000, 0.036)
         figures += budget_figures(1_000, 0.3, 0.030) + budget_figures(10_000, 3.0, 0.150)
     if only in (None, "gpt"):
         figures += memory_figures("12-layer GPT", gpt.example(), MOST_TEMP_RATIO, GPT_SHAPES, n_steps=3)

@@ -16,7 +16,7 @@ def test_chain_report_by_hand():
     best_by_levels = {p.meta["levels"]: p.peak_bytes for p in report.compressibility.plans}
     assert best_by_levels[1] > best_by_levels[2] > best_by_levels[3]
     assert report.compressibility.fraction > 0.9
-    assert report.verdict.startswith("height-compressible: predicted peak")
+    assert report.verdict.startswith("height-compressible: peak by liveness")
     assert report.compressibility.to_pandas().peak_bytes.iloc[0] == 401
 
 

@@ -21,6 +21,7 @@ from tiny_backprop import (
     plan_budget,
     plan_save_everything,
 )
+from tiny_backprop.plan.budget import ladder_of
 from tiny_backprop.plan.planner import Planner
 
 SEARCHES = (0.0, 0.05)
@@ -295,6 +296,7 @@ def test_identical_layers_share_their_menus():
     ws = [jax.ShapeDtypeStruct((32, 64), "float32")] * 48
     graph = capture_gradient(loss, ws, jax.ShapeDtypeStruct((128, 32), "float32"))
     plan_budget(graph, 0.3)
-    segments, menus = max(Planner.of(graph, "seconds")._menus.values(), key=lambda pair: pair[0].n_blocks)
+    (point,) = ladder_of(graph, "seconds").planner.points
+    segments, menus = max(Planner.of(point, "seconds")._menus.values(), key=lambda pair: pair[0].n_blocks)
     assert segments.n_blocks >= 40
     assert len({id(menu) for menu in menus}) <= 8

@@ -32,16 +32,16 @@ def curves(figure):
 def test_the_curve_is_the_timeline():
     baseline, forward, backward = curves(plot_frontier(PLAN))
     heights = np.concatenate([forward[0][1], backward[0][1]])
-    np.testing.assert_allclose(heights * 2**20, PLAN.timeline.live_bytes)
-    assert backward[0][0][0] == PLAN.timeline.n_forward_steps
-    assert backward[0][0][-1] == len(PLAN.timeline.steps)
-    plain = plan_save_everything(GRAPH).timeline
+    np.testing.assert_allclose(heights * 2**20, PLAN.materialized.live_bytes)
+    assert backward[0][0][0] == PLAN.materialized.n_forward_kernels
+    assert backward[0][0][-1] == len(PLAN.materialized.live_bytes)
+    plain = plan_save_everything(GRAPH).materialized
     np.testing.assert_allclose(np.concatenate([b[1] for b in baseline]) * 2**20, plain.live_bytes)
 
 
 def test_phases_of_the_baseline_are_stretched_to_the_plans():
     (first, second), *_ = curves(plot_frontier(PLAN))
-    border, n_steps = PLAN.timeline.n_forward_steps, len(PLAN.timeline.steps)
+    border, n_steps = PLAN.materialized.n_forward_kernels, len(PLAN.materialized.live_bytes)
     assert (first[0][0], first[0][-1], second[0][0], second[0][-1]) == (0, border, border, n_steps)
     assert len(curves(plot_frontier(PLAN, baseline=False))) == 2
 
@@ -91,9 +91,9 @@ def test_odd_graphs_are_drawn(graph, tmp_path):
 
 
 def test_csv_holds_the_plan(tmp_path):
-    frame = pd.read_csv(export_frontier(PLAN, tmp_path / "a.csv"), index_col="step")
+    frame = pd.read_csv(export_frontier(PLAN, tmp_path / "a.csv"), index_col=PLAN.materialized.kernel_word)
     assert frame.predicted_live_bytes.max() == PLAN.peak_bytes
-    assert frame.predicted_live_bytes.idxmax() == PLAN.timeline.peak_step
+    assert frame.predicted_live_bytes.idxmax() == PLAN.materialized.peak_kernel
     assert (frame.action == "recompute").sum() == len(PLAN.timeline.steps) - GRAPH.n_nodes
 
 

@@ -95,7 +95,8 @@ def test_recomputation_survives_in_any_jit(compile_with, within):
         plan = checkpointed.plan(ws, x)
     outputs = sum(w.size * 4 for w in ws)
     planned = temp_bytes(compile_with(lambda ws, x: gradient(ws, x)), ws, x)
-    assert plan.peak_bytes < 14 * activation + outputs
+    assert plan.liveness_peak_bytes < 14 * activation + outputs
+    assert planned + outputs == pytest.approx(plan.peak_bytes, rel=0.1)
     assert planned <= plan.peak_bytes
     assert planned < 0.45 * plain
 

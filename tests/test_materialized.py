@@ -243,6 +243,13 @@ def test_other_backends_are_refused():
         materialize(graph, np.arange(graph.n_nodes), graph.n_forward, is_planned=True, backend="gpu")
 
 
+def test_a_program_without_nodes_takes_no_memory():
+    graph = tb.capture_gradient(lambda x: x, jnp.float32(1.0))
+    assert graph.n_nodes == 0
+    got = materialize(graph, np.arange(0), 0, is_planned=True)
+    assert (got.peak_bytes, len(got.to_pandas())) == (0, 0)
+
+
 def test_table_of_the_peak():
     graph = tb.capture_gradient(deep, WS, BATCH)
     got = materialize(graph, np.arange(graph.n_nodes), graph.n_forward, is_planned=False)

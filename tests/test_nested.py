@@ -277,5 +277,5 @@ def test_a_stack_of_layers_and_a_scan_over_them_have_one_verdict():
     assert reports[0].fraction == pytest.approx(reports[1].fraction, abs=0.1)
     for share in (0.5, 0.35, 0.25, 0.15, 0.1):
         of_unrolled = unrolled.best(int(share * unrolled.most_bytes))
-        of_scanned = scanned.best(int(1.1 * of_unrolled.candidate.peak_bytes))
-        assert of_scanned.candidate.cost <= 1.01 * of_unrolled.candidate.cost
+        of_scanned = scanned.best(int(1.1 * of_unrolled.peak_bytes))
+        assert of_scanned.cost <= 1.01 * of_unrolled.cost

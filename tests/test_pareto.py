@@ -9,6 +9,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_policy, plan_save_everything
+from tiny_backprop.plan.plan import predict_allocation
 from tiny_backprop.plan.planner import Planner
 
 
@@ -29,7 +30,9 @@ def test_it_spans_save_everything_to_the_smallest_peak(graph):
     assert len(p) >= 20
     assert p.plans[0].peak_bytes <= plan_save_everything(graph).peak_bytes == p.save_everything.peak_bytes
     assert p.recompute_costs[0] == 0
-    assert p.plans[-1].peak_bytes <= Planner.of(graph, "seconds").smallest.peak_bytes
+    planner = Planner.of(graph, "seconds")
+    by_liveness = predict_allocation(graph, planner.order[planner.smallest.steps])
+    assert p.plans[-1].peak_bytes < by_liveness.peak_bytes, "the smallest by liveness is not the smallest in truth"
 
 
 @settings(max_examples=40)

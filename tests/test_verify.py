@@ -54,7 +54,7 @@ def test_doors_take_a_budget(budget):
 def test_a_smaller_budget_takes_less():
     taken = [
         measure(height_compressed_value_and_grad(loss, budget=fraction), WS, X).temp_bytes
-        for fraction in (1.0, 0.5, 0.25)
+        for fraction in (1.0, 0.6, 0.35)
     ]
     assert taken[0] > 1.2 * taken[1]
     assert taken[1] > 1.2 * taken[2]
@@ -62,7 +62,7 @@ def test_a_smaller_budget_takes_less():
 
 def test_an_impossible_budget_is_refused_at_the_call_not_replaced_by_jax_grad():
     grad = height_compressed_grad(loss, budget="1KiB")
-    with pytest.raises(BudgetError, match="the smallest peak that the planner can reach"):
+    with pytest.raises(BudgetError, match=r"predicted to fit into 1 KiB .* of \d+ plans the smallest takes"):
         grad(WS, X)
     assert grad.last_executor is None
 

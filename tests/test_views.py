@@ -6,6 +6,8 @@ import shutil
 import xml.etree.ElementTree as ET
 
 import hypothesis
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from tiny_backprop import (
     Graph,
     Op,
     PlanError,
+    capture_gradient,
     pareto,
     plan_blocks,
     plan_budget,
@@ -26,7 +29,7 @@ from tiny_backprop import (
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import DisplayError, FrontierView, GraphView, ParetoView, TableView
 from tiny_backprop_widgets.source import source_html, tensor_html
-from tiny_backprop_widgets.tensors import FATES, GRADIENT, RECOMPUTED, SAVED, alive_at, fates, lives, plain_scope
+from tiny_backprop_widgets.tensors import FATES, GRADIENT, RECOMPUTED, SAVED, AtPeak, fates, lives, plain_scope
 
 GRAPH = chain(40, n_bytes=2**20)
 PLAN = plan_blocks(GRAPH, 7)
@@ -55,12 +58,33 @@ def test_the_lives_of_values_add_up_to_the_live_bytes_of_every_step(graph, size,
 
 
 @hypothesis.given(training_graphs(), st.integers(1, 6))
-def test_what_is_alive_at_a_step_adds_up(graph, size):
+def test_what_is_alive_at_the_peak_adds_up(graph, size):
     plan = plan_blocks(graph, size)
-    for step in {0, plan.timeline.peak_step, len(plan.timeline.steps) - 1}:
-        values = alive_at(plan, step)
-        assert graph.value_bytes[values].sum() == plan.timeline.live_bytes[step]
-        assert np.all(np.diff(graph.value_bytes[values]) <= 0)
+    at_peak = AtPeak.of(plan)
+    assert (at_peak.n_bytes.sum(), at_peak.to_come_bytes) == (plan.peak_bytes, 0)
+    assert np.all(np.diff(at_peak.n_bytes) <= 0)
+
+
+@pytest.mark.parametrize("planner", [plan_blocks, plan_save_everything])
+def test_buffers_and_outputs_to_come_add_up_to_the_live_bytes_of_every_kernel(planner):
+    def loss(ws, x):
+        for w in ws:
+            x = x + jnp.tanh(x @ w) @ w.T
+        return jnp.sum(x**2)
+
+    shapes = [jax.ShapeDtypeStruct((32, 64), "float32")] * 8, jax.ShapeDtypeStruct((128, 32), "float32")
+    plan = planner(capture_gradient(loss, *shapes))
+    m, graph = plan.materialized, plan.graph
+    value, first, last = lives(plan).T
+    made = [m.n_bytes[m.is_output & (m.first <= k)].sum() for k in range(len(m.live_bytes))]
+    counted = [graph.value_bytes[value[(first <= k) & (k <= last)]].sum() for k in range(len(m.live_bytes))]
+    lent = [m.n_bytes[m.is_lent & (m.first <= k) & (m.last >= k)].sum() for k in range(len(m.live_bytes))]
+    to_come = graph.output_bytes - np.array(made) - lent
+    assert np.all(to_come >= 0)
+    predicates = [((m.values < 0) & (m.first <= k) & (m.last >= k)).sum() for k in range(len(m.live_bytes))]
+    assert (np.array(counted) + to_come + predicates).tolist() == m.live_bytes.tolist()
+    at_peak = AtPeak.of(plan)
+    assert at_peak.to_come_bytes - to_come[m.peak_kernel] == predicates[m.peak_kernel]
 
 
 def test_fates_are_what_the_actions_do():
@@ -120,14 +144,14 @@ def test_the_lines_around_a_source_line_are_shown(tmp_path):
 
 def test_the_frontier_sends_the_timeline_and_every_life():
     view = FrontierView(PLAN)
-    assert array(view._live_bytes, "f8").tolist() == PLAN.timeline.live_bytes.tolist()
-    assert array(view._steps, "i4").tolist() == PLAN.timeline.steps.tolist()
+    assert array(view._live_bytes, "f8").tolist() == PLAN.materialized.live_bytes.tolist()
+    assert array(view._steps, "i4").tolist() == PLAN.materialized.kernel_nodes.tolist()
     assert array(view._lives, "i4", -1, 3).tolist() == lives(PLAN).tolist()
-    plain = plan_save_everything(GRAPH).timeline
+    plain = plan_save_everything(GRAPH).materialized
     assert array(view._baseline_bytes, "f8").tolist() == plain.live_bytes.tolist()
     facts = view._facts
-    assert (facts["peak_bytes"], facts["peak_step"]) == (PLAN.peak_bytes, PLAN.timeline.peak_step)
-    assert (facts["n_forward_steps"], facts["budget_bytes"]) == (PLAN.timeline.n_forward_steps, None)
+    assert (facts["peak_bytes"], facts["peak_step"]) == (PLAN.peak_bytes, PLAN.materialized.peak_kernel)
+    assert (facts["n_forward_steps"], facts["budget_bytes"]) == (PLAN.materialized.n_forward_kernels, None)
     assert facts["baseline_peak_bytes"] == facts["top_bytes"] == plain.peak_bytes
 
 
@@ -247,7 +271,9 @@ def test_hostile_texts_are_data(make):
 def test_the_table_shows_what_is_alive_at_the_peak_and_whatever_is_chosen():
     view = TableView(PLAN)
     rows = view._rows["rows"]
-    assert sum(row[1] for row in rows) == PLAN.peak_bytes
+    to_come_bytes = AtPeak.of(PLAN).to_come_bytes
+    assert sum(row[1] for row in rows) == PLAN.peak_bytes - to_come_bytes
+    assert (f"{format_bytes(to_come_bytes)} kept for outputs" in view._rows["caption"]) == (to_come_bytes >= 256)
     assert format_bytes(PLAN.peak_bytes) in view._rows["caption"]
     absent = next(v for v in range(GRAPH.n_inputs, GRAPH.n_values) if v not in {row[0] for row in rows})
     view.value = absent
@@ -255,7 +281,7 @@ def test_the_table_shows_what_is_alive_at_the_peak_and_whatever_is_chosen():
     assert "not alive then" in view._rows["caption"]
     view.value = rows[0][0]
     assert view._rows["rows"] == rows
-    assert view.to_pandas().bytes.sum() == PLAN.peak_bytes
+    assert view.to_pandas().bytes.sum() == PLAN.peak_bytes - to_come_bytes
 
 
 def test_many_tensors_are_summed_up():

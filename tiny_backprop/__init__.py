@@ -46,7 +46,6 @@ from tiny_backprop.plan import Plan as Plan
 from tiny_backprop.plan import certify as certify
 from tiny_backprop.plan import materialize as materialize
 from tiny_backprop.plan import pareto as pareto
-from tiny_backprop.plan import plan_allocation as plan_allocation
 from tiny_backprop.plan import plan_blocks as plan_blocks
 from tiny_backprop.plan import plan_budget as plan_budget
 from tiny_backprop.plan import plan_exact as plan_exact

@@ -28,7 +28,7 @@ FLATTENED, COPIED = 1, 2
 """In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions."""
 
 _FORMAT = "tiny_backprop.graph"
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +176,8 @@ class Graph:
       outputs: Numbers of the values that the program returns; `LITERAL` for a literal.
       n_primal_outputs: How many of `outputs` the function itself returns; the others are its gradients.
       nested: The loops and branches that are planned as programs of their own.
+      backend: The backend of XLA whose allocation predictions are about, `"cpu"` for what was captured from JAX; `""`
+        for a graph made by hand, whose values are counted by plain liveness.
     """
 
     name: str
@@ -200,6 +202,7 @@ class Graph:
     outputs: np.ndarray
     n_primal_outputs: int
     nested: tuple[Nested, ...] = ()
+    backend: str = ""
 
     def __post_init__(self):
         _check(self)

@@ -1,6 +1,5 @@
 """Plans: pure functions from a graph to a `Plan`, and the referee that plays it."""
 
-from tiny_backprop.plan.allocation import plan_allocation as plan_allocation
 from tiny_backprop.plan.blocks import block_starts as block_starts
 from tiny_backprop.plan.blocks import plan_blocks as plan_blocks
 from tiny_backprop.plan.blocks import plan_height_compressed as plan_height_compressed

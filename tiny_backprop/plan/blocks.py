@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,13 @@ def check_gradient(graph: Graph) -> None:
         )
 
 
-def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES, loops: LoopChoice | None = None) -> Plan:
+def best_plan(
+    graph: Graph,
+    levels: int,
+    octaves: Sequence[float] = _OCTAVES,
+    loops: LoopChoice | None = None,
+    peak_bytes: Callable[[Plan], int] = lambda plan: plan.peak_bytes,
+) -> Plan:
     """Return the plan with the smallest predicted peak over some block sizes; within 2 % of it, what recomputes least.
 
     Args:
@@ -154,17 +160,25 @@ def best_plan(graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES, lo
       octaves: The block sizes to try, as powers of two times n_forward ** (1 / (levels + 1)), the best size for a chain
         of equal nodes.
       loops: How loops are reversed; by default no step runs again more than `levels` times.
+      peak_bytes: Returns the peak of a plan.
 
     Returns:
       The plan.
     """
+    priced = [(peak_bytes(p), p) for p in some_plans(graph, levels, octaves, loops)]
+    good_bytes = 1.02 * min(n_bytes for n_bytes, _ in priced)
+    return min((c for c in priced if c[0] <= good_bytes), key=lambda c: (c[1].recompute_flops, c[0]))[1]
+
+
+def some_plans(
+    graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES, loops: LoopChoice | None = None
+) -> list[Plan]:
+    """Return plans for some block sizes; see `best_plan`."""
     graph = by_choice(graph, loops or LoopChoice(levels=levels))
     ideal = graph.n_forward ** (1 / (levels + 1))
     sizes = sorted({max(1, min(graph.n_forward, round(ideal * 2**e))) for e in octaves})
     strategy = "blocks" if levels == 1 else "height compression"
-    plans = [_plan_tree(graph, size, levels, {"strategy": strategy}) for size in sizes]
-    good_bytes = 1.02 * min(p.peak_bytes for p in plans)
-    return min((p for p in plans if p.peak_bytes <= good_bytes), key=lambda p: (p.recompute_flops, p.peak_bytes))
+    return [_plan_tree(graph, size, levels, {"strategy": strategy}) for size in sizes]
 
 
 def _plan_tree(graph: Graph, block_size: int, levels: int, meta: dict[str, Any]) -> Plan:

@@ -1,34 +1,32 @@
-"""Plans by byte budget: the cheapest gradient found whose peak, at every step of both phases, stays within it.
+"""Plans by byte budget: the cheapest gradient found that XLA is predicted to fit into so many bytes.
 
-What is nested in the graph, its loops and branches, is planned together with it: of the points on their path from the
-cheapest to the smallest (`path`), the planner is asked for schedules of the graph around them.
+For what was captured, the budget is for `Plan.peak_bytes`, which follows what XLA fuses, copies and keeps. Planners
+count by plain liveness; so a ladder of memories (`ladder`) is asked for the most memory whose schedule fits in truth,
+as far as it can be predicted. Graphs made by hand are planned by plain liveness alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import numbers
 from typing import Any
 
-import numpy as np
-
-from tiny_backprop.errors import BudgetError, PlanError
+from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.blocks import check_gradient
-from tiny_backprop.plan.cost import Cost, CostModel, least_cost, node_costs
+from tiny_backprop.plan.blocks import check_gradient, plan_save_everything, some_plans
+from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
+from tiny_backprop.plan.cost import Cost, CostModel
+from tiny_backprop.plan.ladder import Counted, Ladder
 from tiny_backprop.plan.loops import LoopChoice
-from tiny_backprop.plan.nested import by_choice, keeping_everything, nested_plans, with_nested
-from tiny_backprop.plan.path import path
-from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.planner import Candidate, Planner
-from tiny_backprop.plan.schedule import schedule
-from tiny_backprop.units import format_bytes, parse_bytes
+from tiny_backprop.plan.nested import nested_plans, with_nested
+from tiny_backprop.plan.plan import Plan, predict_allocation
+from tiny_backprop.units import parse_bytes
 
-_ROUNDING = 1e-9  # costs this close are the same, added up in another order
-_MOST_WORSE = 2  # points of the path in a row that are dearer than the best, before the search ends
+_OCTAVES, _RUNGS_PER_OCTAVE = 12, 16  # of the ladder of memories
+_LEVELS = (1, 2, 3)
+_DEAR = 1.1  # cost, in proportion to every node once, from which on plans in blocks are often better
+_MIDDLING = 3000  # nodes up to which they are tried for that; with more, only where nothing else fits
 
 
 def plan_budget(
@@ -41,15 +39,15 @@ def plan_budget(
 ) -> Plan:
     """Return the cheapest gradient found whose peak is within a byte budget.
 
-    The budget holds for what the referee counts: every value alive at any step of the forward and backward phase,
-    gradients and other outputs included, arguments not. Loops are planned together with what is around them. Blocks,
-    cuts and menus are kept with the graph, so that another budget takes a fraction of the first one's time; so are
-    plans found before, which are taken where they fit.
+    The budget holds for `plan.peak_bytes`: temporaries and outputs as XLA is predicted to allocate them, gradients
+    included, arguments not; see `materialize` for how well. `verify=True` at the doors asks XLA itself. Loops are
+    planned together with what is around them. Blocks, cuts and menus are kept with the graph, so that another budget
+    takes a fraction of the first one's time; so are plans found before, which are taken where they fit.
 
     Args:
       graph: A gradient graph, forward and backward phase.
-      budget: Bytes as an int or as text such as `"2GiB"`, or a float above 0 and at most 1, a fraction of the peak when
-        everything is saved.
+      budget: Bytes as an int or as text such as `"2GiB"`, or a float above 0 and at most 1, a fraction of the predicted
+        peak when everything is saved.
       cost: What is minimised: `"seconds"` by the default `CostModel` of FLOPs and bytes moved, `"flops"`, or a
         `CostModel`.
       search_seconds: How long to search on for a cheaper plan, by integer programming (see `plan_exact`) and then by
@@ -66,25 +64,51 @@ def plan_budget(
 
     Example:
       >>> import jax, jax.numpy as jnp, tiny_backprop as tb
-      >>> def net(x):
-      ...     for _ in range(16):
-      ...         x = jnp.tanh(x)
+      >>> def loss(ws, x):
+      ...     for w in ws:
+      ...         x = jnp.tanh(x @ w)
       ...     return jnp.sum(x)
-      >>> plan = plan_budget(tb.capture_gradient(net, jax.ShapeDtypeStruct((1000,), "float32")), 0.5)
-      >>> plan.peak_bytes <= 0.5 * tb.plan_save_everything(plan.graph).peak_bytes
+      >>> shapes = [jax.ShapeDtypeStruct((64, 64), "float32")] * 12, jax.ShapeDtypeStruct((512, 64), "float32")
+      >>> plan = plan_budget(tb.capture_gradient(loss, *shapes), "1.5MiB")
+      >>> plan.peak_bytes <= 1.5 * 2**20
       True
     """
     check_gradient(graph)
     budget_bytes = parse_budget(graph, budget)
     if isinstance(search_seconds, bool) or not isinstance(search_seconds, numbers.Real) or not search_seconds >= 0:
         raise PlanError(f"search_seconds must be a number of at least 0; found {search_seconds!r}")
+    meta = budget_meta(budget, budget_bytes, cost)
+    if graph.backend:
+        return _plan_allocation(graph, budget_bytes, float(search_seconds), ladder_of(graph, cost, loops), meta)
     planner = BudgetPlanner.of(graph, cost, loops)
     found = planner.best(budget_bytes)
     if search_seconds:
         found = planner.search(budget_bytes, float(search_seconds), found)
     if found is None:
         raise planner.no_plan(budget_bytes)
-    return planner.plan(found, budget_meta(budget, budget_bytes, cost))
+    return planner.plan(found, meta)
+
+
+def budget_range_bytes(graph: Graph, cost: Cost = "seconds") -> tuple[int, int]:
+    """Return the smallest budget that a plan is found for, and the peak of the program as it is.
+
+    Where a graph is large, plans in blocks alone are asked, so that somewhat smaller budgets may be possible.
+
+    Args:
+      graph: A gradient graph.
+      cost: See `plan_budget`.
+
+    Raises:
+      PlanError: The graph has no backward phase, or `cost` is unknown.
+    """
+    check_gradient(graph)
+    if graph.backend:
+        ladder = ladder_of(graph, cost)
+        if graph.n_nodes <= _MIDDLING:
+            ladder.fitting(0)
+        return min(c.n_bytes for c in [ladder.everything, *ladder.others, *ladder.counted]), ladder.everything.n_bytes
+    planner = BudgetPlanner.of(graph, cost)
+    return planner.smallest.peak_bytes, planner.everything.peak_bytes
 
 
 def budget_meta(budget: int | float | str, budget_bytes: int, cost: Cost) -> dict[str, Any]:
@@ -113,151 +137,46 @@ def parse_budget(graph: Graph, budget: Any) -> int:
     if is_whole and not isinstance(budget, bool) and int(budget) >= 0:
         return int(budget)
     if isinstance(budget, numbers.Real) and not is_whole and 0 < float(budget) <= 1:
-        return int(float(budget) * frontier(keeping_everything(graph)).max(initial=0))
+        return int(float(budget) * plan_save_everything(graph).peak_bytes)
     hint = ". For bytes, pass an int" if isinstance(budget, float) and budget > 1 else ""
     raise PlanError(f"{wanted}; found {budget!r}{hint}")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """A schedule with the graph that it is for.
-
-    Attributes:
-      planner: The planner of that graph, what is nested in it planned.
-      candidate: The schedule and its price, nodes numbered as in `planner.graph`.
-    """
-
-    planner: Planner
-    candidate: Candidate
-
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Cost and then bytes: the less the better."""
-        return self.candidate.cost, self.candidate.peak_bytes
-
-    @property
-    def steps(self) -> np.ndarray:
-        """The order in which the nodes of the program's own graph run."""
-        return self.planner.order[self.candidate.steps]
+def ladder_of(graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> Ladder:
+    """Return the ladder by predicted allocation that is kept with a captured graph."""
+    key = ("ladder", repr(cost), loops)
+    if key not in graph.memo:
+        planner = BudgetPlanner.of(graph, cost, loops).for_temporaries()
+        graph.memo[key] = Ladder(
+            planner,
+            lambda found: _predicted_bytes(graph, found),
+            lambda: [plan for levels in _LEVELS for plan in some_plans(graph, levels, loops=loops)],
+            n_rungs=_OCTAVES * _RUNGS_PER_OCTAVE,
+            least_bytes=planner.most_bytes / 2**_OCTAVES,
+            is_guessed=True,
+            dear_cost=_DEAR * planner.everything.cost if graph.n_nodes <= _MIDDLING else math.inf,
+        )
+    return graph.memo[key]
 
 
-class BudgetPlanner:
-    """Makes plans for one graph, what is nested in it included, and one cost; keeps what it found.
+def _predicted_bytes(graph: Graph, found: Found) -> int:
+    """Return what XLA is predicted to allocate for a schedule; see `Plan.materialized`."""
+    return predict_allocation(with_nested(graph, nested_plans(found.graph)), found.steps).peak_bytes
 
-    Attributes:
-      original: The graph that plans are for.
-      cost: What is minimised.
-      points: The graph, perhaps with other bytes, for different plans of what is nested in it; see `path`.
-    """
 
-    def __init__(self, original: Graph, points: list[Graph], cost: Cost):
-        self.original, self.points, self.cost = original, points, cost
-        self._found: dict[int, Found | None] = {}
+def _plan_allocation(
+    graph: Graph, budget_bytes: int, search_seconds: float, ladder: Ladder, meta: dict[str, Any]
+) -> Plan:
+    fitting = ladder.fitting(budget_bytes)
+    if not fitting:
+        raise ladder.no_plan(budget_bytes, "that XLA is predicted to fit", "predicted")
+    best = min(fitting, key=_rank)
+    if search_seconds:
+        found = ladder.planner.search(best.found.peak_bytes, search_seconds, best.found)
+        searched = best if found is None else Counted(found, _predicted_bytes(graph, found))
+        best = min((c for c in (best, searched) if c.n_bytes <= budget_bytes), key=_rank)
+    return ladder.planner.plan(best.found, meta)
 
-    @classmethod
-    def of(cls, graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> BudgetPlanner:
-        """Return the planner that is kept with a graph."""
-        key = ("budget", repr(cost), loops)
-        if key not in graph.memo:
-            points = path(graph, cost) if loops is None else [by_choice(graph, loops)]
-            graph.memo[key] = cls(graph, points, cost)
-        return graph.memo[key]
 
-    def for_temporaries(self) -> BudgetPlanner:
-        """Return a new planner that counts as XLA allocates: what the program returns has buffers of its own all along.
-
-        It has kept no plans: what it answers depends on what it alone was asked.
-        """
-        outputs = self.original.outputs[self.original.outputs >= 0]
-        points = []
-        for graph in self.points:
-            n_bytes = graph.value_bytes.copy()
-            n_bytes[outputs] = 0
-            points.append(dataclasses.replace(graph, value_bytes=n_bytes))
-        return BudgetPlanner(self.original, points, self.cost)
-
-    def plan(self, found: Found, meta: dict[str, Any]) -> Plan:
-        """Return the plan of what was found; `meta` is told what the recomputation costs."""
-        graph = with_nested(self.original, nested_plans(found.planner.original))
-        least, spent = least_cost(graph, self.cost), float(node_costs(graph, self.cost)[found.steps].sum())
-        share = 100 * (spent / least - 1) if least else 0.0
-        return schedule(graph, found.steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})
-
-    @property
-    def most_bytes(self) -> int:
-        """The peak where nothing runs again."""
-        return self._planner(0).most_bytes
-
-    @functools.cached_property
-    def smallest(self) -> Candidate:
-        """The schedule with the smallest peak that the planner can reach."""
-        return self._planner(len(self.points) - 1).smallest
-
-    def best(self, budget_bytes: int) -> Found | None:
-        """Return the cheapest schedule found within the budget; what was found for other budgets is asked, too."""
-        everything = self._planner(0)
-        if everything.plain.peak_bytes <= budget_bytes:
-            return Found(everything, everything.plain)
-        if budget_bytes not in self._found:
-            self._found[budget_bytes] = self._find(budget_bytes)
-        own = self._found[budget_bytes]
-        most = math.inf if own is None else own.candidate.cost * (1 - _ROUNDING)
-        known = [f for f in self._found.values() if f is not None and f.candidate.peak_bytes <= budget_bytes]
-        return min((f for f in known if f.candidate.cost < most), key=lambda f: f.candidate.cost, default=own)
-
-    def search(self, budget_bytes: int, search_seconds: float, start: Found | None) -> Found | None:
-        """Search on from what was found, for so long; what is found is remembered."""
-        planner = self._planner(len(self.points) - 1) if start is None else start.planner
-        candidate = planner.search(budget_bytes, search_seconds)
-        if candidate is not None:
-            self._found[budget_bytes] = Found(planner, candidate)
-        return self.best(budget_bytes)
-
-    def tightest(self, memory_bytes: int) -> Found | None:
-        """Return what to try for a memory that no peak by the referee's count need fit; see `Planner.tightest`."""
-        if memory_bytes >= self.smallest.peak_bytes:
-            return self.best(memory_bytes)
-        planner = self._planner(len(self.points) - 1)
-        candidate = planner.tightest(memory_bytes)
-        return None if candidate is None else Found(planner, candidate)
-
-    def no_plan(self, budget_bytes: int) -> BudgetError:
-        """Return the error that says why there is no plan."""
-        least, bound = self.smallest.peak_bytes, self._planner(len(self.points) - 1).bound_bytes
-        asked = f"a gradient of {self.original.name!r} within {format_bytes(budget_bytes)} ({budget_bytes} bytes)"
-        least_text = f"the smallest peak that the planner can reach is {format_bytes(least)} ({least} bytes)"
-        step = f"one step alone takes {format_bytes(bound)} ({bound} bytes)"
-        if budget_bytes < bound:
-            message = f"{asked} is impossible: in this order of the backward phase, {step}; {least_text}"
-        else:
-            message = f"found no plan for {asked}; {least_text}, and in this order {step}"
-        return BudgetError(message + ".", budget_bytes, least, bound)
-
-    def _planner(self, i: int) -> Planner:
-        return Planner.of(self.points[i], self.cost)
-
-    def _at(self, i: int, budget_bytes: int) -> Found | None:
-        planner = self._planner(i)
-        candidate = planner.best(budget_bytes)
-        return None if candidate is None else Found(planner, candidate)
-
-    def _find(self, budget_bytes: int) -> Found | None:
-        """Return the best along the path: from its first point that fits on, until the next ones are dearer."""
-        low, high = -1, len(self.points) - 1
-        best = self._at(high, budget_bytes)
-        if best is None:
-            return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            found = self._at(middle, budget_bytes)
-            low, high = (middle, high) if found is None else (low, middle)
-            best = best if found is None else min(best, found, key=lambda f: f.rank)
-        n_worse = 0
-        for i in range(high + 1, len(self.points)):
-            found = self._at(i, budget_bytes)
-            n_worse += 1
-            if found is not None and found.rank < best.rank:
-                best, n_worse = found, 0
-            if n_worse == _MOST_WORSE:
-                break
-        return best
+def _rank(counted: Counted) -> tuple[float, int]:
+    return counted.found.cost, counted.n_bytes

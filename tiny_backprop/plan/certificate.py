@@ -30,7 +30,7 @@ _MOST_VARIABLES = 8_000
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What no plan within a byte budget can beat, beside what one plan costs; everything is predicted.
+    """What no plan within a byte budget can beat, beside what one plan costs; everything is predicted, by liveness.
 
     Attributes:
       budget_bytes: The budget.
@@ -41,7 +41,7 @@ class Certificate:
       unit: Unit of the costs, `"seconds"` or `"flops"`.
       method: `"integer programme"`, `"linear programme"`, `"working set"` (the budget is below it), `"trivial"` (the
         plan recomputes nothing), or `"none"` where no bound was computed: it is then 0 and says nothing.
-      fits: Whether the plan's own peak is within the budget.
+      fits: Whether the plan's own peak by liveness is within the budget.
       scope: Which plans the bounds speak of, in words.
     """
 
@@ -113,8 +113,8 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
 
     Args:
       plan: Any plan.
-      budget_bytes: The budget; by default the one that the plan was made for, or the plan's own peak where that is
-        larger.
+      budget_bytes: The budget; by default the one that the plan was made for, or the plan's own peak by liveness
+        where that is larger.
       cost: What re-runs cost; by default what the plan was made for, else `"seconds"`.
       seconds: How long to look for better bounds.
 
@@ -124,8 +124,8 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
     Raises:
       PlanError: `cost` is unknown.
     """
-    # A verified budget is for XLA's bytes, and a plan's predicted peak may be above it.
-    own = max(int(plan.meta.get("budget_bytes", 0)), plan.peak_bytes)
+    # A budget is for XLA's bytes, and the plan's peak by liveness may be above it.
+    own = max(int(plan.meta.get("budget_bytes", 0)), plan.liveness_peak_bytes)
     budget = own if budget_bytes is None else int(budget_bytes)
     price: Cost = plan.meta.get("cost", "seconds") if cost is None else cost
     costs = node_costs(plan.graph, price)
@@ -134,11 +134,11 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
     working_set = working_set_bound(plan.graph, phases.backward)
     if budget < working_set:
         bound, method = math.inf, "working set"
-    elif spent == 0 and plan.peak_bytes <= budget:
+    elif spent == 0 and plan.liveness_peak_bytes <= budget:
         bound, method = 0.0, "trivial"
     else:
         bound, method = _bound(phases, budget, costs, plan, seconds)
-    total, fits = float(costs.sum()), plan.peak_bytes <= budget
+    total, fits = float(costs.sum()), plan.liveness_peak_bytes <= budget
     scope = _SCOPE + (_LOOPS if plan.graph.nested else "")
     return Certificate(budget, working_set, spent, bound, total, cost_unit(price), method, fits, scope)
 

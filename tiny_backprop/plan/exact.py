@@ -46,13 +46,13 @@ def plan_exact(
 
     Args:
       graph: A gradient graph.
-      budget_bytes: Largest allowed `peak_bytes`.
+      budget_bytes: Largest allowed `liveness_peak_bytes`.
       cost: What a re-run costs: `"seconds"`, `"flops"` or a `CostModel`.
       time_limit_seconds: Stop after about so many seconds with the best plan found.
       start: A plan to beat; the backward phase keeps its order. By default the program's order.
 
     Returns:
-      A plan with `peak_bytes <= budget_bytes`. `meta["proven"]` says whether no plan costs less (to 0.002 % of
+      A plan with `liveness_peak_bytes <= budget_bytes`. `meta["proven"]` says whether no plan costs less (to 0.002 % of
       the cost of every node once), `meta["gap_percent"]` how much cheaper one could be at most.
 
     Raises:
@@ -116,7 +116,7 @@ def tighten(
     """Raise the bound and look for plans until both meet, the time is up, or no moment is left to add."""
     deadline = time.monotonic() + seconds
     slack = CLOSED * float(costs.sum())
-    found = Tightened(plan=start if start is not None and start.peak_bytes <= budget_bytes else None)
+    found = Tightened(plan=start if start is not None and start.liveness_peak_bytes <= budget_bytes else None)
     refine = _Refinement(phases, budget_bytes)
     while not found.is_closed and time.monotonic() < deadline:
         programme = refine.programme(costs)
@@ -126,7 +126,7 @@ def tighten(
         if solution.keep is None:
             break
         plan = realise(phases, programme.moments, solution.keep)
-        fits = plan.peak_bytes <= budget_bytes
+        fits = plan.liveness_peak_bytes <= budget_bytes
         if fits and (found.plan is None or recompute_cost(plan, costs) < recompute_cost(found.plan, costs)):
             found.plan = plan
         found.is_closed = found.plan is not None and recompute_cost(found.plan, costs) <= found.bound + slack
@@ -237,7 +237,7 @@ class _Maker:
 def _refusal(graph: Graph, budget_bytes: int, least: int, found: Tightened, start: Plan | None) -> BudgetError:
     """Return the error that says why there is no plan."""
     known = [best_plan(graph, levels) for levels in (1, 2, 3)] + ([start] if start is not None else [])
-    smallest = min(plan.peak_bytes for plan in known)
+    smallest = min(plan.liveness_peak_bytes for plan in known)
     if np.isfinite(found.bound):
         why = "none was found in time; it may be that none fits"
     else:

@@ -18,8 +18,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection
 
-from tiny_backprop.plan.unrolled import BROADCAST, Instructions, Kind, names
+import numpy as np
+
+from tiny_backprop.plan.node_facts import Kind, names
+from tiny_backprop.plan.simulate import ranges
+from tiny_backprop.plan.unrolled import Instructions, distinct, starts_of
 
 _ABSORBED = names(
     "reshape squeeze expand_dims broadcast_in_dim iota convert_element_type add sub mul div max min neg abs sign floor "
@@ -28,6 +33,10 @@ _ABSORBED = names(
 _SCALED = ("add", "mul", "div")
 _MOST_BETWEEN = 5  # instructions between a reduction of rows and where it is subtracted
 _LEAST_ROWS_BYTES = 16384
+_DOUBLINGS = 4  # how often what is computed inside others is continued, each time twice as far
+_ALIAS, _CHEAP, _EXPENSIVE, _REDUCTION, _KERNEL = (  # as plain numbers, which compare faster
+    int(k) for k in (Kind.ALIAS, Kind.CHEAP, Kind.EXPENSIVE, Kind.REDUCTION, Kind.KERNEL)
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,17 +46,37 @@ class Fusion:
     Attributes:
       instructions: The instructions.
       has_buffer: Whether it takes memory.
-      sources: The instructions whose memory is read when it is computed, each with whether an element of it is read for
-        the element in the same place alone, so that this may overwrite it.
       is_in_place: Whether it is a scatter or the like, which writes into its operand.
       returned: The instructions whose memory the program returns, each with its first place among the outputs.
+      readers: Instructions with memory, each with one whose memory it reads when it is computed; sorted, by pairs.
+      sources: The other one of each pair.
+      is_same_place: Whether an element is read for the element in the same place alone, so that it may be overwritten.
+      is_read_through: Of each of `instructions.operands`, whether it is computed inside the one that reads it.
     """
 
     instructions: Instructions
-    has_buffer: list[bool]
-    sources: list[dict[int, bool]]
-    is_in_place: list[bool]
+    has_buffer: np.ndarray
+    is_in_place: np.ndarray
     returned: dict[int, int]
+    readers: np.ndarray
+    sources: np.ndarray
+    is_same_place: np.ndarray
+    is_read_through: np.ndarray
+
+    def first_source(self, i: int, among: Collection[int]) -> int:
+        """Return the one of some sources of an instruction that it comes to first, operand by operand."""
+        of, bounds = self.instructions, self.instructions.operand_start
+        waiting, seen = [(i, -1)], set[int]()
+        while waiting:
+            instruction, e = waiting.pop()
+            if e >= 0 and not self.is_read_through[e]:
+                if instruction in among:
+                    return instruction
+            elif instruction not in seen:
+                seen.add(instruction)
+                entries = range(bounds[instruction + 1] - 1, bounds[instruction] - 1, -1)
+                waiting += [(int(of.operands[e]), e) for e in entries]
+        raise AssertionError("not among its sources")
 
 
 def fuse(instructions: Instructions) -> Fusion:
@@ -58,219 +87,305 @@ def fuse(instructions: Instructions) -> Fusion:
 class _Fuser:
     def __init__(self, instructions: Instructions):
         self.of, self.n = instructions, len(instructions)
-        self.kinds = [int(k) for k in instructions.kinds]  # comparing enumerations takes longer
-        self.operands, self.n_bytes = instructions.operands, instructions.n_bytes
+        self.kinds, self.n_bytes = instructions.kinds.copy(), instructions.n_bytes
+        self.names, self.primitives = instructions.primitive_names, instructions.primitives
+        self.edge_reader, self.edge_operand = instructions.readers, instructions.operands
+        self.n_operands = np.diff(instructions.operand_start)
+        self.n_readers = np.bincount(self.edge_operand, minlength=self.n)
+        self.read_by = self.edge_reader[np.argsort(self.edge_operand, kind="stable")]
+        self.read_by_start = np.cumsum(np.append(0, self.n_readers))
+        # The first operand and the first reader of each; an instruction itself where it has none.
+        self.operand, self.reader = np.arange(self.n), np.arange(self.n)
+        self.operand[self.edge_reader[::-1]] = self.edge_operand[::-1]
+        self.reader[self.edge_operand[::-1]] = self.edge_reader[::-1]
         self.returned = dict(instructions.returned)
-        self.primitives = [instructions.primitive(i) for i in range(self.n)]
-        self.readers: list[list[int]] = [[] for _ in range(self.n)]
-        for i, operands in enumerate(self.operands):
-            for o in operands:
-                self.readers[o].append(i)
-        self.has_buffer, self.is_inlined = [False] * self.n, [False] * self.n
-        self.in_reduction = [False] * self.n  # a reduction, or part of its kernel
+        self.is_returned = np.zeros(self.n, bool)
+        self.is_returned[list(self.returned)] = True
         self.taken_in: set[int] = set()  # by a softmax
         self.replaced: set[int] = set()  # scatters into zeros, and the zeros
-        self.is_in_place = [p.startswith(("scatter", "dynamic_update")) for p in self.primitives]
+        self.is_in_place = self._is_named(lambda p: p.startswith(("scatter", "dynamic_update")))
 
     def run(self) -> Fusion:
-        for i, p in enumerate(self.primitives):
-            if p == "sub":
-                self._find_softmax(i)
-            elif p in ("add_any", "add"):
-                self._find_scatter(i)
-                self._find_softmax_gradient(i)
-        kept = self._kept()
-        for i in range(self.n - 1, -1, -1):
-            self._decide(i, kept)
+        self._find_patterns()
+        self._decide()
         self._merge_aliases()
-        return Fusion(self.of, self.has_buffer, self._sources(), self.is_in_place, self.returned)
+        of, is_loop = self.of, (self.kinds < _REDUCTION) & ~self.in_reduction
+        is_read_through = ~self.has_buffer[self.edge_operand]
+        is_read_through |= self.is_inlined[self.edge_operand] & is_loop[self.edge_reader]
+        is_same_place = (of.kinds < _REDUCTION) & ~of.moves
+        pairs = _sources(of, self.has_buffer, is_read_through, is_same_place)
+        return Fusion(of, self.has_buffer, self.is_in_place, self.returned, *pairs, is_read_through)
 
-    def _sources(self) -> list[dict[int, bool]]:
-        sources: list[dict[int, bool]] = []
-        for i, operands in enumerate(self.operands):
-            found: dict[int, bool] = {}
-            is_loop, in_place = self._is_loop(i), self.of.kinds[i] < Kind.REDUCTION and not self.of.moves[i]
-            for o in operands:
-                if self.has_buffer[o] and not (self.is_inlined[o] and is_loop):
-                    found[o] = in_place and found.get(o, True)
-                else:
-                    for source, was_in_place in sources[o].items():
-                        found[source] = in_place and was_in_place and found.get(source, True)
-            sources.append(found)
-        return sources
+    def _is_named(self, test: Callable[[str], bool]) -> np.ndarray:
+        """Return which instructions have a primitive that passes a test."""
+        return np.array([test(p) for p in self.names], bool)[self.primitives]
 
-    def _is_loop(self, i: int) -> bool:
-        return self.kinds[i] < Kind.REDUCTION and not self.in_reduction[i]
+    def _name(self, i: int) -> str:
+        return self.names[self.primitives[i]]
+
+    def _operands(self, i: int) -> list[int]:
+        start = self.of.operand_start
+        return self.edge_operand[start[i] : start[i + 1]].tolist()
+
+    def _readers(self, i: int) -> list[int]:
+        return self.read_by[self.read_by_start[i] : self.read_by_start[i + 1]].tolist()
 
     # ---- patterns ----
 
+    def _find_patterns(self) -> None:
+        """Mark softmaxes, their gradients and scatters into zeros, in the order of the program."""
+        is_pair, second = self.n_operands == 2, np.arange(self.n)
+        second[self.edge_reader] = self.edge_operand  # the last operand
+        is_chain = (self.n_operands == 1) & (self.kinds < _REDUCTION)
+        is_sum = self._is_named(lambda p: p == "reduce_sum") & (self.n_bytes >= _LEAST_ROWS_BYTES)
+        is_max = self._is_named(lambda p: p == "reduce_max")
+        is_rows = self._is_named(lambda p: p == "sub") & is_max[self._end(is_chain)[second]]
+        end = self._end(is_chain & (self.n_readers == 1))
+        is_gradient = is_sum[end[self.operand]] | is_sum[end[second]]
+        is_scatter = self._is_named(lambda p: p.startswith("scatter"))
+        is_scattered = is_scatter[self.operand] | is_scatter[second]
+        is_add = self._is_named(lambda p: p in ("add", "add_any"))
+        for i in np.flatnonzero(is_pair & (is_rows | (is_add & (is_gradient | is_scattered)))).tolist():
+            if is_rows[i]:
+                self._find_softmax(i)
+            else:
+                self._find_scatter(i)
+                self._find_softmax_gradient(i)
+
+    def _end(self, is_chain: np.ndarray) -> np.ndarray:
+        """Return where a chain of operands from each instruction ends, or is left."""
+        end = step = np.where(is_chain, self.operand, np.arange(self.n))
+        for _ in range(_MOST_BETWEEN - 2):
+            end = step[end]
+        return end
+
     def _find_softmax(self, sub: int) -> None:
         """Mark x - max(x), and its exponential, as one kernel, with what it alone reads (rule 7)."""
-        if len(self.operands[sub]) != 2:
-            return
-        x, between = self.operands[sub][0], [self.operands[sub][1]]
-        while self.kinds[between[-1]] < Kind.REDUCTION and len(between) < _MOST_BETWEEN:
-            operands = self.operands[between[-1]]
+        x, below = self._operands(sub)
+        between = [below]
+        while self.kinds[between[-1]] < _REDUCTION and len(between) < _MOST_BETWEEN:
+            operands = self._operands(between[-1])
             if len(operands) != 1:
                 return
             between.append(operands[0])
-        if self.primitives[between[-1]] != "reduce_max" or self.operands[between[-1]] != [x]:
+        if self._name(between[-1]) != "reduce_max" or self._operands(between[-1]) != [x]:
             return
         root = sub
-        if len(self.readers[sub]) == 1 and self.primitives[self.readers[sub][0]] == "exp":
-            root = self.readers[sub][0]
-        self.kinds[root] = int(Kind.REDUCTION)
-        if all(len(self.readers[i]) == 1 and i not in self.returned for i in between):
+        if self.n_readers[sub] == 1 and self._name(self.reader[sub]) == "exp":
+            root = int(self.reader[sub])
+        self.kinds[root] = _REDUCTION
+        if all(self.n_readers[i] == 1 and i not in self.returned for i in between):
             self.taken_in.update(between)
             if root != sub:
                 self.taken_in.add(sub)
-        if len(self.readers[x]) == 2 and x not in self.returned:
+        if self.n_readers[x] == 2 and x not in self.returned:
             self._take_in_dot(x)
 
     def _take_in_dot(self, x: int) -> None:
         """Mark a dot that only scaling and adding lies after, down to `x`."""
         chain = [x]
-        while self.kinds[chain[-1]] < Kind.REDUCTION and self.primitives[chain[-1]] in _SCALED:
+        while self.kinds[chain[-1]] < _REDUCTION and self._name(chain[-1]) in _SCALED:
             i = chain[-1]
-            full = [o for o in self.operands[i] if self.n_bytes[o] == self.n_bytes[i] and not self._is_broadcast(o)]
-            if len(full) != 1 or len(self.readers[full[0]]) != 1:
+            full = [o for o in self._operands(i) if self.n_bytes[o] == self.n_bytes[i] and not self._is_broadcast(o)]
+            if len(full) != 1 or self.n_readers[full[0]] != 1:
                 return
             chain.append(full[0])
-        if self.primitives[chain[-1]] == "dot_general":
+        if self._name(chain[-1]) == "dot_general":
             self.taken_in.update(chain)
 
     def _find_softmax_gradient(self, add: int) -> None:
         """Mark d * a - sum(d * b) and what is made of it alone, d a dot, as one kernel (rule 7)."""
-        operands = self.operands[add]
-        for product, repeated in (operands, operands[::-1]) if len(operands) == 2 else ():
+        operands = self._operands(add)
+        for product, repeated in (operands, operands[::-1]):
             between = [repeated]
-            while self.kinds[between[-1]] < Kind.REDUCTION and len(between) < _MOST_BETWEEN:
-                if len(self.operands[between[-1]]) != 1 or len(self.readers[between[-1]]) != 1:
+            while self.kinds[between[-1]] < _REDUCTION and len(between) < _MOST_BETWEEN:
+                if self.n_operands[between[-1]] != 1 or self.n_readers[between[-1]] != 1:
                     break
-                between.append(self.operands[between[-1]][0])
+                between.append(int(self.operand[between[-1]]))
             total = between[-1]
-            if self.primitives[total] != "reduce_sum" or self.n_bytes[total] < _LEAST_ROWS_BYTES:
+            if self._name(total) != "reduce_sum" or self.n_bytes[total] < _LEAST_ROWS_BYTES:
                 continue
-            inside = {*between, *self._scaled(product), *self._scaled(self.operands[total][0])}
-            dots = [i for i in inside if self.primitives[i] == "dot_general"]
-            readers = {r for i in inside for r in self.readers[i]}
-            if len(dots) == 1 and readers <= inside | {add} and not inside & self.returned.keys():
-                root = add
-                while len(self.readers[root]) == 1 and root not in self.returned:
-                    reader = self.readers[root][0]
-                    if self.primitives[reader] not in _ABSORBED or self.kinds[reader] >= Kind.REDUCTION:
-                        break
-                    inside.add(root)
-                    root = reader
-                self.taken_in.update(inside)
-                self.kinds[root] = int(Kind.REDUCTION)
+            inside = {*between, *self._scaled(product), *self._scaled(int(self.operand[total]))}
+            dots = [i for i in inside if self._name(i) == "dot_general"]
+            if len(dots) != 1 or inside & self.returned.keys():
+                continue
+            readers = {r for i in inside for r in self._readers(i)}
+            if readers <= inside | {add}:
+                self._take_in_gradient(inside, add)
                 return
+
+    def _take_in_gradient(self, inside: set[int], root: int) -> None:
+        """Mark the kernel of a softmax's gradient, down to the last element-wise instruction that it alone feeds."""
+        while self.n_readers[root] == 1 and root not in self.returned:
+            reader = int(self.reader[root])
+            if self._name(reader) not in _ABSORBED or self.kinds[reader] >= _REDUCTION:
+                break
+            inside.add(root)
+            root = reader
+        self.taken_in.update(inside)
+        self.kinds[root] = _REDUCTION
 
     def _scaled(self, i: int) -> list[int]:
         """Return the instructions from one down to the dot that it multiplies or divides, empty where there is none."""
-        if self.primitives[i] == "dot_general":
+        if self._name(i) == "dot_general":
             return [i]
-        if self.primitives[i] in ("mul", "div") and self.kinds[i] < Kind.REDUCTION:
-            for o in self.operands[i]:
+        if self._name(i) in ("mul", "div") and self.kinds[i] < _REDUCTION:
+            for o in self._operands(i):
                 below = self._scaled(o) if self.n_bytes[o] == self.n_bytes[i] else []
                 if below:
                     return [i, *below]
         return []
 
     def _is_broadcast(self, i: int) -> bool:
-        return self.of.nodes[i] == BROADCAST or self.primitives[i] in ("broadcast_in_dim", "iota")
+        return self._name(i) in ("broadcast_in_dim", "iota")
 
     def _find_scatter(self, add: int) -> None:
         """Mark scatter(zeros) + y as a scatter into y (rule 8)."""
-        for i in self.operands[add] if len(self.operands[add]) == 2 else ():
-            if not self.primitives[i].startswith("scatter") or len(self.readers[i]) != 1 or i in self.returned:
+        for i in self._operands(add):
+            if not self._name(i).startswith("scatter") or self.n_readers[i] != 1 or i in self.returned:
                 continue
             zeros = [
                 o
-                for o in self.operands[i]
-                if self.primitives[o] == "broadcast_in_dim" and not self.operands[o] and len(self.readers[o]) == 1
+                for o in self._operands(i)
+                if self._name(o) == "broadcast_in_dim" and not self.n_operands[o] and self.n_readers[o] == 1
             ]
             if zeros and self.n_bytes[zeros[0]] == self.n_bytes[i] == self.n_bytes[add]:
                 self.replaced |= {i, zeros[0]}
-                self.kinds[add], self.is_in_place[add] = int(Kind.KERNEL), True
+                self.kinds[add], self.is_in_place[add] = _KERNEL, True
                 return
 
     # ---- rules ----
 
-    def _kept(self) -> set[int]:
-        """Return the cheap instructions, not unary, that XLA does not compute again for each reader (rule 4)."""
-        ancestors: list[int] = []  # a bit for each instruction
-        for operands in self.operands:
-            bits = 0
-            for o in operands:
-                bits |= ancestors[o] | 1 << o
-            ancestors.append(bits)
-        kept: set[int] = set()
-        known: dict[tuple[int, int], bool] = {}
+    def _kept(self) -> np.ndarray:
+        """Return the cheap instructions, not unary, that XLA does not compute again for each reader (rule 4).
 
-        def is_fused_throughout(source: int, reader: int) -> bool:
-            if source == reader:
-                return True
-            key = (source, reader)
-            if key not in known:
-                known[key] = self.kinds[reader] < Kind.REDUCTION and all(
-                    o not in kept and self._is_repeatable(o) and is_fused_throughout(source, o)
-                    for o in self.operands[reader]
-                    if o == source or ancestors[o] >> source & 1
-                )
-            return known[key]
-
-        is_unary = self.of.is_unary
-        for operands in self.operands:
-            for o in operands:
-                is_shared = self.kinds[o] <= Kind.CHEAP and not is_unary[o] and len(self.readers[o]) > 1
-                if is_shared and o not in kept and not all(is_fused_throughout(o, r) for r in self.readers[o]):
-                    kept.add(o)
+        It does so only where all that lies between one and its readers can be computed there as well.
+        """
+        is_shared = (self.kinds <= _CHEAP) & ~self.of.is_unary & (self.n_readers > 1)
+        kept = is_shared & self._any_reader(self.kinds >= _REDUCTION)
+        last_reader = np.arange(self.n)
+        last_reader[self.edge_operand] = self.edge_reader
+        # Only the instructions from an open one to its last reader matter.
+        is_open = is_shared & ~kept
+        sources = np.flatnonzero(is_open)
+        depth = np.zeros(self.n + 1, np.int64)
+        depth[sources] = 1
+        np.add.at(depth, last_reader[sources], -1)
+        is_between = np.cumsum(depth)[:-1] > 0
+        edges = np.flatnonzero(is_between[self.edge_operand])
+        is_stop = (self.kinds > _EXPENSIVE) | ((self.kinds == _EXPENSIVE) & (self.n_readers > 1))
+        # For each instruction a bit for each source that it depends on, and for each that it does through a stop.
+        bit = {o: 1 << k for k, o in enumerate(sources.tolist())}
+        below: dict[int, int] = {}
+        behind: dict[int, int] = {}
+        reach = (self.edge_reader[edges], self.edge_operand[edges], is_stop[self.edge_operand[edges]])
+        for i, o, stops in zip(*(a.tolist() for a in reach), strict=True):
+            through = below.get(o, 0)
+            own = bit.get(o, 0)
+            if through or own:
+                below[i] = below.get(i, 0) | through | own
+                behind[i] = behind.get(i, 0) | (through if stops else behind.get(o, 0))
+        for o in sources.tolist():
+            kept[o] = any(behind.get(r, 0) & bit[o] for r in self._readers(o))
         return kept
 
-    def _is_repeatable(self, i: int) -> bool:
-        return self.kinds[i] < Kind.EXPENSIVE or (self.kinds[i] == Kind.EXPENSIVE and len(self.readers[i]) == 1)
+    def _any_reader(self, test: np.ndarray) -> np.ndarray:
+        """Return which instructions have a reader that passes a test."""
+        found = np.zeros(self.n, bool)
+        found[self.edge_operand[test[self.edge_reader]]] = True
+        return found
 
-    def _decide(self, i: int, kept: set[int]) -> None:
-        """Decide about an instruction whose readers are decided about."""
-        kind, readers = self.kinds[i], self.readers[i]
-        if i in self.replaced:
-            self.is_inlined[i] = True
-        elif i in self.taken_in:
-            self.is_inlined[i] = self.in_reduction[i] = True
-        elif kind >= Kind.REDUCTION:
-            self.has_buffer[i], self.in_reduction[i] = True, kind == Kind.REDUCTION
-        elif not readers:
-            self.has_buffer[i] = i in self.returned
-        elif (
-            len(readers) == 1
-            and self.in_reduction[readers[0]]
-            and i not in self.returned
-            and self.primitives[i] in _ABSORBED
-        ):
-            self.is_inlined[i] = self.in_reduction[i] = True
-        else:
-            needed = i in self.returned or any(self.kinds[r] >= Kind.KERNEL or self.in_reduction[r] for r in readers)
-            if kind == Kind.EXPENSIVE:
-                needed = needed or len(readers) > 1 or self.of.is_shared_exp[i] or self._is_repeated(i)
-            elif not self.of.is_unary[i]:
-                needed = needed or i in kept
-            self.has_buffer[i] = needed
-            self.is_inlined[i] = not needed or (kind != Kind.EXPENSIVE and self.of.is_unary[i])
+    def _decide(self) -> None:
+        """Decide which instructions take memory, and which are computed inside their readers (rules 1 to 6, 9)."""
+        taken_in, replaced = _mask(self.taken_in, self.n), _mask(self.replaced, self.n)
+        is_special = taken_in | replaced | (self.kinds >= _REDUCTION)
+        has_one_reader = (self.n_readers == 1) & ~self.is_returned
+        is_absorbed = has_one_reader & ~is_special & self._is_named(_ABSORBED.__contains__)
+        starts_reduction = (taken_in | (self.kinds == _REDUCTION)) & ~replaced
+        root = follow(np.where(is_absorbed, self.reader, np.arange(self.n)))
+        self.in_reduction = starts_reduction[root]
+        is_chained = is_absorbed & self.in_reduction
+        needed = self.is_returned | self._any_reader((self.kinds >= _KERNEL) | self.in_reduction)
+        is_expensive = self.kinds == _EXPENSIVE
+        needed |= is_expensive & ((self.n_readers > 1) | self.of.is_shared_exp | self._is_repeated())
+        needed |= ~is_expensive & ~self.of.is_unary & self._kept()
+        is_plain = ~is_special & ~is_chained
+        has_readers = self.n_readers > 0
+        self.has_buffer = np.where(is_plain, np.where(has_readers, needed, self.is_returned), False)
+        self.has_buffer |= (self.kinds >= _REDUCTION) & ~taken_in & ~replaced
+        self.is_inlined = taken_in | replaced | is_chained
+        self.is_inlined |= is_plain & has_readers & (~needed | (~is_expensive & self.of.is_unary))
 
-    def _is_repeated(self, i: int) -> bool:
-        return any(self.n_bytes[r] > self.n_bytes[i] and self.kinds[r] < Kind.REDUCTION for r in self.readers[i])
+    def _is_repeated(self) -> np.ndarray:
+        """Return which instructions a loop over a larger array reads."""
+        reader, operand = self.edge_reader, self.edge_operand
+        is_repeated = np.zeros(self.n, bool)
+        is_larger = (self.n_bytes[reader] > self.n_bytes[operand]) & (self.kinds[reader] < _REDUCTION)
+        is_repeated[operand[is_larger]] = True
+        return is_repeated
 
     def _merge_aliases(self) -> None:
         """Let aliases share the memory of what they stand for (rule 5)."""
-        for i in range(self.n):
-            if self.kinds[i] != Kind.ALIAS or not self.has_buffer[i]:
-                continue
-            o = self.operands[i][0]
-            while self.kinds[o] == Kind.ALIAS and not self.has_buffer[o]:
-                o = self.operands[o][0]
+        is_alias = self.kinds == _ALIAS
+        aliases = np.flatnonzero(is_alias & self.has_buffer).tolist()
+        # Where the nearest instruction with memory, or no alias, is.
+        bare = follow(np.where(is_alias & ~self.has_buffer, self.operand, np.arange(self.n)))
+        merged: dict[int, int] = {}
+        for i in aliases:
+            o = int(bare[self.operand[i]])
+            o = merged.get(o, o)
             if self.has_buffer[o] and (not self.is_inlined[o] or self.in_reduction[i]):
+                merged[i] = o
                 self.has_buffer[i], self.is_inlined[i] = False, True
                 if i in self.returned:
                     place = self.returned.pop(i)
                     self.returned[o] = min(place, self.returned.get(o, place))
+
+
+def _mask(chosen: set[int], n: int) -> np.ndarray:
+    mask = np.zeros(n, bool)
+    mask[list(chosen)] = True
+    return mask
+
+
+def follow(links: np.ndarray) -> np.ndarray:
+    """Return where links, each from an instruction to one or to itself, lead in the end."""
+    while not np.array_equal(links, further := links[links]):
+        links = further
+    return links
+
+
+def _sources(
+    of: Instructions, has_buffer: np.ndarray, is_read_through: np.ndarray, is_same_place: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of `Fusion.readers` and `sources`: reads, continued through what is computed inside.
+
+    A read is a number: the bits of reader and operand, whether it is continued, whether it keeps the place. Of equal
+    ones that which keeps no place stands for both. In the first rounds what the reads are continued by is continued,
+    too, so that long chains take few rounds.
+    """
+    bits = len(of).bit_length()
+    reads = (of.readers << bits | of.operands) << 2 | is_read_through << 1 | is_same_place[of.readers]
+    is_inside = np.zeros(len(of), bool)
+    is_inside[of.operands[is_read_through]] = True
+    inner, waiting = distinct(reads[is_inside[of.readers]], 2), reads[has_buffer[of.readers]]
+    found, n_rounds = [], 0
+    while len(waiting):
+        found.append(waiting[waiting & 2 == 0])
+        starts = starts_of(inner >> bits + 2, len(of))
+        waiting = _continued(waiting, inner, starts, bits)
+        if n_rounds < _DOUBLINGS:
+            inner = distinct(np.append(inner[inner & 2 == 0], _continued(inner, inner, starts, bits)), 2)
+        n_rounds += 1
+    pairs = distinct(np.concatenate(found), 2) if found else reads[:0]
+    return pairs >> bits + 2, pairs >> 2 & (1 << bits) - 1, pairs & 1 == 1
+
+
+def _continued(reads: np.ndarray, inner: np.ndarray, starts: np.ndarray, bits: int) -> np.ndarray:
+    """Return, instead of each read that is to be continued, those of the instruction that is read; see `_sources`."""
+    reads = distinct(reads[reads & 2 > 0], 2)
+    operands = reads >> 2 & (1 << bits) - 1
+    n_further = starts[operands + 1] - starts[operands]
+    further = inner[ranges(starts[operands], n_further)] & (1 << bits + 2) - 1
+    further &= np.repeat(reads & 1 | -2, n_further)
+    return np.repeat(reads >> bits + 2, n_further) << bits + 2 | further

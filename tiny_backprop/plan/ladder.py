@@ -1,86 +1,159 @@
 """A byte budget for something other than the referee's count: what XLA allocates, or is predicted to.
 
-The planner is asked for temporaries, on a ladder of memories, and a bisection of its rungs finds the most memory whose
-plan fits by the other count. Which rung is tried next depends on what was counted, not on the budget by itself: two
-budgets part ways at a plan that fits one of them alone. So the largest count that fits is monotone in the budget.
+The planner is asked for temporaries, on a ladder of memories, for the most memory whose plan fits by the other count.
+Where a count is cheap, the next rung is guessed from what was counted before. Where each takes seconds, the rungs are
+bisected: which one is tried next then depends on what was counted, not on the budget by itself, and two budgets part
+ways at a plan that fits one of them alone, so that the largest count that fits is monotone in the budget.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Iterable
 
 from tiny_backprop.errors import BudgetError
-from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import plan_save_everything
-from tiny_backprop.plan.budget import BudgetPlanner
+from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
+from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes
 
-_FUSED_SHARE = 0.4  # of the smallest peak by the referee's count: less than XLA's fusion has been seen to come to
+_CLOSE = 0.96  # of the budget: no further rung is counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """A plan that was tried, with its bytes by the other count."""
+    """A schedule that was tried, with its bytes by the other count."""
 
-    plan: Plan
+    found: Found
     n_bytes: int
 
 
-def try_plans(
-    planner: BudgetPlanner, budget_bytes: int, meta: Mapping[str, Any], count: Callable[[Plan], int], n_plans: int
-) -> list[Counted]:
-    """Return the plans that were tried: that which saves everything, then a bisection until the budget is met closely.
+class Ladder:
+    """Schedules for one graph, each counted once.
 
-    Args:
+    Attributes:
       planner: A planner for temporaries; see `BudgetPlanner.for_temporaries`.
-      budget_bytes: The budget.
-      meta: The plans' `meta`.
-      count: Returns the bytes of a plan by the other count.
-      n_plans: Most plans to try.
+      n_rungs: How many memories there are.
+      least_bytes: The smallest of them; the others follow in equal ratios, up to what the program as it is takes.
+      is_guessed: Whether the next rung is guessed; they are bisected else.
+      dear_cost: Where what is found costs more, other plans are tried, too.
     """
-    everything = plan_save_everything(planner.original)
-    plan = dataclasses.replace(everything, meta={**everything.meta, **meta})
-    tried = [Counted(plan, count(plan))]
-    above, below = 0, 1 << (n_plans - 1)  # the lowest rung that needs too much, the highest that fits or has no plan
-    n_rungs = below
-    while below - above > 1 and tried[0].n_bytes > budget_bytes:
-        rung = (above + below) // 2
-        found = planner.tightest(_memory_bytes(planner, rung / n_rungs))
-        if found is not None:
-            plan = planner.plan(found, dict(meta))
-            tried.append(Counted(plan, count(plan)))
-        if found is None or tried[-1].n_bytes <= budget_bytes:
-            below = rung
-        else:
-            above = rung
-    return tried
 
+    def __init__(
+        self,
+        planner: BudgetPlanner,
+        count: Callable[[Found], int],
+        more_plans: Callable[[], Iterable[Plan]],
+        *,
+        n_rungs: int,
+        least_bytes: float,
+        is_guessed: bool,
+        dear_cost: float = math.inf,
+    ):
+        """Make the ladder.
 
-def no_plan(graph: Graph, budget_bytes: int, tried: list[Counted], that_fits: str, counted: str) -> BudgetError:
-    """Return the error that says that none of the plans fits.
+        Args:
+          planner: See `Ladder`.
+          count: Returns the bytes of a schedule by the other count.
+          more_plans: Makes other plans of the graph, to be tried where those that fit are dear, or none does.
+          n_rungs: See `Ladder`.
+          least_bytes: See `Ladder`.
+          is_guessed: See `Ladder`.
+          dear_cost: See `Ladder`.
+        """
+        self.planner, self.n_rungs, self.is_guessed, self.dear_cost = planner, n_rungs, is_guessed, dear_cost
+        self.least_bytes, self._count, self._more_plans = least_bytes, count, more_plans
+        self._rungs: dict[int, Counted | None] = {}
 
-    Args:
-      graph: The graph.
-      budget_bytes: The budget.
-      tried: What was tried.
-      that_fits: What was looked for, such as `"that XLA fits"`.
-      counted: How bytes were counted, such as `"measured"`.
-    """
-    least, outputs = min(c.n_bytes for c in tried), graph.output_bytes
-    return BudgetError(
-        f"found no plan for a gradient of {graph.name!r} {that_fits} into {format_bytes(budget_bytes)} "
-        f"({budget_bytes} bytes): of {len(tried)} plans the smallest takes {format_bytes(least)} ({least} bytes) of "
-        f"temporaries and outputs, {counted}; the outputs alone take {format_bytes(outputs)}.",
-        budget_bytes,
-        least,
-        outputs,
-    )
+    @functools.cached_property
+    def everything(self) -> Counted:
+        """The program as it is."""
+        found = self.planner.everything
+        return Counted(found, self._count(found))
 
+    def fitting(self, budget_bytes: int) -> list[Counted]:
+        """Return schedules found that fit: the program as it is, or what a search of the rungs finds, and others."""
+        if self.everything.n_bytes <= budget_bytes:
+            return [self.everything]
+        self._search(budget_bytes)
+        fitting = [c for c in self._rungs.values() if c is not None and c.n_bytes <= budget_bytes]
+        if not fitting or min(c.found.cost for c in fitting) > self.dear_cost:
+            fitting += [c for c in self.others if c.n_bytes <= budget_bytes]
+        return fitting
 
-def _memory_bytes(planner: BudgetPlanner, share: float) -> int:
-    """Return the memory at a share of the ladder: from all, by equal ratios, to less than any plan needs."""
-    least = max(1.0, _FUSED_SHARE * planner.smallest.peak_bytes)
-    return round(planner.most_bytes * (least / max(least, planner.most_bytes)) ** share)
+    @property
+    def counted(self) -> list[Counted]:
+        """Everything that was counted so far."""
+        others = self.__dict__.get("others", [])
+        return [self.everything, *(c for c in self._rungs.values() if c is not None), *others]
+
+    def _search(self, budget_bytes: int) -> None:
+        """Count rungs until the budget is met closely."""
+        above, below = 0, self.n_rungs  # the lowest rung that needs too much, the highest that fits or has no plan
+        if self.is_guessed:
+            too_much = [i for i, c in self._rungs.items() if c is not None and c.n_bytes > budget_bytes]
+            above = max(too_much, default=0)
+            below = min((i for i in self._rungs if i > above), default=self.n_rungs)
+        while below - above > 1:
+            best = self._rungs.get(below)
+            if self.is_guessed and best is not None and best.n_bytes >= _CLOSE * budget_bytes:
+                return
+            rung = self._guess(above, below, budget_bytes) if self.is_guessed else (above + below) // 2
+            counted = self.rung(rung)
+            if counted is None or counted.n_bytes <= budget_bytes:
+                below = rung
+            else:
+                above = rung
+
+    def _guess(self, above: int, below: int, budget_bytes: int) -> int:
+        """Return a rung between two: where a line through their counts meets the budget, on a logarithmic scale."""
+        high = (self._rungs.get(above) or self.everything).n_bytes
+        low = self._rungs.get(below)  # where it is not known, as if counts were in proportion to memories
+        ratio = high / low.n_bytes if low else self.memory_bytes(above) / self.memory_bytes(below)
+        share = math.log(high / max(budget_bytes, 1)) / math.log(ratio) if ratio > 1 else 0.5
+        share = share if 0 < share < 1 else 0.5
+        return min(max(round(above + share * (below - above)), above + 1), below - 1)
+
+    @functools.cached_property
+    def others(self) -> list[Counted]:
+        """Other plans than those of the rungs."""
+        counted = []
+        for plan in self._more_plans():
+            steps = plan.timeline.steps
+            cost = float(node_costs(plan.graph, self.planner.cost)[steps].sum())
+            found = Found(plan.graph, steps, cost, plan.liveness_peak_bytes)
+            counted.append(Counted(found, self._count(found)))
+        return counted
+
+    def rung(self, i: int) -> Counted | None:
+        """Return the schedule of a rung, from 1 to n_rungs - 1, and its bytes; None where there is none."""
+        if i not in self._rungs:
+            found = self.planner.tightest(self.memory_bytes(i))
+            self._rungs[i] = None if found is None else Counted(found, self._count(found))
+        return self._rungs[i]
+
+    def memory_bytes(self, rung: int) -> int:
+        """Return the memory of a rung."""
+        most = max(self.planner.most_bytes, 1)
+        return max(1, round(most * min(self.least_bytes / most, 1.0) ** (rung / self.n_rungs)))
+
+    def no_plan(self, budget_bytes: int, that_fits: str, counted: str) -> BudgetError:
+        """Return the error that says that nothing that was tried fits.
+
+        Args:
+          budget_bytes: The budget.
+          that_fits: What was looked for, such as `"that XLA fits"`.
+          counted: How bytes were counted, such as `"measured"`.
+        """
+        tried, graph = self.counted, self.planner.original
+        least, outputs = min(c.n_bytes for c in tried), graph.output_bytes
+        return BudgetError(
+            f"found no plan for a gradient of {graph.name!r} {that_fits} into {format_bytes(budget_bytes)} "
+            f"({budget_bytes} bytes): of {len(tried)} plans the smallest takes {format_bytes(least)} ({least} bytes) "
+            f"of temporaries and outputs, {counted}; the outputs alone take {format_bytes(outputs)}.",
+            budget_bytes,
+            least,
+            outputs,
+        )

@@ -15,7 +15,7 @@ from tiny_backprop import display
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import check_count, check_gradient, plan_save_everything
-from tiny_backprop.plan.budget import BudgetPlanner, plan_budget
+from tiny_backprop.plan.budget import budget_range_bytes, plan_budget
 from tiny_backprop.plan.cost import Cost, cost_unit, least_cost, node_costs
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES, plan_policy
@@ -165,8 +165,7 @@ def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Paret
       PlanError: The graph has no backward phase, or an argument is not as described.
     """
     check_gradient(graph)
-    planner = BudgetPlanner.of(graph, cost)
-    most, least = planner.most_bytes, planner.smallest.peak_bytes
+    least, most = budget_range_bytes(graph, cost)
     n_points = max(2, check_count("n_points", n_points))
     everything = plan_save_everything(graph)
     found = [everything]

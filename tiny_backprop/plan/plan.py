@@ -16,7 +16,7 @@ from tiny_backprop import display
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph, read_json
 from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.materialized import Materialized, materialize
+from tiny_backprop.plan.materialized import Materialized, by_liveness, materialize
 from tiny_backprop.plan.nested import NestedPlan, keeping_everything, nested_plans, with_choices
 from tiny_backprop.plan.simulate import Op, Timeline, simulate
 from tiny_backprop.units import format_bytes, format_flops
@@ -29,6 +29,7 @@ _FORMAT = "tiny_backprop.plan"
 _VERSION = 2
 _SHOWN = ("strategy", "budget", "block_size", "levels")
 _MEASURED = "measured_peak_bytes"
+_MOST_PREDICTIONS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,9 @@ class _Actions(Sequence[Action]):
 class Plan:
     """What to do with every node and value of a gradient, with its predicted price.
 
-    Every figure is predicted: it is what `simulate` counts for these actions on this graph. Two plans are equal when
-    they do the same on the same graph.
+    Every figure is predicted. `peak_bytes` is what XLA is predicted to allocate (`materialized`), `liveness_peak_bytes`
+    what the referee counts for these actions on this graph (`simulate`). Two plans are equal when they do the same on
+    the same graph.
 
     Attributes:
       graph: The gradient graph that the plan is for, its loops planned; see `nested`.
@@ -82,7 +84,7 @@ class Plan:
       targets: Node or value of each action, int64 of shape (n_actions,).
       meta: How the plan was made: `strategy`; `block_size` (as it was asked for), `levels`, `n_blocks`; or `budget` (as
         it was asked for), `budget_bytes`, `cost` (what was minimised), `recompute_percent` (of that cost), and, where
-        it was verified, `measured_peak_bytes`; and `peak_frontier`, the same as `peak_bytes`.
+        it was verified, `measured_peak_bytes`; and `peak_frontier`, the same as `liveness_peak_bytes`.
       timeline: What the referee saw.
     """
 
@@ -125,20 +127,31 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Largest number of live bytes at any step, forward and backward; inputs of the graph are not counted."""
+        """Predicted peak of temporaries and outputs, as XLA allocates them; see `materialized`.
+
+        For a graph made by hand, which XLA never sees, it is `liveness_peak_bytes`.
+        """
+        return self.materialized.peak_bytes
+
+    @property
+    def liveness_peak_bytes(self) -> int:
+        """Largest number of live bytes at any step, forward and backward, as if nothing were fused, by the referee.
+
+        Inputs of the graph are not counted. XLA may need less, since what is fused takes no memory, or more: it keeps
+        the memory of outputs all along, and copies what it holds or lays out anew.
+        """
         return self.timeline.peak_bytes
 
     @functools.cached_property
     def materialized(self) -> Materialized:
-        """What XLA:CPU is predicted to allocate for this plan; its `peak_bytes` is to be held against XLA's own.
+        """What is in memory over time, predicted: XLA's kernels and buffers; see `materialize`.
 
-        `peak_bytes` of the plan counts every value while it is needed. XLA keeps no memory for what it fuses, keeps
-        that of the outputs throughout, and copies what it holds or transposes. A plan in which nothing runs again is
-        taken for JAX's own gradient.
+        A plan in which nothing runs again is taken for JAX's own gradient. For a graph made by hand kernels are the
+        steps of the plan, and buffers are its values.
         """
-        t = self.timeline
-        is_planned = bool(np.any(t.ops == Op.RECOMPUTE)) or bool(self.graph.nested)
-        return materialize(self.graph, t.steps, t.n_forward_steps, is_planned=is_planned)
+        if not self.graph.backend:
+            return by_liveness(self.graph, self.ops, self.targets, self.timeline)
+        return predict_allocation(self.graph, self.timeline.steps)
 
     @property
     def saved_bytes(self) -> int:
@@ -168,19 +181,6 @@ class Plan:
     def saved(self) -> np.ndarray:
         """Numbers of the saved values, in order."""
         return np.sort(self.targets[self.ops == Op.SAVE]).astype(np.int64)
-
-    @functools.cached_property
-    def alive_at_peak(self) -> np.ndarray:
-        """Numbers of the values that are alive at the predicted peak, in order; their bytes add up to `peak_bytes`."""
-        alive = np.zeros(self.graph.n_values, bool)
-        is_step = (self.ops != Op.SAVE) & (self.ops != Op.FREE)
-        end = int(np.flatnonzero(is_step)[self.timeline.peak_step]) + 1 if is_step.any() else 0
-        for op, target in zip(self.ops[:end].tolist(), self.targets[:end].tolist(), strict=True):
-            if op == Op.FREE:
-                alive[target] = False
-            elif op != Op.SAVE:
-                alive[self.graph.output_start[target] : self.graph.output_start[target + 1]] = True
-        return np.flatnonzero(alive)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
@@ -285,7 +285,7 @@ class Plan:
         return display.guarded(self._html, self)
 
     def _html(self) -> str:
-        plain = frontier(keeping_everything(self.graph))
+        plain, here = _live_bytes_of_everything(self.graph), self.materialized
         plain_bytes = int(plain.max(initial=0))
         rows = [
             ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(plain_bytes)),
@@ -295,7 +295,7 @@ class Plan:
         if _MEASURED in self.meta:
             rows.insert(1, ("peak (measured by XLA)", format_bytes(self.meta[_MEASURED]), ""))
         title = ", ".join(f"{k} {self.meta[k]}" for k in (*_SHOWN, "n_blocks") if k in self.meta)
-        picture = display.frontier_svg(self.timeline.live_bytes, self.timeline.n_forward_steps, plain)
+        picture = display.frontier_svg(here.live_bytes, here.n_forward_kernels, plain)
         header = ("", "this plan", "save everything")
         return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{display.table(rows, header)}</div>"
 
@@ -307,6 +307,34 @@ def _fitting(fingerprint: str, choices: Sequence[Mapping[str, Any]], graph: Grap
     if fingerprint != graph.fingerprint:
         raise _misfit(fingerprint, graph)
     return graph
+
+
+def predict_allocation(graph: Graph, steps: np.ndarray) -> Materialized:
+    """Return what XLA is predicted to allocate for a captured gradient; see `Plan.materialized`.
+
+    The latest few predictions are kept with the graph: planners ask before there is a plan.
+
+    Args:
+      graph: A captured graph.
+      steps: Nodes in the order in which they run.
+    """
+    known: dict[bytes, Materialized] = graph.memo.setdefault("predicted allocations", {})
+    key = steps.tobytes()
+    if key not in known:
+        is_backward = graph.is_backward[steps]
+        n_forward_steps = int(is_backward.argmax()) if is_backward.any() else len(steps)
+        is_planned = len(steps) > graph.n_nodes or bool(graph.nested)
+        found = materialize(graph, steps, n_forward_steps, is_planned=is_planned, backend=graph.backend)
+        if len(known) >= _MOST_PREDICTIONS:
+            del known[next(iter(known))]
+        known[key] = found
+    return known[key]
+
+
+def _live_bytes_of_everything(graph: Graph) -> np.ndarray:
+    """Return the live bytes of save-everything, counted as `Plan.materialized` counts."""
+    graph = keeping_everything(graph)
+    return predict_allocation(graph, np.arange(graph.n_nodes)).live_bytes if graph.backend else frontier(graph)
 
 
 def is_same_program(a: Graph, b: Graph) -> bool:

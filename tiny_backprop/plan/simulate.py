@@ -1,6 +1,6 @@
 """The referee: plays a plan's actions with byte counts and refuses any that reads a value that is not there.
 
-It knows nothing of planners. A plan's `peak_bytes` comes from here and from nowhere else.
+It knows nothing of planners. A plan's `liveness_peak_bytes` comes from here and from nowhere else.
 """
 
 from __future__ import annotations

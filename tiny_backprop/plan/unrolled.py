@@ -4,88 +4,30 @@ Each time that a plan runs a node it becomes one instruction for each of its out
 planned gradient (see `integration/jax/rewrite.py`, whose rules are told again here in terms of the graph alone; a test
 holds the two against each other), copies into the order of dimensions that contractions read, and the broadcasts that
 JAX leaves unwritten where sizes of 1 meet larger ones. What XLA merges as common subexpressions stands once.
+
+All of it is put together from the `templates` of the graph by array operations; only merging goes through the program
+instruction by instruction, and only through those that may have an equal.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
-import math
+import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from tiny_backprop.graph import COPIED, LITERAL, Graph
+from tiny_backprop.graph import Graph
+from tiny_backprop.plan.simulate import ranges
+from tiny_backprop.plan.templates import HELD as HELD
+from tiny_backprop.plan.templates import NONE, Templates
 
-
-class Kind(enum.IntEnum):
-    """What XLA:CPU can do with an instruction; the first three can be fused into the loop that reads them.
-
-    * `ALIAS`: the same bytes under another shape; it never takes memory beside its operand.
-    * `CHEAP`: element-wise or moving data; computed again in each loop that reads it.
-    * `EXPENSIVE`: element-wise, but computed once: `exp`, `tanh`, a division by an array.
-    * `REDUCTION`: a kernel of its own that takes chains of element-wise operations in.
-    * `KERNEL`: anything else: contractions, scatters, sorts, loops.
-    * `HOLD`: a conditional that passes values on.
-    """
-
-    ALIAS = 0
-    CHEAP = 1
-    EXPENSIVE = 2
-    REDUCTION = 3
-    KERNEL = 4
-    HOLD = 5
-
-
-def names(text: str) -> frozenset[str]:
-    """Return the words of a text."""
-    return frozenset(text.split())
-
-
-def _of_kind(kind: Kind, text: str) -> dict[str, Kind]:
-    return dict.fromkeys(text.split(), kind)
-
-
-_KINDS = (
-    _of_kind(Kind.ALIAS, "reshape squeeze expand_dims copy copy_p stop_gradient optimization_barrier pvary random_wrap")
-    | _of_kind(Kind.ALIAS, "random_unwrap")
-    | _of_kind(
-        Kind.CHEAP, "add sub mul neg abs sign floor ceil round max min and or not xor eq ne lt le gt ge select_n"
-    )
-    | _of_kind(
-        Kind.CHEAP, "clamp convert_element_type bitcast_convert_type integer_pow square is_finite nextafter real"
-    )
-    | _of_kind(
-        Kind.CHEAP, "imag complex conj shift_left shift_right_logical shift_right_arithmetic population_count clz"
-    )
-    | _of_kind(Kind.CHEAP, "add_any reduce_precision broadcast_in_dim iota pad slice concatenate transpose gather rev")
-    | _of_kind(Kind.CHEAP, "dynamic_slice dynamic_update_slice split eq_to le_to lt_to")
-    | _of_kind(
-        Kind.EXPENSIVE, "exp exp2 expm1 log log1p tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow"
-    )
-    | _of_kind(Kind.EXPENSIVE, "atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem")
-    | _of_kind(Kind.REDUCTION, "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin")
-)
-"""Kind of each primitive; what is not named is a `KERNEL`."""
-_MOVES = names(
-    "broadcast_in_dim iota pad slice concatenate transpose gather dynamic_slice rev split dynamic_update_slice"
-)
-_MERGED = names(
-    "broadcast_in_dim exp tanh neg mul add sub div convert_element_type max min log rsqrt sqrt square select_n logistic"
-)
-"""Element-wise primitives whose result is told by operands, shape and dtype alone."""
-_CONTRACTIONS = ("dot_general", "conv_general_dilated")
-_EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
-_LEAST_SHARED_BYTES = 4096
-
-HELD, PREDICATE, COPY, BROADCAST, FLAT = -1, -2, -3, -4, -5
-"""Stand in `Instructions.nodes` for what no node of the graph makes."""
+_ROUNDS = 3  # how deep instructions are told apart before they are merged one by one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instructions:
-    """Instructions in the order of the program, as sequences with an entry for each.
+    """Instructions in the order of the program, as arrays with an entry for each.
 
     Attributes:
       graph: The graph.
@@ -94,7 +36,11 @@ class Instructions:
       nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST` or `FLAT`.
       values: The value of the graph that it stands for, -1 for a predicate.
       n_bytes: Its size.
-      operands: The instructions that it reads; inputs of the graph are left out.
+      shapes: A number for its shape, -1 for a predicate.
+      primitives: Its primitive, a number in `primitive_names`.
+      primitive_names: The primitives, `""` for none.
+      operand_start: Instruction i reads `operands[operand_start[i]:operand_start[i + 1]]`.
+      operands: The instructions that each reads, without repeats; inputs of the graph are left out.
       steps: Its place in the program; the outputs of one node, or of one hold, have the same.
       is_unary: Whether it reads at most one array of its own rank that is no broadcast.
       moves: Whether an element of it comes from another place of its operand.
@@ -103,187 +49,30 @@ class Instructions:
 
     graph: Graph
     returned: dict[int, int]
-    kinds: Sequence[int]
-    nodes: Sequence[int]
-    values: Sequence[int]
-    n_bytes: Sequence[int]
-    operands: Sequence[list[int]]
-    steps: Sequence[int]
-    is_unary: Sequence[bool]
-    moves: Sequence[bool]
-    is_shared_exp: Sequence[bool]
+    kinds: np.ndarray
+    nodes: np.ndarray
+    values: np.ndarray
+    n_bytes: np.ndarray
+    shapes: np.ndarray
+    primitives: np.ndarray
+    primitive_names: tuple[str, ...]
+    operand_start: np.ndarray
+    operands: np.ndarray
+    steps: np.ndarray
+    is_unary: np.ndarray
+    moves: np.ndarray
+    is_shared_exp: np.ndarray
 
     def __len__(self) -> int:
         return len(self.kinds)
 
-    def primitive(self, i: int) -> str:
-        """Return the primitive of an instruction, `""` where it has none."""
-        node = self.nodes[i]
-        if node >= 0:
-            return self.graph.primitives[node]
-        return {BROADCAST: "broadcast_in_dim", FLAT: "reshape"}.get(node, "")
+    @functools.cached_property
+    def readers(self) -> np.ndarray:
+        """The instruction that reads each of `operands`."""
+        return np.repeat(np.arange(len(self)), np.diff(self.operand_start))
 
 
-class NodeFacts:
-    """What the rules need to know of each node, found once for a graph and kept with it."""
-
-    def __init__(self, graph: Graph):
-        self.graph = graph
-        self.shapes, self.dtypes = graph.value_shapes, graph.value_dtypes
-        self.sizes = [math.prod(s) for s in graph.value_shapes]
-        self.makers = graph.value_node.tolist()
-        self.starts = graph.output_start.tolist()
-        self.readers: list[list[int]] = [[] for _ in range(graph.n_values)]
-        for node, value in zip(*(a.tolist() for a in graph.reads), strict=True):
-            self.readers[value].append(node)
-        bounds, operands = graph.operand_start.tolist(), graph.operands.tolist()
-        relaid = graph.relaid_operands.tolist()
-        self.operands = [operands[bounds[i] : bounds[i + 1]] for i in range(graph.n_nodes)]
-        self.reads: list[dict[int, int]] = []  # each value read, and what is done to it for that
-        for i, (start, of_node) in enumerate(zip(bounds, self.operands, strict=False)):
-            reads: dict[int, int] = {}
-            for v, c in zip(of_node, relaid[start : bounds[i + 1]], strict=True):
-                if v != LITERAL:
-                    reads[v] = max(reads.get(v, 0), c)
-            self.reads.append(reads)
-        self.kinds = [self._kind(i) for i in range(graph.n_nodes)]
-        self.is_broadcast = self._broadcasts()
-        for i, p in enumerate(graph.primitives):
-            if p == "div" and self.kinds[i] == Kind.EXPENSIVE and self.is_broadcast[self.operands[i][1]]:
-                self.kinds[i] = Kind.CHEAP  # XLA multiplies by the reciprocal of what was broadcast
-        self.moves = [p in _MOVES for p in graph.primitives]
-        self.is_unary = [self._is_unary(i) for i in range(graph.n_nodes)]
-        self.is_merged = [
-            self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and p in _MERGED and bool(o) and LITERAL not in o
-            for i, (p, o) in enumerate(zip(graph.primitives, self.operands, strict=True))
-        ]
-        self.is_widened = [
-            self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and not self.moves[i] and len(self.reads[i]) > 1
-            for i in range(graph.n_nodes)
-        ]
-        self.is_shared_exp = self._shared_exponentials()
-        self.is_held_when_made, self.varies = _held_when_made(graph), self._varies()
-
-    @classmethod
-    def of(cls, graph: Graph) -> NodeFacts:
-        """Return the facts that are kept with a graph."""
-        if "node facts" not in graph.memo:
-            graph.memo["node facts"] = cls(graph)
-        return graph.memo["node facts"]
-
-    def _kind(self, i: int) -> Kind:
-        kind = _KINDS.get(self.graph.primitives[i], Kind.KERNEL)
-        if self.starts[i] == self.starts[i + 1]:
-            return kind
-        first = next(iter(self.reads[i]), None)
-        return Kind.ALIAS if first is not None and self._is_alias(i, first, self.starts[i]) else self._divided(i, kind)
-
-    def _is_alias(self, i: int, operand: int, out: int) -> bool:
-        """Return whether a node that could do more only relabels its operand, or XLA folds it into a dot."""
-        primitive = self.graph.primitives[i]
-        if primitive == "broadcast_in_dim" or (_KINDS.get(primitive) == Kind.REDUCTION and primitive[:3] != "arg"):
-            return self.sizes[operand] == self.sizes[out]
-        if primitive == "convert_element_type":
-            return self.dtypes[operand] == self.dtypes[out]
-        if primitive != "transpose":
-            return False
-        before, after = ([d for d in self.shapes[v] if d != 1] for v in (operand, out))
-        if before == after and len(set(before)) == len(before):
-            return True
-        if len(self.shapes[out]) != 2:
-            return False
-        maker = self.makers[operand]
-        is_of_dot = maker >= 0 and self.graph.primitives[maker] == "dot_general" and len(self.readers[operand]) == 1
-        readers = self.readers[out]
-        return is_of_dot or (bool(readers) and all(self.graph.primitives[r] == "dot_general" for r in readers))
-
-    def _divided(self, i: int, kind: Kind) -> Kind:
-        """Return the kind of a division: expensive by an array of full size, else as cheap as a multiplication."""
-        if self.graph.primitives[i] != "div":
-            return kind
-        divisor = self.operands[i][1]
-        is_full = divisor != LITERAL and self.sizes[divisor] >= self.sizes[self.starts[i]]
-        return Kind.EXPENSIVE if is_full else Kind.CHEAP
-
-    def _broadcasts(self) -> list[bool]:
-        found = [False] * (self.graph.n_values + 1)  # the last entry stands for literals
-        for i, p in enumerate(self.graph.primitives):
-            if self.kinds[i] == Kind.ALIAS:
-                first = next(iter(self.reads[i]), LITERAL)
-                is_broadcast = found[first]
-            else:
-                is_broadcast = p in ("broadcast_in_dim", "iota")
-            if is_broadcast:
-                found[self.starts[i] : self.starts[i + 1]] = [True] * (self.starts[i + 1] - self.starts[i])
-        return found
-
-    def _is_unary(self, i: int) -> bool:
-        if self.starts[i] == self.starts[i + 1]:
-            return True
-        out = self.starts[i]
-        rank, size, moves = len(self.shapes[out]), self.sizes[out], self.moves[i]
-        full = [
-            v
-            for v in self.reads[i]
-            if not self.is_broadcast[v]
-            and self.sizes[v] > 1
-            and len(self.shapes[v]) >= rank
-            and (moves or self.sizes[v] >= size)
-        ]
-        return len(full) <= 1
-
-    def _shared_exponentials(self) -> list[bool]:
-        """Return which nodes are exp(-x * x) beside an erfc(x)."""
-        primitives = self.graph.primitives
-        erfc_of = {v for i, p in enumerate(primitives) if p == "erfc" for v in self.reads[i]}
-        shared = [False] * self.graph.n_nodes
-        for i, p in enumerate(primitives):
-            if p != "exp" or not erfc_of:
-                continue
-            v, found = next(iter(self.reads[i]), -1), []
-            while v >= 0 and self.makers[v] >= 0 and len(found) < 2 and len(self.reads[self.makers[v]]) == 1:
-                found.append(primitives[self.makers[v]])
-                v = next(iter(self.reads[self.makers[v]]))
-            is_square = len(found) == 2 and found[0] == "neg" and found[1] in ("square", "integer_pow", "mul")
-            shared[i] = is_square and v in erfc_of
-        return shared
-
-    def _varies(self) -> list[bool]:
-        """Return which values depend on an argument; inputs named `constant` and `cotangent` are none."""
-        varies = [not name.startswith(("constant ", "cotangent ")) for name in self.graph.input_names]
-        varies += [False] * (self.graph.n_values - len(varies))
-        for i, reads in enumerate(self.reads):
-            if any(varies[v] for v in reads):
-                for v in range(self.starts[i], self.starts[i + 1]):
-                    varies[v] = True
-        return varies
-
-
-def _held_when_made(graph: Graph) -> list[bool]:
-    """Return which values the planned backward phase holds as soon as they are made."""
-    node, value = graph.reads
-    is_contraction = np.isin(graph.primitives, _CONTRACTIONS)
-    n_readers = np.bincount(value, minlength=graph.n_values)
-    n_contractions = np.bincount(value[is_contraction[node]], minlength=graph.n_values)
-    is_backward = graph.value_node >= graph.n_forward
-    is_expanded = np.isin(graph.primitives, _EXPANDED)[graph.value_node] if graph.n_nodes else is_backward
-    is_large = graph.value_bytes >= _LEAST_SHARED_BYTES
-    return (is_large & (n_readers >= 2) & (is_backward & (n_contractions >= 1) | is_expanded)).tolist()
-
-
-def segment_starts(graph: Graph, steps: Sequence[int]) -> list[int]:
-    """Return where the segments of a backward phase start: where it turns to the forward phase, or repeats a node."""
-    starts, seen = [0], set[int]()
-    for i, node in enumerate(steps):
-        if i and node < graph.n_forward and (steps[i - 1] >= graph.n_forward or node in seen):
-            starts.append(i)
-            seen.clear()
-        if node < graph.n_forward:
-            seen.add(node)
-    return starts
-
-
-def unroll(graph: Graph, steps: Sequence[int], n_forward_steps: int, is_planned: bool) -> Instructions:
+def unroll(graph: Graph, steps: Sequence[int] | np.ndarray, n_forward_steps: int, is_planned: bool) -> Instructions:
     """Return the instructions of a gradient.
 
     Args:
@@ -292,159 +81,363 @@ def unroll(graph: Graph, steps: Sequence[int], n_forward_steps: int, is_planned:
       n_forward_steps: How many of them come before the backward phase.
       is_planned: Whether the gradient runs as planned, with holds, or as JAX's own.
     """
-    unroller = _Unroller(NodeFacts.of(graph))
-    forward, backward = list(steps[:n_forward_steps]), list(steps[n_forward_steps:])
-    unroller.play(forward, None, is_planned)
-    outputs = graph.outputs.tolist()
-    unroller.returns(outputs[: graph.n_primal_outputs], 0)
-    starts = segment_starts(graph, backward) if is_planned else [0]
-    previous = forward[-1:]
-    for start, end in zip(starts, [*starts[1:], len(backward)], strict=True):
-        segment = backward[start:end]
-        waits = is_planned and bool(segment) and segment[0] < graph.n_forward
-        unroller.play(segment, previous if waits else None, is_planned)
-        previous = segment
-    unroller.returns(outputs[graph.n_primal_outputs :], graph.n_primal_outputs)
-    columns = zip(*unroller.rows, strict=True) if unroller.rows else [()] * 9
-    return Instructions(graph, unroller.returned, *columns)
+    runs = _Runs(Templates.of(graph), np.asarray(steps, np.int64))
+    holds = _holds(runs, n_forward_steps) if is_planned else _no_holds(runs)
+    return _Program(runs, holds, n_forward_steps, is_planned).instructions()
 
 
-class _Unroller:
-    """Writes instructions and knows which one now stands for each value; -1 for an input."""
+class _Runs:
+    """The runs of nodes, in order, and what each reads: the last run before it that made the value, if any did."""
 
-    def __init__(self, facts: NodeFacts):
-        self.facts, self.graph = facts, facts.graph
-        self.rows: list[tuple[Any, ...]] = []  # an entry per instruction, in the order of the fields of `Instructions`
-        self.returned: dict[int, int] = {}
-        self.now = [-1] * facts.graph.n_values
-        self.n_bytes = facts.graph.value_bytes.tolist()
-        self.relaid = facts.graph.relaid_values.tolist()
-        self.ran = bytearray(facts.graph.n_nodes)
-        self.step = 0
-        self.known: dict[Any, int] = {}
+    def __init__(self, templates: Templates, steps: np.ndarray):
+        self.templates, self.graph, self.steps = templates, templates.graph, steps
+        self.order = np.argsort(steps, kind="stable")
+        self.keys = steps[self.order] * (len(steps) + 1) + self.order
+        self.before = np.full(len(steps), NONE)  # the run of the same node before each
+        self.final = np.full(self.graph.n_nodes + 1, NONE)  # the last run of each node, and -1 for that of an input
+        self.final[steps] = np.arange(len(steps))
+        again = np.flatnonzero(np.diff(steps[self.order]) == 0)
+        self.before[self.order[again + 1]] = self.order[again]
+        self.n_reads = templates.n_reads[steps]
+        self.read_start = np.cumsum(self.n_reads) - self.n_reads
+        self.values = templates.reads[ranges(templates.read_start[steps], self.n_reads)]
+        self.readers = np.repeat(np.arange(len(steps)), self.n_reads)
+        self.makers = self.last(self.values, self.readers)
 
-    def returns(self, values: Sequence[int], place: int) -> None:
-        """Note that the instructions that now stand for values are outputs, the first one at a place."""
-        for k, v in enumerate(values, place):
-            if v >= 0 and self.now[v] >= 0:
-                self.returned.setdefault(self.now[v], k)
+    def last(self, values: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Return the last run before another that made each value, -1 where none did."""
+        nodes = self.graph.value_node[values]
+        last = self.final[nodes]
+        later = np.flatnonzero(last >= before)
+        if len(later):
+            wanted = nodes[later]
+            run = self.order[np.searchsorted(self.keys, wanted * (len(self.steps) + 1) + before[later]) - 1]
+            last[later] = np.where((self.steps[run] == wanted) & (run < before[later]), run, NONE)
+        return last
 
-    def play(self, segment: Sequence[int], after: Sequence[int] | None, is_planned: bool) -> None:
-        """Write a segment; with `after`, what it reads of the forward phase is held until those nodes are done."""
-        held: dict[int, int] = {}
-        if after is not None:
-            held = self._hold(self._values_to_hold(segment), self._tokens(segment, after))
-        n_forward, starts, when_made = self.graph.n_forward, self.facts.starts, self.facts.is_held_when_made
-        for node in segment:
-            self._run(node, held)
-            if is_planned and (node >= n_forward or self.ran[node]):
-                apart = [
-                    v
-                    for v in range(starts[node], starts[node + 1])
-                    if when_made[v] and self.now[v] >= 0 and self.facts.varies[v]
-                ]
-                if apart:
-                    for v, i in self._hold(apart, apart).items():
-                        self.now[v] = i
-            self.ran[node] = 1
 
-    def _run(self, node: int, held: dict[int, int]) -> None:
-        facts, rows, now = self.facts, self.rows, self.now
-        start, end = facts.starts[node], facts.starts[node + 1]
-        kind = facts.kinds[node]
-        if kind == Kind.ALIAS:
-            v = next(iter(facts.reads[node]), -1)
-            i = held.get(v, now[v]) if v >= 0 else -1
+# ---- holds ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Holds:
+    """What the segments of a backward phase hold of the forward phase, segment after segment.
+
+    Attributes:
+      starts: The runs with which segments begin.
+      runs: The run before which each value is held.
+      values: The values held.
+      of_read: Which of them each read of a run reads, -1 for none.
+      token_runs: The run before which a hold waits for a value.
+      tokens: The values that the holds wait for.
+    """
+
+    starts: np.ndarray
+    runs: np.ndarray
+    values: np.ndarray
+    of_read: np.ndarray
+    token_runs: np.ndarray
+    tokens: np.ndarray
+
+
+def _no_holds(runs: _Runs) -> _Holds:
+    none = np.zeros(0, np.int64)
+    return _Holds(none, none, none, np.full(len(runs.values), NONE), none, none)
+
+
+def _segment_starts(runs: _Runs, n_forward_steps: int) -> np.ndarray:
+    """Return where the segments of a backward phase start: where it turns to the forward phase, or repeats a node."""
+    steps, first = runs.steps, n_forward_steps
+    is_forward = steps < runs.graph.n_forward
+    turns = is_forward.copy()
+    turns[1:] &= ~is_forward[:-1]
+    turns[: first + 1] = False
+    last_turn = np.maximum.accumulate(np.where(turns, np.arange(len(steps)), first))
+    repeats = is_forward & (runs.before >= last_turn) & ~turns
+    repeats[: first + 1] = False
+    starts = [first]
+    for i in np.flatnonzero(turns | repeats).tolist():
+        if turns[i] or runs.before[i] >= starts[-1]:
+            starts.append(i)
+    return np.array(starts, np.int64)
+
+
+def _holds(runs: _Runs, n_forward_steps: int) -> _Holds:
+    """Return what is held: what a segment that begins in the forward phase reads of it and has not made."""
+    graph, n_steps = runs.graph, len(runs.steps)
+    starts = _segment_starts(runs, n_forward_steps)
+    bounds = np.append(starts, n_steps)
+    waits = np.append(runs.steps, graph.n_nodes)[starts] < graph.n_forward
+    segment = np.searchsorted(starts, np.arange(n_steps), side="right") - 1  # -1 in the forward phase
+    of_read = segment[runs.readers]
+    border, n_values = graph.output_start[graph.n_forward], graph.n_values
+    handed_on = [graph.output_start[n.forward_node + 1] - 2 for n in graph.nested]  # by a loop to its reverse
+    is_read = (of_read >= 0) & np.append(waits, False)[of_read]
+    is_read &= (runs.values >= graph.n_inputs) & (runs.values < border) & ~np.isin(runs.values, handed_on)
+    is_read &= runs.makers < bounds[of_read]
+    reads = np.flatnonzero(is_read)
+    keys, first = np.unique(of_read[reads] * n_values + runs.values[reads], return_index=True)
+    inputs = _inputs_to_hold(runs, np.flatnonzero((segment >= 0) & np.append(waits, False)[segment]), segment)
+    # In the order in which they are first read; that of an input comes after all else that its node reads.
+    places = np.array([2 * (runs.read_start[i] + runs.n_reads[i]) - 1 for i, _ in inputs], np.int64)
+    input_keys = np.array([segment[i] * n_values + v for i, v in inputs], np.int64)
+    keys, places = np.append(keys, input_keys), np.append(2 * reads[first], places)
+    order = np.argsort(places, kind="stable")
+    keys = keys[order]
+    tokens, token_segments = _tokens(runs, bounds, segment, np.unique(keys // n_values))
+    return _Holds(
+        starts=starts,
+        runs=starts[keys // n_values],
+        values=keys % n_values,
+        of_read=_find(keys, np.where(is_read | (runs.values < graph.n_inputs), of_read * n_values + runs.values, NONE)),
+        token_runs=starts[token_segments],
+        tokens=tokens,
+    )
+
+
+def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return where each wanted key stands among keys, -1 for nowhere."""
+    order = np.argsort(keys)
+    place = np.searchsorted(keys, wanted, sorter=order)
+    found = np.append(order, NONE)[place]
+    return np.where(np.append(keys, NONE)[found] == wanted, found, NONE) if len(keys) else np.full(len(wanted), NONE)
+
+
+def _inputs_to_hold(runs: _Runs, waiting: np.ndarray, segment: np.ndarray) -> list[tuple[int, int]]:
+    """Return, for runs in segments that wait, the input held: the smallest, where a node reads inputs alone."""
+    templates, found, known = runs.templates, [], set[tuple[int, int]]()
+    smallest = templates.smallest_input[runs.steps[waiting]]
+    is_wanted = (smallest != NONE) & (runs.steps[waiting] < runs.graph.n_forward)
+    for i, v in zip(waiting[is_wanted].tolist(), smallest[is_wanted].tolist(), strict=True):
+        at = int(segment[i])
+        reads = runs.values[runs.read_start[i] : runs.read_start[i] + runs.n_reads[i]].tolist()
+        if not any((at, u) in known for u in reads):
+            known.add((at, v))
+            found.append((i, v))
+    return found
+
+
+def _tokens(runs: _Runs, bounds: np.ndarray, segment: np.ndarray, holding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the holds of segments wait for, and their segments.
+
+    It is what the segment before made in the backward phase and they read, or else the last that it made.
+    """
+    graph = runs.graph
+    is_holding = np.zeros(len(bounds), bool)
+    is_holding[holding] = True
+    of_read = segment[runs.readers]
+    is_token = is_holding[of_read] & (of_read > 0) & (runs.values >= graph.output_start[graph.n_forward])
+    is_token &= (runs.makers >= 0) & (segment[runs.makers] == of_read - 1)
+    made = np.unique(runs.makers[is_token] * graph.n_values + runs.values[is_token])
+    tokens, segments = made % graph.n_values, segment[made // graph.n_values] + 1
+    n_made = graph.output_start[runs.steps + 1] - graph.output_start[runs.steps]
+    for s in np.setdiff1d(holding, segments).tolist():
+        start, end = (int(bounds[s - 1]) if s else int(bounds[0]) - 1), int(bounds[s])
+        before = np.flatnonzero(n_made[max(start, 0) : end]) + max(start, 0)
+        if len(before):
+            tokens = np.append(tokens, graph.output_start[runs.steps[before[-1]] + 1] - 1)
+            segments = np.append(segments, s)
+    return tokens, segments
+
+
+# ---- the program ----
+
+
+class _Program:
+    """Rows of templates one after the other, in the order of the program, before any is merged or left out."""
+
+    def __init__(self, runs: _Runs, holds: _Holds, n_forward_steps: int, is_planned: bool):
+        self.runs, self.holds, self.templates, self.graph = runs, holds, runs.templates, runs.graph
+        self.n_forward_steps = n_forward_steps
+        is_again = (runs.steps >= self.graph.n_forward) | (runs.before != NONE)
+        self.variant = (is_again & is_planned).astype(np.int64)
+        self.run_templates = np.where(self.variant == 1, self.templates.when_held[runs.steps], runs.steps)
+        self._lay_out()
+        self._resolve()
+        self._write_operands()
+
+    def _lay_out(self) -> None:
+        """Give each row its place: a hold's predicate and its values before the run that they are for."""
+        templates, holds, n_steps = self.templates, self.holds, len(self.runs.steps)
+        held_runs, n_held = np.unique(holds.runs, return_counts=True)
+        before = np.zeros(n_steps + 1, np.int64)
+        before[held_runs] = n_held + 1
+        n_rows = templates.n_rows[self.run_templates]
+        ends = np.cumsum(before[:-1] + n_rows)
+        self.base = ends - n_rows
+        self.n = int(ends[-1]) if n_steps else 0
+        self.rows = np.empty(self.n, np.int64)
+        self.run_of = np.full(self.n, NONE)
+        places = ranges(self.base, n_rows)
+        self.rows[places] = ranges(templates.row_start[self.run_templates], n_rows)
+        self.run_of[places] = np.repeat(np.arange(n_steps), n_rows)
+        self.predicates = self.base[held_runs] - n_held - 1
+        self.held = ranges(self.predicates + 1, n_held)
+        self.rows[self.predicates] = templates.predicate_row
+        self.rows[self.held] = templates.held_row + holds.values
+        self.predicate_of = np.repeat(self.predicates, n_held)
+        self.token_predicates = self.predicates[np.searchsorted(held_runs, holds.token_runs)]
+        self.is_new_step = ~templates.continues[self.rows]
+        self.is_new_step[self.predicates + 1] = True
+
+    def _made(self, makers: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the row that stands for each value after the run that made it, -1 for none."""
+        if not len(self.base):
+            return np.full(len(values), NONE)
+        at = self.templates.made_at[self.variant[makers], values]
+        return np.where((makers >= 0) & (at >= 0), self.base[makers] + at, NONE)
+
+    def _resolve(self) -> None:
+        """Find the row that each run reads: a hold of its segment, or what the last run made."""
+        of_read = self.holds.of_read
+        made = self._made(self.runs.makers, self.runs.values)
+        self.read_rows = np.where(of_read >= 0, np.append(self.held, NONE)[of_read], made)
+
+    def _now(self, values: np.ndarray, before: np.ndarray) -> np.ndarray:
+        return self._made(self.runs.last(values, before), values)
+
+    def _write_operands(self) -> None:
+        """Write pairs of rows that read and are read, and find which rows are there at all."""
+        templates, runs, holds = self.templates, self.runs, self.holds
+        n_operands = templates.n_operands[self.run_templates]
+        entries = ranges(templates.operand_start[self.run_templates], n_operands)
+        base = np.repeat(self.base, n_operands)
+        within = templates.operands[entries]
+        reads = np.append(self.read_rows, NONE)[
+            np.where(within < 0, np.repeat(runs.read_start, n_operands) + ~within, -1)
+        ]
+        operands = np.where(within >= 0, base + within, reads)
+        readers = [base + templates.readers[entries], self.held, self.held, self.token_predicates]
+        operands = [operands, self._now(holds.values, holds.runs), self.predicate_of]
+        operands.append(self._now(holds.tokens, holds.token_runs))
+        self.readers, self.operands = np.concatenate(readers), np.concatenate(operands)
+        order = np.argsort(self.readers, kind="stable")
+        self.readers, self.operands = self.readers[order], self.operands[order]
+        self.is_there = self._found()
+        self.read_rows[~self.is_there[self.read_rows]] = NONE
+        self.operands[~self.is_there[self.operands]] = NONE
+
+    def _found(self) -> np.ndarray:
+        """Return which rows are there; the last entry is that of -1, an input."""
+        follows = np.flatnonzero(self.templates.follows[self.rows])
+        first = np.searchsorted(self.readers, follows)
+        has_operand = np.append(self.readers, NONE)[first] == follows
+        root = np.append(np.arange(self.n), NONE)
+        root[follows] = np.where(has_operand, np.append(self.operands, NONE)[first], NONE)
+        while not np.array_equal(root[follows], further := root[root[follows]]):
+            root[follows] = further
+        is_there = root != NONE
+        is_there[self.predicates] = False
+        is_token = np.isin(self.readers, self.predicates) & is_there[self.operands]
+        is_there[self.readers[is_token]] = True
+        return is_there
+
+    def _merged(self) -> np.ndarray:
+        """Return the row that stands for each after equal ones are merged; the last entry is that of -1."""
+        templates, n = self.templates, self.n
+        rows = np.flatnonzero(templates.is_merged[self.rows] & self.is_there[:-1])
+        entries, first_read = self.rows[rows], self.runs.read_start[self.run_of[rows]]
+        n_reads = templates.n_key_reads[entries]
+        reads = ranges(first_read + templates.key_start[entries], n_reads)
+        # An input is told by its value.
+        operands = np.where(self.read_rows[reads] >= 0, self.read_rows[reads], n + self.runs.values[reads])
+        is_second = templates.is_second[entries]
+        is_second[is_second] = self.read_rows[first_read[is_second]] >= 0
+        keys = np.where(is_second, templates.key_of_second[entries], templates.keys[entries])
+        starts = np.cumsum(n_reads) - n_reads
+        alike = _alike(rows, keys, operands, starts, n + self.graph.n_values)
+        stands = list(range(n + self.graph.n_values))
+        known: dict[tuple[int, ...], int] = {}
+        operand_list = operands.tolist()
+        columns = (c[alike].tolist() for c in (rows, keys, starts, starts + n_reads))
+        for row, key, start, end in zip(*columns, strict=True):
+            stands[row] = known.setdefault((key, *[stands[o] for o in operand_list[start:end]]), row)
+        return np.array([*stands[:n], NONE], np.int64)
+
+    def instructions(self) -> Instructions:
+        """Return what is there and has not been merged with a row before it."""
+        templates, stands = self.templates, self._merged()
+        is_kept = self.is_there[:-1] & (stands[:-1] == np.arange(self.n))
+        number = np.append(np.where(is_kept, np.cumsum(is_kept) - 1, NONE), NONE)
+        now = number[stands]
+        reads = is_kept[self.readers] & (now[self.operands] >= 0)
+        pairs = number[self.readers[reads]] * (self.n + 1) + now[self.operands[reads]]
+        if len(distinct(pairs)) < len(pairs):
+            pairs = pairs[np.sort(np.unique(pairs, return_index=True)[1])]
+        kept = np.flatnonzero(is_kept)
+        rows = self.rows[kept]
+        return Instructions(
+            graph=self.graph,
+            returned=self._returned(now),
+            kinds=templates.kinds[rows],
+            nodes=templates.nodes[rows],
+            values=templates.values[rows],
+            n_bytes=templates.n_bytes[rows],
+            shapes=templates.shapes[rows],
+            primitives=templates.primitives[rows],
+            primitive_names=templates.primitive_names,
+            operand_start=starts_of(pairs // (self.n + 1), len(kept)),
+            operands=pairs % (self.n + 1),
+            steps=np.cumsum(self.is_new_step)[kept],
+            is_unary=templates.is_unary[rows],
+            moves=templates.moves[rows],
+            is_shared_exp=templates.is_shared_exp[rows],
+        )
+
+    def _returned(self, now: np.ndarray) -> dict[int, int]:
+        """Return the instructions that the program returns: the function's own results as the forward phase ends."""
+        outputs = self.graph.outputs
+        is_primal = np.arange(len(outputs)) < self.graph.n_primal_outputs
+        when = np.where(is_primal, self.n_forward_steps, len(self.runs.steps))
+        made = np.flatnonzero(outputs >= 0)
+        rows = self._now(outputs[made], when[made])
+        returned: dict[int, int] = {}
+        for k, i in zip(made.tolist(), now[rows].tolist(), strict=True):
             if i >= 0:
-                i = self._once(("alias", i, facts.shapes[start]), Kind.ALIAS, node, start, [i])
-            now[start] = i
-            held.pop(start, None)
-            return
-        operands = self._operands(node, held)
-        key = None
-        if facts.is_merged[node]:
-            read = tuple(i if (i := held.get(v, now[v])) >= 0 else -2 - v for v in facts.reads[node])
-            key = (self.graph.primitives[node], read, facts.shapes[start], facts.dtypes[start])
-            if key in self.known:
-                now[start] = self.known[key]
-                held.pop(start, None)
-                return
-            self.known[key] = len(rows)
-        traits = facts.is_unary[node], facts.moves[node], facts.is_shared_exp[node]
-        for v in range(start, end):
-            now[v] = len(rows)
-            rows.append((kind, node, v, self.n_bytes[v], operands, self.step, *traits))
-            held.pop(v, None)
-        self.step += 1
-        for v in range(start, end):
-            if self.relaid[v]:
-                now[v] = self._add(Kind.CHEAP, COPY, v, [now[v]])
+                returned.setdefault(i, k)
+        return returned
 
-    def _operands(self, node: int, held: dict[int, int]) -> list[int]:
-        """Return what a node reads, copied or broadcast where it must be."""
-        facts = self.facts
-        out = facts.starts[node]
-        found: dict[int, None] = {}
-        for v, how in facts.reads[node].items():
-            i = held.get(v, self.now[v])
-            source = i if i >= 0 else -2 - v
-            if how == COPIED:
-                key = ("copy", source, self.graph.primitives[node] == "dot_general", len(found))
-                i = self._once(key, Kind.CHEAP, COPY, v, [i] if i >= 0 else [])
-            elif how:
-                i = self._once(("flat", i), Kind.ALIAS, FLAT, v, [i]) if i >= 0 else i
-            elif facts.is_widened[node] and 1 < facts.sizes[v] < facts.sizes[out]:
-                key = ("broadcast", source, facts.shapes[out], facts.shapes[v])
-                i = self._once(key, Kind.CHEAP, BROADCAST, out, [i] if i >= 0 else [])
-            if i >= 0:
-                found[i] = None
-        return list(found)
 
-    def _add(self, kind: Kind, node: int, value: int, operands: list[int], n_bytes: int | None = None) -> int:
-        """Write an instruction that no node makes, unary and moving data, and return it."""
-        size = self.n_bytes[value] if n_bytes is None else n_bytes
-        self.rows.append((kind, node, value, size, operands, self.step, True, True, False))
-        self.step += 1
-        return len(self.rows) - 1
+def starts_of(groups: np.ndarray, n: int) -> np.ndarray:
+    """Return where each of `n` groups starts among sorted numbers of groups, and at the end how many there are."""
+    return np.append(0, np.cumsum(np.bincount(groups, minlength=n)))
 
-    def _once(self, key: Any, kind: Kind, node: int, value: int, operands: list[int]) -> int:
-        """Return the instruction of a key, written now unless it was."""
-        if key not in self.known:
-            self.known[key] = self._add(kind, node, value, operands)
-        return self.known[key]
 
-    def _hold(self, values: Sequence[int], tokens: Sequence[int]) -> dict[int, int]:
-        """Write a hold, and its predicate, which reads the tokens; return the held instruction of each value."""
-        if not values:
-            return {}
-        read = list(dict.fromkeys(self.now[v] for v in tokens if self.now[v] >= 0))
-        predicate = [self._add(Kind.CHEAP, PREDICATE, -1, read, 1)] if read else []
-        held = {}
-        for v in values:
-            operands = [*([self.now[v]] if self.now[v] >= 0 else []), *predicate]
-            held[v] = len(self.rows)
-            self.rows.append((Kind.HOLD, HELD, v, self.n_bytes[v], operands, self.step, True, True, False))
-        self.step += 1
-        return held
+def distinct(keys: np.ndarray, n: int = 1) -> np.ndarray:
+    """Return sorted keys without repeats; of those that are equal when divided by `n`, the smallest."""
+    keys = np.sort(keys)
+    is_new = np.ones(len(keys), bool)
+    is_new[1:] = keys[1:] // n != keys[:-1] // n
+    return keys[is_new]
 
-    def _values_to_hold(self, segment: Sequence[int]) -> list[int]:
-        """Return what a segment reads of the forward phase, and for nodes that read only inputs the smallest.
 
-        What a loop hands on to its reverse is not held.
-        """
-        graph, reads, starts = self.graph, self.facts.reads, self.facts.starts
-        border = starts[graph.n_forward]
-        made, apart = {starts[n.forward_node + 1] - 2 for n in graph.nested}, dict[int, None]()
-        for node in segment:
-            apart.update((v, None) for v in reads[node] if graph.n_inputs <= v < border and v not in made)
-            if node < graph.n_forward:
-                if reads[node] and not any(v in made or v in apart for v in reads[node]):
-                    apart[min(reads[node], key=lambda v: self.n_bytes[v])] = None
-                made.update(range(starts[node], starts[node + 1]))
-        return list(apart)
+def _alike(rows: np.ndarray, keys: np.ndarray, operands: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
+    """Return which rows may be equal to another, by a hash of what they and their operands are, some deep.
 
-    def _tokens(self, segment: Sequence[int], after: Sequence[int]) -> list[int]:
-        starts, border = self.facts.starts, self.facts.starts[self.graph.n_forward]
-        made = [v for node in after for v in range(starts[node], starts[node + 1])]
-        read = {v for node in segment for v in self.facts.reads[node]}
-        return [v for v in made if v in read and v >= border] or made[-1:]
+    Args:
+      rows: Numbers of the rows.
+      keys: A number for what tells each, beside its operands.
+      operands: Numbers below `n` of what they are told by, row after row.
+      starts: Where those of each row start; none is without any.
+      n: How many numbers there are.
+    """
+    place = np.arange(len(operands)) - np.repeat(starts, np.diff(np.append(starts, len(operands))))
+    weights = _mixed(place + 1)
+    told = _mixed(np.arange(n))
+    told[rows] = own = _mixed(-1 - keys)
+    for _ in range(_ROUNDS if len(rows) else 0):
+        told[rows] = _mixed(own + np.add.reduceat(told[operands] * weights, starts))
+    order = np.argsort(told[rows])
+    found = told[rows[order]]
+    is_alike = np.zeros(len(rows) + 1, bool)
+    is_alike[:-2] = found[1:] == found[:-1]
+    is_alike[1:-1] |= is_alike[:-2].copy()
+    return np.sort(order[is_alike[:-1]])
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Return a 64-bit hash of each number (the finalizer of SplitMix64)."""
+    x = numbers.astype(np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

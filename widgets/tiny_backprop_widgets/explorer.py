@@ -22,7 +22,7 @@ from tiny_backprop.analysis import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import Measurement
-from tiny_backprop.integration.jax.explain import steps_of_positions
+from tiny_backprop.integration.jax.explain import kernels_of_positions
 from tiny_backprop.plan import Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as save_everything
 from tiny_backprop.units import format_bytes
@@ -278,7 +278,7 @@ class PlanExplorer(widgets.VBox):
         frontiers = [folder / f"frontier.{suffix}" for suffix in ("png", "svg", "pdf", "csv")]
         paths = [export_frontier(plan, path, baseline=self._plain) for path in frontiers]
         paths.append(folder / "frontier.json")
-        plan.to_pandas().rename(columns={"live_bytes": "predicted_live_bytes"}).to_json(paths[-1], orient="records")
+        plan.materialized.kernels_to_pandas().to_json(paths[-1], orient="records")
         paths.append(self.tensors.save(folder / "tensors.csv"))
         paths.append(folder / "plan.json")
         paths[-1].write_text(plan.to_json(), encoding="utf-8")
@@ -365,9 +365,9 @@ class PlanExplorer(widgets.VBox):
             self.frontier.show_measured([], [])
             self._show_map(_NO_MAP if memory_map is None else memory_map._repr_html_(), None)
             return
-        positions, _ = steps_of_positions(self._plan, memory_map)
+        positions, _ = kernels_of_positions(self._plan, memory_map)
         live_bytes = memory_map.live_bytes + memory_map.live_output_bytes
-        self.frontier.show_measured(positions[:-1] / max(len(self._plan.timeline.steps), 1), live_bytes)
+        self.frontier.show_measured(positions[:-1] / max(len(self._plan.materialized.live_bytes), 1), live_bytes)
         self._show_map("", MemoryMapView(memory_map))
 
     def _show_map(self, text: str, view: MemoryMapView | None) -> None:

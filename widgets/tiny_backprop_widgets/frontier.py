@@ -1,4 +1,4 @@
-"""The frontier plot: predicted live bytes over the steps of a plan, above those of save-everything; and its export.
+"""The frontier plot: predicted live bytes of a plan over time, above those of save-everything; and its export.
 
 What XLA measured can be laid over it.
 """
@@ -18,7 +18,7 @@ from matplotlib.patches import StepPatch
 
 from tiny_backprop.display import BACKWARD, BASELINE, FORWARD, peaks_per_bin
 from tiny_backprop.errors import TinyBackpropError
-from tiny_backprop.integration.jax.explain import steps_of_positions
+from tiny_backprop.integration.jax.explain import kernels_of_positions
 from tiny_backprop.integration.jax.measure import Measurement
 from tiny_backprop.plan import Plan, plan_save_everything
 from tiny_backprop.plan.plan import is_same_program
@@ -47,18 +47,19 @@ class _NotebookFigure(Figure):
 def plot_frontier(
     plan: Plan, *, baseline: bool | Plan = True, measured: Measurement | None = None, ax: Axes | None = None
 ) -> Figure:
-    """Draw the predicted live bytes of a plan over its steps, above those of save-everything.
+    """Draw the predicted live bytes of a plan over time, above those of save-everything.
 
-    The horizontal axis counts the plan's steps, recomputation included. The curve of save-everything has fewer steps;
-    each of its phases is stretched to the width of the plan's, so that the borders of forward and backward phase
-    coincide. Long schedules are shortened to the peaks of short runs of steps. Neither pyplot nor any global setting is
-    touched.
+    The horizontal axis counts the kernels that XLA is predicted to run, recomputation included; the live bytes are
+    those of temporaries and outputs (see `Plan.materialized`). For a graph made by hand they are the plan's steps and
+    what the referee counts. The curve of save-everything is shorter; each of its phases is stretched to the width of
+    the plan's, so that the borders of forward and backward phase coincide. Long schedules are shortened to the peaks of
+    short runs. Neither pyplot nor any global setting is touched.
 
     With `measured`, the bytes of temporaries and outputs that hold a tensor by XLA's own memory map are laid over it,
     as a black line, and what XLA reserves for both as a dotted one. The instructions of the compiled program are put
-    at the steps that they come from, where phase, user's scope, source line and primitive agree, in order, and evenly
-    in between; where fewer than a tenth of them find their step, the whole schedule is stretched evenly over the axis.
-    The label below the axis says which, and how many were found.
+    at the kernels that they correspond to, where phase, user's scope, source line and primitive agree, in order, and
+    evenly in between; where fewer than a tenth of them find theirs, the whole schedule is stretched evenly over the
+    axis. The label below the axis says which, and how many were found.
 
     Args:
       plan: The plan; its bytes are predicted.
@@ -105,7 +106,7 @@ def export_frontier(
     Args:
       plan: The plan.
       path: File to write; its suffix (`.png`, `.svg`, `.pdf` or `.csv`) is the format. The folder must exist.
-      baseline: See `plot_frontier`; the CSV has one row per step of the plan, and no baseline.
+      baseline: See `plot_frontier`; the CSV has one row per kernel, or step, of the plan, and no baseline.
       measured: See `plot_frontier`; the CSV holds what is predicted alone.
 
     Returns:
@@ -118,8 +119,7 @@ def export_frontier(
     path = Path(path)
     suffix = path.suffix.lower().lstrip(".")
     if suffix == "csv":
-        frame = plan.to_pandas().rename(columns={"live_bytes": "predicted_live_bytes"})
-        frame.to_csv(path, lineterminator="\n")
+        plan.materialized.kernels_to_pandas().to_csv(path, lineterminator="\n")
     elif suffix in _METADATA:
         with matplotlib.style.context("default"):
             path.write_bytes(render(plot_frontier(plan, baseline=baseline, measured=measured), suffix))
@@ -151,7 +151,8 @@ def baseline_of(plan: Plan, baseline: bool | Plan) -> Plan | None:
 
 
 def _draw(plan: Plan, behind: Plan | None, measured: Measurement | None, ax: Axes) -> None:
-    live, border, n_steps = plan.timeline.live_bytes, plan.timeline.n_forward_steps, max(len(plan.timeline.steps), 1)
+    m = plan.materialized
+    live, border, n_steps = m.live_bytes, m.n_forward_kernels, max(len(m.live_bytes), 1)
     top_bytes = max(plan.peak_bytes, behind.peak_bytes if behind else 0, 1)
     top_bytes = max(top_bytes, measured.peak_bytes if measured else 0)
     scale = scale_of(top_bytes)
@@ -168,11 +169,10 @@ def _draw(plan: Plan, behind: Plan | None, measured: Measurement | None, ax: Axe
     _mark_phases(border, n_steps, ax)
     what = "live bytes, predicted" if measured is None else "live bytes,\npredicted and by XLA"
     ax.set_ylabel(f"{what} ({format_bytes(scale).split()[-1]})")
-    stretched = (
-        f"; the {len(behind.timeline.steps):,} steps of the other curve are stretched to the phases" if behind else ""
-    )
+    n_behind = len(behind.materialized.live_bytes) if behind else 0
+    stretched = f"; the {n_behind:,} of the other curve are stretched to the phases" if behind else ""
     matched = _draw_measured(plan, measured, n_steps, scale, ax) if measured else ""
-    ax.set_xlabel(f"step of the plan ({n_steps:,}){stretched}{matched}", fontsize=8.5 if measured else None)
+    ax.set_xlabel(f"{m.kernel_word} of the plan ({n_steps:,}){stretched}{matched}", fontsize=8.5 if measured else None)
     if ax.get_legend_handles_labels()[0]:
         style: dict[str, Any] = {"ncols": 3, "frameon": False, "borderaxespad": 0.2}
         style |= {"fontsize": 9} if measured is None else {"fontsize": 8.5, "columnspacing": 1.2}
@@ -186,7 +186,7 @@ def _draw_measured(plan: Plan, measured: Measurement, n_steps: int, scale: int, 
     memory_map = measured.memory_map
     if memory_map.missing:
         return f"\nXLA's live bytes are not known: {memory_map.missing[:90]}"
-    edges, n_matched = steps_of_positions(plan, memory_map)
+    edges, n_matched = kernels_of_positions(plan, memory_map)
     live = memory_map.live_bytes + memory_map.live_output_bytes
     if not len(live):
         return ""
@@ -200,12 +200,13 @@ def _draw_measured(plan: Plan, measured: Measurement, n_steps: int, scale: int, 
     ax.step(x[:-1], heights[known].clip(0) / scale, where="post", color="black", linewidth=1.2, label=label)
     if not n_matched:
         return f"; XLA's {len(live):,} instructions are stretched evenly"
-    return f"\n{n_matched:,} of XLA's {len(live):,} instructions stand at their step, by scope and source line"
+    word = plan.materialized.kernel_word
+    return f"\n{n_matched:,} of XLA's {len(live):,} instructions stand at their {word}, by scope and source line"
 
 
 def _draw_baseline(behind: Plan, border: int, n_steps: int, scale: int, ax: Axes) -> None:
     """Draw another plan's curve, its phases stretched to those of the plan in front; only one of them has a label."""
-    live, own_border = behind.timeline.live_bytes / scale, behind.timeline.n_forward_steps
+    live, own_border = behind.materialized.live_bytes / scale, behind.materialized.n_forward_kernels
     name = behind.meta.get("strategy", "other plan")
     label = f"{name}: peak {format_bytes(behind.peak_bytes)}"
     style = {"facecolor": "#e4e4e4", "edgecolor": BASELINE, "linewidth": 1, "linestyle": "--"}
@@ -222,8 +223,8 @@ def _stairs(ax: Axes, live: np.ndarray, x0: float, x1: float, **style: Any) -> N
 
 
 def _mark_peak(plan: Plan, scale: int, ax: Axes) -> None:
-    x, y = plan.timeline.peak_step + 0.5, plan.peak_bytes / scale
-    is_right = x > 0.5 * len(plan.timeline.steps)
+    x, y = plan.materialized.peak_kernel + 0.5, plan.peak_bytes / scale
+    is_right = x > 0.5 * len(plan.materialized.live_bytes)
     ax.plot([x], [y], marker="v", color="black", markersize=6, linestyle="none", clip_on=False)
     ax.annotate(
         f"peak {format_bytes(plan.peak_bytes)}",

@@ -1,4 +1,4 @@
-"""`FrontierView`: the live bytes of a plan over its steps, the largest tensors as bands, to zoom, pan and click."""
+"""`FrontierView`: the live bytes of a plan over time, the largest tensors as bands, to zoom, pan and click."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _N_BANDS = 1000
 
 
 class FrontierView(View):
-    """The live bytes of a plan over its steps, over those of save-everything; all predicted, but for a measured curve.
+    """The live bytes of a plan over time, over those of save-everything; all predicted, but for a measured curve.
+
+    Time is counted in kernels, as XLA is predicted to run them; for a graph made by hand, in steps of the plan.
 
     The largest tensors in sight have a band of their own, the rest is one area. Hover over a band, or click it, to see
     the tensor; drag to pan; zoom by the buttons, the keys + and -, or the wheel with the control key held. Long
@@ -73,7 +75,7 @@ class FrontierView(View):
         _check_plan(plan)
         self._behind = baseline_of(plan, baseline)
         texts = Texts.of(plan.graph)
-        live = np.zeros(0) if self._behind is None else self._behind.timeline.live_bytes
+        live = np.zeros(0) if self._behind is None else self._behind.materialized.live_bytes
         super().__init__(
             detail=detail,
             _strings=texts.strings,
@@ -107,13 +109,13 @@ class FrontierView(View):
         _check_plan(plan)
         if self._behind is not None:
             baseline_of(plan, self._behind)
-        t = plan.timeline
+        m = plan.materialized
         self._plan, self._budget_bytes, self._serial = plan, budget_bytes, self._serial + 1
         with self.hold_sync():
             if plan.graph.nested:  # their bytes are the plan's
                 self._value_bytes = packed(plan.graph.value_bytes, np.float64)
-            self._live_bytes = packed(t.live_bytes, np.float64)
-            self._steps, self._ops = packed(t.steps, np.int32), packed(t.ops, np.uint8)
+            self._live_bytes = packed(m.live_bytes, np.float64)
+            self._steps, self._ops = packed(m.kernel_nodes, np.int32), packed(m.kernel_ops, np.uint8)
             self._fates, self._lives = packed(fates(plan), np.uint8), packed(lives(plan), np.int32)
             self._measured = b""
             self._facts = self._facts_of(plan, budget_bytes)
@@ -140,7 +142,7 @@ class FrontierView(View):
         self._facts = {**self._facts, "top_bytes": top_bytes, "serial": self._serial}
 
     def _facts_of(self, plan: Plan, budget_bytes: int | None) -> dict[str, Any]:
-        behind, t = self._behind, plan.timeline
+        behind, m = self._behind, plan.materialized
         budget = plan.meta.get("budget_bytes") if budget_bytes is None else budget_bytes
         top = max(plan.peak_bytes, behind.peak_bytes if behind else 0, budget or 0)
         if behind:
@@ -148,14 +150,15 @@ class FrontierView(View):
             top = min(top, math.ceil(1.05 * max(behind.peak_bytes, plan.peak_bytes)))
         return {
             "serial": self._serial,
-            "n_forward_steps": t.n_forward_steps,
-            "peak_step": t.peak_step,
+            "word": m.kernel_word,
+            "n_forward_steps": m.n_forward_kernels,
+            "peak_step": m.peak_kernel,
             "peak_bytes": plan.peak_bytes,
             "budget_bytes": None if budget is None else int(budget),
             "top_bytes": top,
             "baseline_name": behind.meta.get("strategy", "other plan") if behind else "",
             "baseline_peak_bytes": behind.peak_bytes if behind else 0,
-            "baseline_n_forward_steps": behind.timeline.n_forward_steps if behind else 0,
+            "baseline_n_forward_steps": behind.materialized.n_forward_kernels if behind else 0,
         }
 
     def _writers(self) -> Mapping[str, Any]:

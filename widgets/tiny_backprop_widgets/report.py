@@ -24,7 +24,7 @@ from tiny_backprop_widgets.frontier import DisplayError, plot_frontier, render
 from tiny_backprop_widgets.frontier_view import FrontierView
 from tiny_backprop_widgets.graph_view import GraphView
 from tiny_backprop_widgets.table_view import TableView
-from tiny_backprop_widgets.tensors import alive_at_peak, plan_name
+from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak, plan_name
 from tiny_backprop_widgets.view import View
 
 _N_ROWS = 25
@@ -81,13 +81,22 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan) -> list[tuple[str, ...]]:
             f"+{p.recompute_fraction:.1%} ({format_flops(p.recompute_flops)})",
             f"{len(p.timeline.steps):,}",
             format_seconds(float(node_costs(p.graph, "seconds")[p.timeline.steps].sum())),
-            f"{p.peak_bytes / bound_bytes:.2f} × {format_bytes(bound_bytes)}",
+            f"{p.liveness_peak_bytes / bound_bytes:.2f} × {format_bytes(bound_bytes)}",
         )
         for name, p in plans.items()
     ]
 
 
-PRICE_HEADER = ("predicted", "peak", "of save everything", "saved", "recompute", "steps", "time", "of the lower bound")
+PRICE_HEADER = (
+    "predicted",
+    "peak",
+    "of save everything",
+    "saved",
+    "recompute",
+    "steps",
+    "time",
+    "liveness, of its lower bound",
+)
 
 
 def format_seconds(seconds: float) -> str:
@@ -138,8 +147,8 @@ def _html(graph: Graph, plans: Mapping[str, Plan], measured: pd.DataFrame | None
 def _introduction(graph: Graph) -> str:
     return (
         f"{graph.n_forward:,} forward and {graph.n_backward:,} backward equations, "
-        f"{format_flops(float(graph.flops.sum()))}. Predicted figures are what the referee counts when it plays the "
-        "plan: live bytes of activations, recomputed values and gradients, without the arguments."
+        f"{format_flops(float(graph.flops.sum()))}. The predicted peak is that of temporaries and outputs as XLA "
+        "allocates them: activations, recomputed values, copies and gradients, without the arguments."
     )
 
 
@@ -153,9 +162,12 @@ def _peak_table(plan: Plan) -> str:
     table = alive_at_peak(plan)
     rows = [
         (format_bytes(n_bytes), f"{dtype}{list(shape)}", *(str(text)[:_N_LETTERS] for text in texts))
-        for _, n_bytes, dtype, shape, _, *texts in table.head(_N_ROWS).itertuples(index=False, name=None)
+        for _, _, n_bytes, dtype, shape, _, *texts in table.head(_N_ROWS).itertuples(index=False, name=None)
     ]
     n_rest, n_rest_bytes = len(table) - len(rows), int(table["bytes"].iloc[_N_ROWS:].sum())
+    to_come_bytes = AtPeak.of(plan).to_come_bytes
+    if to_come_bytes:
+        rows.append((format_bytes(to_come_bytes), "outputs that are not yet made", "", "", "", ""))
     if n_rest:
         rows.append((format_bytes(n_rest_bytes), f"{n_rest:,} smaller values together", "", "", "", ""))
     header = ("bytes", "type", "made by", "phase", "scope", "source")

@@ -11,9 +11,8 @@ import traitlets
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.blocks import check_count
-from tiny_backprop.plan.budget import BudgetPlanner, parse_budget
+from tiny_backprop.plan.blocks import check_count, plan_save_everything
+from tiny_backprop.plan.budget import budget_range_bytes, parse_budget
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.slider_marks import Mark, SliderMarks
 
@@ -124,7 +123,7 @@ class BudgetSlider(widgets.VBox):
             continuous_update=False, tooltip="a budget such as 24 MiB or 50%", layout=widgets.Layout(width="6em")
         )
         super().__init__([self._field])
-        self.value = self._most_bytes = int(frontier(graph).max(initial=0))
+        self.value = self._most_bytes = plan_save_everything(graph).peak_bytes
         self._field.observe(self._from_field, "value")
 
     @property
@@ -156,7 +155,7 @@ class BudgetSlider(widgets.VBox):
         """Make the slider, unless it is there: where it begins takes the planner up to some seconds to find."""
         if self._slider is not None:
             return
-        least_bytes = BudgetPlanner.of(self.graph, "seconds").smallest.peak_bytes
+        least_bytes, _ = budget_range_bytes(self.graph)
         stops = np.geomspace(max(least_bytes, 1), max(self._most_bytes, 1), _N_STOPS)
         self._stops = np.unique(stops.round().astype(np.int64))
         self._slider = widgets.SelectionSlider(

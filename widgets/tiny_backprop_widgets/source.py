@@ -33,10 +33,12 @@ def tensor_html(plan: Plan, value: int) -> str:
         return display.table([(name, text[:_MOST_LETTERS]) for name, text in facts])
     table = lives(plan)
     spans = [f"{a} to {b}" for a, b in table[table[:, 0] == value, 1:].tolist()]
+    word = plan.materialized.kernel_word
+    nowhere = "none: it is computed where it is read, takes no bytes, or is never made"
     n_reads = int(np.count_nonzero(graph.reads[1] == value))
     facts += [
         ("the plan", FATES[fates(plan)[value]]),
-        ("alive at steps", ", ".join(spans) or "none: it takes no bytes, or is never made"),
+        (f"alive at {word}s", ", ".join(spans) or nowhere),
         ("made by", f"{graph.primitives[node]}, node {node}, {format_flops(float(graph.flops[node]))}"),
         ("read by", f"{n_reads} node{'s' * (n_reads != 1)}"),
         ("scope", plain_scope(graph.scopes[node])),

@@ -13,11 +13,12 @@ from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import assets
 from tiny_backprop_widgets.frontier import DisplayError
-from tiny_backprop_widgets.tensors import FATES, alive_at, alive_at_peak, fates, plain_scope, value_type
+from tiny_backprop_widgets.tensors import FATES, AtPeak, alive_at_peak, fates, plain_scope, value_type
 from tiny_backprop_widgets.view import View
 
 _N_ROWS = 100
 _MOST_LETTERS = 600
+_LEAST_TOLD_BYTES = 256
 _HEADER = ("bytes", "type", "what the plan does", "made by", "scope", "source")
 
 
@@ -71,26 +72,34 @@ class TableView(View):
     def _make(self) -> None:
         """Find what is alive at the peak; texts are made for the rows that are shown alone."""
         self._fates = fates(self._plan)
-        self._alive = alive_at(self._plan, self._plan.timeline.peak_step)
+        self._at_peak = AtPeak.of(self._plan)
 
-    def _row(self, v: int) -> list[Any]:
+    def _row(self, v: int, is_copy: bool = False) -> list[Any]:
         graph = self._plan.graph
         i = int(graph.value_node[v])
-        made = (f"{graph.primitives[i]}, node {i}", plain_scope(graph.scopes[i]), graph.sources[i])
+        if i < 0:
+            made = (f"{'copy of ' if is_copy else ''}{graph.input_names[v]}", "", "")
+        else:
+            copied = "copy of what is made by " if is_copy else ""
+            made = (f"{copied}{graph.primitives[i]}, node {i}", plain_scope(graph.scopes[i]), graph.sources[i])
         texts = (value_type(graph, v), FATES[self._fates[v]], *made)
         return [v, int(graph.value_bytes[v]), *(t[:_MOST_LETTERS] for t in texts)]
 
     def _shown(self) -> dict[str, Any]:
-        values = self._alive[:_N_ROWS].tolist()
-        graph, v = self._plan.graph, self.value
-        caption = f"{len(self._alive):,} tensors alive at the predicted peak of {format_bytes(self._plan.peak_bytes)}"
-        rest = int(graph.value_bytes[self._alive[_N_ROWS:]].sum())
+        at_peak, graph, v = self._at_peak, self._plan.graph, self.value
+        values, is_copy = at_peak.values[:_N_ROWS].tolist(), at_peak.is_copy[:_N_ROWS].tolist()
+        peak = format_bytes(self._plan.peak_bytes)
+        caption = f"{len(at_peak.values):,} tensors alive at the predicted peak of {peak}"
+        rest = int(at_peak.n_bytes[_N_ROWS:].sum())
         caption += f", the largest {_N_ROWS} of them, {format_bytes(rest)} more in the others" if rest else ""
+        if at_peak.to_come_bytes >= _LEAST_TOLD_BYTES:
+            caption += f"; {format_bytes(at_peak.to_come_bytes)} kept for outputs that are not yet made"
         if v is not None and graph.n_inputs <= v < graph.n_values and v not in values:
-            values = [v, *values]
-            if v not in self._alive:
+            values, is_copy = [v, *values], [False, *is_copy]
+            if v not in at_peak.values:
                 caption += "; the first row is chosen, and not alive then"
-        return {"header": list(_HEADER), "rows": [self._row(v) for v in values], "caption": caption}
+        rows = [self._row(v, copy) for v, copy in zip(values, is_copy, strict=True)]
+        return {"header": list(_HEADER), "rows": rows, "caption": caption}
 
     def _writers(self) -> Mapping[str, Any]:
         def csv(path: Path) -> None:
@@ -116,7 +125,7 @@ class TableView(View):
 
     def __repr__(self) -> str:
         peak = format_bytes(self._plan.peak_bytes)
-        return f"TableView({len(self._alive)} tensors alive at the predicted peak of {peak})"
+        return f"TableView({len(self._at_peak.values)} tensors alive at the predicted peak of {peak})"
 
 
 def _check(plan: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan import Op, Plan
+from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes
 
 TRANSIENT, SAVED, RECOMPUTED, GRADIENT = range(4)
@@ -88,33 +88,18 @@ def _closing(text: str, begin: int) -> int:
 
 @functools.lru_cache(maxsize=4)  # all views of one plan ask
 def lives(plan: Plan) -> np.ndarray:
-    """Return when values are alive: a row (value, first step, last step) for each time that one is made.
+    """Return when values are in memory: a row (value, first kernel, last kernel) for each buffer that holds one.
 
-    Values without bytes have none. The bytes of the rows that contain a step add up to its live bytes.
+    Values without bytes have none. The bytes of the rows that contain a kernel, and those of the outputs that are not
+    yet made, add up to its live bytes. Kernels are steps where the graph was made by hand; see `Plan.materialized`.
 
     Returns:
-      Int32 of shape (n_lives, 3), sorted by value and step.
+      Int32 of shape (n_lives, 3), sorted by value and kernel.
     """
-    graph = plan.graph
-    ops, targets = plan.ops, plan.targets
-    is_step = (ops != Op.SAVE) & (ops != Op.FREE)
-    step_of_action = np.cumsum(is_step) - 1
-    nodes, steps = targets[is_step], np.arange(int(is_step.sum()))
-    n_made = np.diff(graph.output_start)[nodes]
-    offsets = np.arange(int(n_made.sum())) - np.repeat(np.cumsum(n_made) - n_made, n_made)
-    made, made_at = np.repeat(graph.output_start[nodes], n_made) + offsets, np.repeat(steps, n_made)
-    is_free = ops == Op.FREE
-    freed, freed_at = targets[is_free], step_of_action[is_free]
-    order, freed_order = np.lexsort((made_at, made)), np.lexsort((freed_at, freed))
-    made, made_at, freed, freed_at = made[order], made_at[order], freed[freed_order], freed_at[freed_order]
-    # The k-th making of a value is ended by its k-th freeing; the last may be ended by none.
-    nth = np.arange(len(made)) - np.searchsorted(made, made)
-    at = np.searchsorted(freed, made) + nth
-    is_ended = at < np.searchsorted(freed, made, side="right")
-    last = np.full(len(made), max(len(steps) - 1, 0))
-    last[is_ended] = freed_at[at[is_ended]]
-    keep = graph.value_bytes[made] > 0
-    return np.array([made[keep], made_at[keep], last[keep]], np.int32).T
+    m = plan.materialized
+    keep = (m.values >= 0) & (m.n_bytes > 0)
+    table = np.array([m.values[keep], m.first[keep], m.last[keep]], np.int32).T
+    return table[np.lexsort((table[:, 1], table[:, 0]))]
 
 
 @functools.lru_cache(maxsize=4)
@@ -134,33 +119,55 @@ def fates(plan: Plan) -> np.ndarray:
     return fate
 
 
-def alive_at(plan: Plan, step: int) -> np.ndarray:
-    """Return the values alive at a step of a plan, largest first; int64. Those without bytes are left out."""
-    table = lives(plan)
-    values = np.unique(table[(table[:, 1] <= step) & (step <= table[:, 2]), 0]).astype(np.int64)
-    return values[np.argsort(-plan.graph.value_bytes[values], kind="stable")]
+@dataclasses.dataclass(frozen=True, eq=False)
+class AtPeak:
+    """What is in memory at a plan's peak, predicted.
+
+    Attributes:
+      values: The value that each buffer holds, the largest first; int64.
+      is_copy: Whether the buffer is a copy of it: held, or in another order of dimensions.
+      n_bytes: Size of each buffer.
+      to_come_bytes: Bytes of outputs that are not yet made, whose memory is taken all along. With `n_bytes` they add up
+        to the plan's `peak_bytes`.
+    """
+
+    values: np.ndarray
+    is_copy: np.ndarray
+    n_bytes: np.ndarray
+    to_come_bytes: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> AtPeak:
+        """Return what is in memory at the peak; what holds nothing of the program's own is left out."""
+        m = plan.materialized
+        alive = m.alive_at(m.peak_kernel)
+        alive = alive[(m.values[alive] >= 0) & (m.n_bytes[alive] > 0)]
+        n_bytes = m.n_bytes[alive]
+        return cls(m.values[alive], m.nodes[alive] < 0, n_bytes, m.peak_bytes - int(n_bytes.sum()))
 
 
 def alive_at_peak(plan: Plan) -> pd.DataFrame:
-    """Return the values alive at the plan's peak, largest first; their bytes add up to `plan.peak_bytes`.
+    """Return what is in memory at the plan's peak, largest first; predicted.
 
     Returns:
-      One row per value, with `value`, `bytes`, `dtype`, `shape`, `node`, `primitive`, `phase`, `scope` and `source`.
+      One row per buffer, with `value`, `is_copy`, `bytes`, `dtype`, `shape`, `node`, `primitive`, `phase`, `scope` and
+      `source`. Beside them stand the outputs that are not yet made; see `AtPeak`.
     """
-    graph = plan.graph
-    values = alive_at(plan, plan.timeline.peak_step)
+    graph, at_peak = plan.graph, AtPeak.of(plan)
+    values = at_peak.values
     nodes = graph.value_node[values].tolist()
     return pd.DataFrame(
         {
             "value": values,
-            "bytes": graph.value_bytes[values],
+            "is_copy": at_peak.is_copy,
+            "bytes": at_peak.n_bytes,
             "dtype": [graph.value_dtypes[v] for v in values.tolist()],
             "shape": [graph.value_shapes[v] for v in values.tolist()],
             "node": nodes,
-            "primitive": [graph.primitives[i] for i in nodes],
-            "phase": ["backward" if graph.is_backward[i] else "forward" for i in nodes],
-            "scope": [graph.scopes[i] for i in nodes],
-            "source": [graph.sources[i] for i in nodes],
+            "primitive": [graph.primitives[i] if i >= 0 else "" for i in nodes],
+            "phase": ["backward" if i >= graph.n_forward else "forward" for i in nodes],
+            "scope": [graph.scopes[i] if i >= 0 else "" for i in nodes],
+            "source": [graph.sources[i] if i >= 0 else "" for i in nodes],
         }
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Pareto, Plan, pareto
-from tiny_backprop.plan.budget import BudgetPlanner
+from tiny_backprop.plan.budget import budget_range_bytes, plan_budget
 from tiny_backprop_widgets.guard import Guard
 from tiny_backprop_widgets.pareto_view import ParetoView
 
@@ -89,15 +89,14 @@ class TradeOffPanel(widgets.VBox):
     def _run(self) -> None:
         """Plan for one budget after the other; between two of them the sliders get their turn."""
         try:
-            planner = BudgetPlanner.of(self._graph, "seconds")
             with self._guard.lock:
-                most, least = planner.most_bytes, planner.smallest.peak_bytes
+                least, most = budget_range_bytes(self._graph)
             ladder = np.geomspace(max(most, 1), max(least, 1), N_POINTS).round().astype(np.int64).tolist()
             for i, budget in enumerate(ladder):
                 if self._is_cancelled:
                     return
                 with self._guard.lock:
-                    planner.best(max(budget, least))
+                    plan_budget(self._graph, max(budget, least))
                 self._progress.value = i + 1
             self.work_out()
         except Exception as e:

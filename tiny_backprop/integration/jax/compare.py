@@ -50,12 +50,10 @@ def compare(
       **kwargs: Keyword arguments of `fun`.
 
     Returns:
-      One row each for `jax.value_and_grad`, the plans and the policies. `predicted_*` columns are the referee's count,
-      empty where there is no plan, but `predicted_allocated_bytes`, which is what XLA:CPU is predicted to allocate (see
-      `materialize`); `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries,
-      `measured_peak_bytes` temporaries and outputs together, to be held against `predicted_allocated_bytes`;
-      `measured_flops` is counted in the compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to
-      the first row.
+      One row each for `jax.value_and_grad`, the plans and the policies. `predicted_*` columns are empty where there is
+      no plan; `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries, `measured_peak_bytes`
+      temporaries and outputs together, to be held against `predicted_peak_bytes`; `measured_flops` is counted in the
+      compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to the first row.
 
     Raises:
       PlanError: A plan does not fit, or a policy has no such name.
@@ -103,7 +101,6 @@ def _named(plans: Sequence[Plan]) -> dict[str, Plan]:
 def _row(plan: Plan | None, m: Measurement) -> dict[str, Any]:
     row = {
         "predicted_peak_bytes": plan.peak_bytes if plan else None,
-        "predicted_allocated_bytes": plan.materialized.peak_bytes if plan else None,
         "predicted_saved_bytes": plan.saved_bytes if plan else None,
         "predicted_flops": plan.flops if plan else None,
         "measured_temp_bytes": m.temp_bytes,

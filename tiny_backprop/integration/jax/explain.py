@@ -21,7 +21,7 @@ from tiny_backprop.units import format_bytes
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_SOURCE = "no source line"
+NO_SOURCE, OUTPUTS_TO_COME = "no source line", "outputs that are not yet made"
 _PHASES = {int(Op.RUN): "forward", int(Op.RECOMPUTE): "recomputed", int(Op.BACKWARD): "gradient"}
 _MOST_PAIRS_PER_KEY, _MOST_PAIRS = 4_000, 1_000_000
 _LEAST_MATCHED = 0.1
@@ -32,8 +32,9 @@ class LineDifference:
     """What one line of source keeps alive at the peak, as predicted and as XLA has it.
 
     Attributes:
-      source: `file:line (function)`, or `no source line`.
-      predicted_bytes: Bytes of the values that the plan has alive at its peak.
+      source: `file:line (function)`, `no source line`, or `outputs that are not yet made`, whose memory is taken all
+        along.
+      predicted_bytes: Bytes of the buffers that the plan is predicted to have alive at its peak.
       measured_bytes: Bytes of the buffers that XLA has alive at its own.
       values: Dtype, shape and number of the former, the largest first.
       buffers: Shape and number of the latter, the largest first.
@@ -119,7 +120,7 @@ class Explanation:
 def explain(plan: Plan, measurement: Measurement) -> Explanation:
     """List where a plan's prediction and XLA's memory disagree, by the source line that the tensors come from.
 
-    Compares the values that the plan has alive at its predicted peak with the buffers, temporaries and outputs, that
+    Compares the buffers, temporaries and outputs, that the plan is predicted to have alive at its peak with those that
     XLA has alive at its own. A fusion counts for the line of the equation that it ends with.
 
     Args:
@@ -145,16 +146,14 @@ def explain(plan: Plan, measurement: Measurement) -> Explanation:
     memory_map = _check(plan, measurement)
     live = memory_map.live_bytes + memory_map.live_output_bytes
     position = int(live.argmax()) if len(live) else 0
-    graph = plan.graph
-    predicted: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for v in plan.alive_at_peak.tolist():
-        source = graph.sources[int(graph.value_node[v])] or NO_SOURCE
-        shape = f"{graph.value_dtypes[v]}[{','.join(map(str, graph.value_shapes[v]))}]"
-        predicted[source].append((int(graph.value_bytes[v]), shape))
+    predicted = _predicted(plan)
     measured: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for memory in ("temp", "output"):
         for b in memory_map.alive_at(position, memory):
             measured[b.source or NO_SOURCE].append((b.bytes, b.shape))
+    if len(live):
+        to_come = measurement.output_bytes - measurement.alias_bytes - int(memory_map.live_output_bytes[position])
+        measured[OUTPUTS_TO_COME].append((max(to_come, 0), ""))
     lines = [
         LineDifference(
             source,
@@ -167,13 +166,27 @@ def explain(plan: Plan, measurement: Measurement) -> Explanation:
     ]
     lines.sort(key=lambda line: (-abs(line.difference_bytes), line.source))
     return Explanation(
-        graph.name,
+        plan.graph.name,
         plan.peak_bytes,
         int(live.max(initial=0)),
         measurement.peak_bytes,
         tuple(lines),
         memory_map.doubts,
     )
+
+
+def _predicted(plan: Plan) -> dict[str, list[tuple[int, str]]]:
+    """Return the bytes and shape of what a plan has alive at its peak, by source line."""
+    graph, m = plan.graph, plan.materialized
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    alive = m.alive_at(m.peak_kernel)
+    for v, node, n_bytes in zip(*(a[alive].tolist() for a in (m.values, m.nodes, m.n_bytes)), strict=True):
+        maker = node if node >= 0 or v < 0 else int(graph.value_node[v])  # a copy is its original's
+        shape = f"{graph.value_dtypes[v]}[{','.join(map(str, graph.value_shapes[v]))}]" if v >= 0 else "pred[]"
+        found[(graph.sources[maker] if maker >= 0 else "") or NO_SOURCE].append((n_bytes, shape))
+    to_come = m.peak_bytes - int(m.n_bytes[alive].sum())
+    found[OUTPUTS_TO_COME].append((to_come, ""))
+    return found
 
 
 def _check(plan: Plan, measurement: Measurement) -> MemoryMap:
@@ -201,29 +214,31 @@ def _signed(n_bytes: int) -> str:
     return ("+" if n_bytes >= 0 else "−") + format_bytes(abs(n_bytes))
 
 
-def steps_of_positions(plan: Plan, memory_map: MemoryMap) -> tuple[np.ndarray, int]:
-    """Return where on a plan's axis of steps the positions of a compiled schedule begin.
+def kernels_of_positions(plan: Plan, memory_map: MemoryMap) -> tuple[np.ndarray, int]:
+    """Return where on a plan's axis of predicted kernels the positions of a compiled schedule begin.
 
-    A step and a position correspond where phase, user's scope, source line and primitive agree; of all such pairs the
+    A kernel and a position correspond where phase, user's scope, source line and primitive agree; of all such pairs the
     longest sequence is kept that is in order on both sides (Hunt & Szymanski 1977, doi:10.1145/359581.359603), and
-    positions in between are spaced evenly. Where fewer than a tenth of the positions that name an equation find a step,
-    the whole schedule is stretched evenly instead, and 0 matches are reported.
+    positions in between are spaced evenly. Where fewer than a tenth of the positions that name an equation find a
+    kernel, the whole schedule is stretched evenly instead, and 0 matches are reported.
 
     Returns:
-      float64 of shape (n_positions + 1,), never falling, from 0 to the number of steps; and how many positions have a
-      step of their own.
+      float64 of shape (n_positions + 1,), never falling, from 0 to the number of kernels; and how many positions have
+      a kernel of their own.
 
     Raises:
       MeasureError: There is no map.
     """
-    n_positions, n_steps = len(memory_map.live_bytes), len(plan.timeline.steps)
-    evenly = np.linspace(0, n_steps, n_positions + 1)
-    graph, nodes = plan.graph, plan.timeline.steps.tolist()
+    graph, m = plan.graph, plan.materialized
+    n_positions, n_kernels = len(memory_map.live_bytes), len(m.kernel_nodes)
+    evenly = np.linspace(0, n_kernels, n_positions + 1)
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for step, (node, op) in enumerate(zip(nodes, plan.timeline.ops.tolist(), strict=True)):
+    for kernel, (node, op) in enumerate(zip(m.kernel_nodes.tolist(), m.kernel_ops.tolist(), strict=True)):
+        if node < 0:
+            continue
         primitive = graph.primitives[node]
         scope = scope_of(f"{graph.scopes[node]}/{primitive}")
-        places[_PHASES[op], scope, graph.sources[node], primitive].append(step)
+        places[_PHASES[op], scope, graph.sources[node], primitive].append(kernel)
     keys = [
         (p.phase, scope_of(p.op_name), p.source, split_name(p.op_name)[-1]) if p.op_name else None
         for p in memory_map.schedule
@@ -236,9 +251,9 @@ def steps_of_positions(plan: Plan, memory_map: MemoryMap) -> tuple[np.ndarray, i
     if not n_positions or len(pairs) < max(1, _LEAST_MATCHED * sum(key is not None for key in keys)):
         return evenly, 0
     xs = [-1.0, *(position + 0.5 for position, _ in pairs), n_positions + 1.0]
-    ys = [0.0, *(step + 0.5 for _, step in pairs), float(n_steps)]
+    ys = [0.0, *(kernel + 0.5 for _, kernel in pairs), float(n_kernels)]
     found = np.interp(np.arange(n_positions + 1), xs, ys)
-    found[0], found[-1] = 0, n_steps
+    found[0], found[-1] = 0, n_kernels
     return found, len(pairs)
 
 
@@ -247,8 +262,8 @@ def _in_order(candidates: list[list[int]]) -> list[tuple[int, int]]:
     ends: list[int] = []  # the smallest j that ends a sequence of each length
     chain: list[tuple[int, int, int]] = []  # (i, j, its predecessor's place in chain)
     last: list[int] = []
-    for i, steps in enumerate(candidates):
-        for j in reversed(steps):
+    for i, places in enumerate(candidates):
+        for j in reversed(places):
             length = bisect.bisect_left(ends, j)
             if length < len(ends) and ends[length] == j:
                 continue

@@ -300,6 +300,7 @@ def build_graph(
         outputs=np.array([_number(v, number) for v in outvars], np.int64),
         n_primal_outputs=n_primal_outputs,
         nested=_nested(eqns),
+        backend="cpu",
     )
     return keeping_everything(graph), variables
 

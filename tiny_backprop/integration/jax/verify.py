@@ -1,23 +1,24 @@
 """A byte budget that holds in truth: compile, ask XLA, and plan again until temporaries and outputs fit.
 
-The referee counts every value as if nothing were fused and no scratch space were taken; XLA needs less or more. And XLA
-gives what the program returns buffers of its own for the whole run. So temporaries are planned for, on a ladder of
-memories (`tiny_backprop.plan.ladder`), and of the gradients that fit the one that takes most is returned: the measured
-peak is monotone in the budget.
+Predictions are off by some per cent. So the ladder of memories on which `plan_budget` looks for a plan whose predicted
+allocation fits (`tiny_backprop.plan.ladder`) is climbed with XLA itself, on fewer rungs, and of the gradients that fit
+the one that takes most is returned: the measured peak is monotone in the budget.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Plan
-from tiny_backprop.plan.budget import BudgetPlanner, budget_meta, parse_budget
-from tiny_backprop.plan.ladder import no_plan, try_plans
+from tiny_backprop.plan.blocks import best_plan
+from tiny_backprop.plan.budget import budget_meta, parse_budget
+from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
+from tiny_backprop.plan.ladder import Ladder
 from tiny_backprop.plan.loops import LoopChoice
 
-_MOST_COMPILATIONS = 6  # the plain gradient, and a bisection
+_FUSED_SHARE = 0.4  # of the smallest peak by liveness: less than XLA's fusion has been seen to come to
+_N_RUNGS = 32  # the plain gradient and a bisection: six compilations
 
 
 def plan_verified(
@@ -28,8 +29,8 @@ def plan_verified(
 ) -> Plan:
     """Return the cheapest plan found whose gradient, as XLA allocates it, is within a byte budget.
 
-    Up to six plans are compiled. Which ones depends on the graph, the budget and XLA alone. The measured peak of the
-    plan returned is monotone in the budget.
+    Six plans are compiled, and where none of them fits, two in blocks. Which ones depends on the graph, the budget and
+    XLA alone. The measured peak of the plan returned is monotone in the budget.
 
     Args:
       graph: A gradient graph.
@@ -47,10 +48,20 @@ def plan_verified(
     budget_bytes = parse_budget(graph, budget)
     planner = BudgetPlanner.of(graph, "seconds", loops).for_temporaries()
     meta = budget_meta(budget, budget_bytes, "seconds")
-    tried = try_plans(planner, budget_bytes, meta, measured_bytes, _MOST_COMPILATIONS)
-    fitting = [c for c in tried if c.n_bytes <= budget_bytes]
+
+    def count(found: Found) -> int:
+        return measured_bytes(planner.plan(found, meta))
+
+    ladder = Ladder(
+        planner,
+        count,
+        lambda: [best_plan(graph, levels, loops=loops) for levels in (1, 2)],
+        n_rungs=_N_RUNGS,
+        least_bytes=_FUSED_SHARE * planner.smallest.peak_bytes,
+        is_guessed=False,
+    )
+    fitting = ladder.fitting(budget_bytes)
     if not fitting:
-        raise no_plan(graph, budget_bytes, tried, "that XLA fits", "measured")
-    best = max(fitting, key=lambda c: (c.n_bytes, -c.plan.recompute_flops))
-    known = {"measured_peak_bytes": best.n_bytes, "n_compiled": len(tried)}
-    return dataclasses.replace(best.plan, meta={**best.plan.meta, **known})
+        raise ladder.no_plan(budget_bytes, "that XLA fits", "measured")
+    best = max(fitting, key=lambda c: (c.n_bytes, -c.found.cost))
+    return planner.plan(best.found, {**meta, "measured_peak_bytes": best.n_bytes, "n_compiled": len(ladder.counted)})

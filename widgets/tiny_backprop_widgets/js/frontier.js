@@ -25,7 +25,7 @@ const RIGHT = 12;
 const TOP = 24;
 const BOTTOM = 32;
 const FATES = ["forward, freed at once", "saved", "recomputed", "gradient"];
-const OPS = ["run", "save", "recompute", "backward", "free"];
+const OPS = ["run", "save", "recompute", "backward", "free", "hold", "predicate", "copy", "broadcast", "reshape"];
 /** @type {("transient" | "saved" | "recomputed" | "gradient")[]} */
 const FATE_COLOURS = ["transient", "saved", "recomputed", "gradient"];
 
@@ -69,7 +69,7 @@ export function renderFrontier({ model, el }) {
   let hovered = /** @type {{ x: number, y: number } | null} */ (null);
   let nPaints = 0;
   const label =
-    "Live bytes over the steps of the plan. Arrow keys move, plus and minus zoom, 0 shows all, Y scales to this plan alone, N and P walk through the tensors by size.";
+    "Live bytes of the plan over time. Arrow keys move, plus and minus zoom, 0 shows all, Y scales to this plan alone, N and P walk through the tensors by size.";
   const { frame, canvas, touch, stop } = canvasIn(root, HEIGHT, label, paint);
   const tip = tooltipIn(frame);
 
@@ -345,7 +345,7 @@ export function renderFrontier({ model, el }) {
     c.textAlign = "left";
     c.fillText("live bytes, predicted", 4, 12);
     c.textAlign = "right";
-    c.fillText(`step of ${plan.live.length.toLocaleString("en")}, recomputation included`, width - RIGHT, 12);
+    c.fillText(`${plan.facts.word} of ${plan.live.length.toLocaleString("en")}, recomputation included`, width - RIGHT, 12);
     c.textAlign = "center";
     c.font = "italic 11px system-ui, sans-serif";
     const border = plan.facts.n_forward_steps;
@@ -373,7 +373,7 @@ export function renderFrontier({ model, el }) {
     const [primitive, scope, source] = [0, 1, 2].map((k) => program.strings[program.nodes[4 * node + k]]);
     return [
       `${formatBytes(program.bytes[value])}  ${program.strings[program.values[2 * value + 1]]}`,
-      `${FATES[plan.fate[value]]}; alive from step ${plan.lives.first[life]} to ${plan.lives.last[life]}`,
+      `${FATES[plan.fate[value]]}; alive from ${plan.facts.word} ${plan.lives.first[life]} to ${plan.lives.last[life]}`,
       `made by ${primitive}, node ${node}`,
       ...(scope ? [`in ${scope}`] : []),
       ...(source ? [shortPath(source)] : []),
@@ -398,14 +398,14 @@ export function renderFrontier({ model, el }) {
     else {
       const { step } = found;
       const node = plan.steps[step];
-      const name = program.strings[program.nodes[4 * node]];
+      const what = node < 0 ? "" : ` ${program.strings[program.nodes[4 * node]]}, node ${node}`;
       const inside = found.bytes <= plan.live[step];
       const rest = formatBytes(plan.live[step] - (drawn?.top[found.column] ?? 0));
       tip.show(
         [
-          `step ${step}: ${formatBytes(plan.live[step])} alive`,
-          `${OPS[plan.ops[step]]} ${name}, node ${node}`,
-          ...(inside ? [`tensors too small for a band: ${rest} together`] : []),
+          `${plan.facts.word} ${step}: ${formatBytes(plan.live[step])} alive`,
+          `${OPS[plan.ops[step]]}${what}`,
+          ...(inside ? [`outputs not yet made, and what is too small for a band: ${rest} together`] : []),
         ],
         x,
         y,
@@ -496,7 +496,7 @@ export function renderFrontier({ model, el }) {
       ["+", "zoom in", () => zoom(0.6)],
       ["↕", "scale to this plan alone, or to save everything", rescale],
       ["peak", "zoom to the peak", toPeak],
-      ["all", "show all steps", all],
+      ["all", "show the whole plan", all],
     ]);
   }
 

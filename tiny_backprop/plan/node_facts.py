@@ -1,0 +1,218 @@
+"""What the rules need to know of each node of a graph: what XLA:CPU can do with it and to what it reads."""
+
+from __future__ import annotations
+
+import enum
+import math
+
+import numpy as np
+
+from tiny_backprop.graph import LITERAL, Graph
+
+
+class Kind(enum.IntEnum):
+    """What XLA:CPU can do with an instruction; the first three can be fused into the loop that reads them.
+
+    * `ALIAS`: the same bytes under another shape; it never takes memory beside its operand.
+    * `CHEAP`: element-wise or moving data; computed again in each loop that reads it.
+    * `EXPENSIVE`: element-wise, but computed once: `exp`, `tanh`, a division by an array.
+    * `REDUCTION`: a kernel of its own that takes chains of element-wise operations in.
+    * `KERNEL`: anything else: contractions, scatters, sorts, loops.
+    * `HOLD`: a conditional that passes values on.
+    """
+
+    ALIAS = 0
+    CHEAP = 1
+    EXPENSIVE = 2
+    REDUCTION = 3
+    KERNEL = 4
+    HOLD = 5
+
+
+def names(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+def _of_kind(kind: Kind, text: str) -> dict[str, Kind]:
+    return dict.fromkeys(text.split(), kind)
+
+
+_KINDS = (
+    _of_kind(Kind.ALIAS, "reshape squeeze expand_dims copy copy_p stop_gradient optimization_barrier pvary random_wrap")
+    | _of_kind(Kind.ALIAS, "random_unwrap")
+    | _of_kind(
+        Kind.CHEAP, "add sub mul neg abs sign floor ceil round max min and or not xor eq ne lt le gt ge select_n"
+    )
+    | _of_kind(
+        Kind.CHEAP, "clamp convert_element_type bitcast_convert_type integer_pow square is_finite nextafter real"
+    )
+    | _of_kind(
+        Kind.CHEAP, "imag complex conj shift_left shift_right_logical shift_right_arithmetic population_count clz"
+    )
+    | _of_kind(Kind.CHEAP, "add_any reduce_precision broadcast_in_dim iota pad slice concatenate transpose gather rev")
+    | _of_kind(Kind.CHEAP, "dynamic_slice dynamic_update_slice split eq_to le_to lt_to")
+    | _of_kind(
+        Kind.EXPENSIVE, "exp exp2 expm1 log log1p tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow"
+    )
+    | _of_kind(Kind.EXPENSIVE, "atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem")
+    | _of_kind(Kind.REDUCTION, "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin")
+)
+"""Kind of each primitive; what is not named is a `KERNEL`."""
+_MOVES = names(
+    "broadcast_in_dim iota pad slice concatenate transpose gather dynamic_slice rev split dynamic_update_slice"
+)
+_MERGED = names(
+    "broadcast_in_dim exp tanh neg mul add sub div convert_element_type max min log rsqrt sqrt square select_n logistic"
+)
+"""Element-wise primitives whose result is told by operands, shape and dtype alone."""
+_CONTRACTIONS = ("dot_general", "conv_general_dilated")
+_EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
+_LEAST_SHARED_BYTES = 4096
+
+
+class NodeFacts:
+    """What the rules need to know of each node, found once for a graph and kept with it."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.shapes, self.dtypes = graph.value_shapes, graph.value_dtypes
+        self.sizes = [math.prod(s) for s in graph.value_shapes]
+        self.makers = graph.value_node.tolist()
+        self.starts = graph.output_start.tolist()
+        self.readers: list[list[int]] = [[] for _ in range(graph.n_values)]
+        for node, value in zip(*(a.tolist() for a in graph.reads), strict=True):
+            self.readers[value].append(node)
+        bounds, operands = graph.operand_start.tolist(), graph.operands.tolist()
+        relaid = graph.relaid_operands.tolist()
+        self.operands = [operands[bounds[i] : bounds[i + 1]] for i in range(graph.n_nodes)]
+        self.reads: list[dict[int, int]] = []  # each value read, and what is done to it for that
+        for i, (start, of_node) in enumerate(zip(bounds, self.operands, strict=False)):
+            reads: dict[int, int] = {}
+            for v, c in zip(of_node, relaid[start : bounds[i + 1]], strict=True):
+                if v != LITERAL:
+                    reads[v] = max(reads.get(v, 0), c)
+            self.reads.append(reads)
+        self.kinds = [self._kind(i) for i in range(graph.n_nodes)]
+        self.is_broadcast = self._broadcasts()
+        for i, p in enumerate(graph.primitives):
+            if p == "div" and self.kinds[i] == Kind.EXPENSIVE and self.is_broadcast[self.operands[i][1]]:
+                self.kinds[i] = Kind.CHEAP  # XLA multiplies by the reciprocal of what was broadcast
+        self.moves = [p in _MOVES for p in graph.primitives]
+        self.is_unary = [self._is_unary(i) for i in range(graph.n_nodes)]
+        self.is_merged = [
+            self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and p in _MERGED and bool(o) and LITERAL not in o
+            for i, (p, o) in enumerate(zip(graph.primitives, self.operands, strict=True))
+        ]
+        self.is_widened = [
+            self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and not self.moves[i] and len(self.reads[i]) > 1
+            for i in range(graph.n_nodes)
+        ]
+        self.is_shared_exp = self._shared_exponentials()
+        self.is_held_when_made, self.varies = _held_when_made(graph), self._varies()
+
+    @classmethod
+    def of(cls, graph: Graph) -> NodeFacts:
+        """Return the facts that are kept with a graph."""
+        if "node facts" not in graph.memo:
+            graph.memo["node facts"] = cls(graph)
+        return graph.memo["node facts"]
+
+    def _kind(self, i: int) -> Kind:
+        kind = _KINDS.get(self.graph.primitives[i], Kind.KERNEL)
+        if self.starts[i] == self.starts[i + 1]:
+            return kind
+        first = next(iter(self.reads[i]), None)
+        return Kind.ALIAS if first is not None and self._is_alias(i, first, self.starts[i]) else self._divided(i, kind)
+
+    def _is_alias(self, i: int, operand: int, out: int) -> bool:
+        """Return whether a node that could do more only relabels its operand, or XLA folds it into a dot."""
+        primitive = self.graph.primitives[i]
+        if primitive == "broadcast_in_dim" or (_KINDS.get(primitive) == Kind.REDUCTION and primitive[:3] != "arg"):
+            return self.sizes[operand] == self.sizes[out]
+        if primitive == "convert_element_type":
+            return self.dtypes[operand] == self.dtypes[out]
+        if primitive != "transpose":
+            return False
+        before, after = ([d for d in self.shapes[v] if d != 1] for v in (operand, out))
+        if before == after and len(set(before)) == len(before):
+            return True
+        if len(self.shapes[out]) != 2:
+            return False
+        maker = self.makers[operand]
+        is_of_dot = maker >= 0 and self.graph.primitives[maker] == "dot_general" and len(self.readers[operand]) == 1
+        readers = self.readers[out]
+        return is_of_dot or (bool(readers) and all(self.graph.primitives[r] == "dot_general" for r in readers))
+
+    def _divided(self, i: int, kind: Kind) -> Kind:
+        """Return the kind of a division: expensive by an array of full size, else as cheap as a multiplication."""
+        if self.graph.primitives[i] != "div":
+            return kind
+        divisor = self.operands[i][1]
+        is_full = divisor != LITERAL and self.sizes[divisor] >= self.sizes[self.starts[i]]
+        return Kind.EXPENSIVE if is_full else Kind.CHEAP
+
+    def _broadcasts(self) -> list[bool]:
+        found = [False] * (self.graph.n_values + 1)  # the last entry stands for literals
+        for i, p in enumerate(self.graph.primitives):
+            if self.kinds[i] == Kind.ALIAS:
+                first = next(iter(self.reads[i]), LITERAL)
+                is_broadcast = found[first]
+            else:
+                is_broadcast = p in ("broadcast_in_dim", "iota")
+            if is_broadcast:
+                found[self.starts[i] : self.starts[i + 1]] = [True] * (self.starts[i + 1] - self.starts[i])
+        return found
+
+    def _is_unary(self, i: int) -> bool:
+        if self.starts[i] == self.starts[i + 1]:
+            return True
+        out = self.starts[i]
+        rank, size, moves = len(self.shapes[out]), self.sizes[out], self.moves[i]
+        full = [
+            v
+            for v in self.reads[i]
+            if not self.is_broadcast[v]
+            and self.sizes[v] > 1
+            and len(self.shapes[v]) >= rank
+            and (moves or self.sizes[v] >= size)
+        ]
+        return len(full) <= 1
+
+    def _shared_exponentials(self) -> list[bool]:
+        """Return which nodes are exp(-x * x) beside an erfc(x)."""
+        primitives = self.graph.primitives
+        erfc_of = {v for i, p in enumerate(primitives) if p == "erfc" for v in self.reads[i]}
+        shared = [False] * self.graph.n_nodes
+        for i, p in enumerate(primitives):
+            if p != "exp" or not erfc_of:
+                continue
+            v, found = next(iter(self.reads[i]), -1), []
+            while v >= 0 and self.makers[v] >= 0 and len(found) < 2 and len(self.reads[self.makers[v]]) == 1:
+                found.append(primitives[self.makers[v]])
+                v = next(iter(self.reads[self.makers[v]]))
+            is_square = len(found) == 2 and found[0] == "neg" and found[1] in ("square", "integer_pow", "mul")
+            shared[i] = is_square and v in erfc_of
+        return shared
+
+    def _varies(self) -> list[bool]:
+        """Return which values depend on an argument; inputs named `constant` and `cotangent` are none."""
+        varies = [not name.startswith(("constant ", "cotangent ")) for name in self.graph.input_names]
+        varies += [False] * (self.graph.n_values - len(varies))
+        for i, reads in enumerate(self.reads):
+            if any(varies[v] for v in reads):
+                for v in range(self.starts[i], self.starts[i + 1]):
+                    varies[v] = True
+        return varies
+
+
+def _held_when_made(graph: Graph) -> list[bool]:
+    """Return which values the planned backward phase holds as soon as they are made."""
+    node, value = graph.reads
+    is_contraction = np.isin(graph.primitives, _CONTRACTIONS)
+    n_readers = np.bincount(value, minlength=graph.n_values)
+    n_contractions = np.bincount(value[is_contraction[node]], minlength=graph.n_values)
+    is_backward = graph.value_node >= graph.n_forward
+    is_expanded = np.isin(graph.primitives, _EXPANDED)[graph.value_node] if graph.n_nodes else is_backward
+    is_large = graph.value_bytes >= _LEAST_SHARED_BYTES
+    return (is_large & (n_readers >= 2) & (is_backward & (n_contractions >= 1) | is_expanded)).tolist()
