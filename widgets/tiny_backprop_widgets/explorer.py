@@ -141,6 +141,7 @@ class PlanExplorer(widgets.VBox):
         self._loops, self._map = widgets.HTML(), widgets.HTML(_NO_MAP)
         self._map_tab = widgets.VBox([self._map])
         self._map_view: MemoryMapView | None = None
+        self._map_color_by = "kind"  # kept while there is no map
         self._mapped: Measurement | None = None  # whose memory map is shown
         self._export_button = widgets.Button(description="Export", icon="download")
         self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
@@ -373,8 +374,10 @@ class PlanExplorer(widgets.VBox):
     def _show_map(self, text: str, view: MemoryMapView | None) -> None:
         """Show a memory map, or a text that says why there is none."""
         before, self._map_view, self._map.value = self._map_view, view, text
-        if before is not None and view is not None:
-            view.color_by = before.color_by
+        if before is not None:
+            self._map_color_by = before.color_by
+        if view is not None:
+            view.color_by = self._map_color_by
         self._map_tab.children = [self._map] if view is None else [view]
         if before is not None:
             before.close()
