@@ -302,6 +302,7 @@ def test_the_range_and_the_knee_are_marked_under_the_budget_slider():
     assert [m.name for m in ui.budget._marks.marks] == ["smallest", "knee", "save everything"]
     knee = ui.budget._marks.marks[1]
     assert knee.bytes == knee_bytes
+    assert [m.row for m in ui.budget._marks.marks] == [1, 0, 1]  # no tick crosses words
     handle = ui.budget._stops[round(knee.at * (len(ui.budget._stops) - 1))]  # where the slider's handle would be
     assert abs(np.log(handle / knee_bytes)) <= np.log(high / low) / 100
     for n, mark in enumerate(ui.budget._marks.marks):

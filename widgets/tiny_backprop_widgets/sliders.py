@@ -177,13 +177,14 @@ class BudgetSlider(widgets.VBox):
         if self._slider is None:
             return
         low, high = self.range_bytes
-        marks = [Mark("smallest", low, 0.0, 0, "the smallest budget that a plan was found for")]
+        row = 0 if self._knee_bytes is None else 1  # below the knee, whose tick would cross their words
+        marks = [Mark("smallest", low, 0.0, row, "the smallest budget that a plan was found for")]
         if self._knee_bytes is not None:
             stop = np.interp(self._knee_bytes, self._stops, np.arange(len(self._stops)))
             at = float(stop / max(len(self._stops) - 1, 1))
-            marks.append(Mark("knee", self._knee_bytes, at, 1, "the knee, after which less memory becomes dear"))
+            marks.append(Mark("knee", self._knee_bytes, at, 0, "the knee, after which less memory becomes dear"))
         if high > low:
-            marks.append(Mark("save everything", high, 1.0, 0, "what saving everything takes"))
+            marks.append(Mark("save everything", high, 1.0, row, "what saving everything takes"))
         self._marks.show(marks)
 
     def _from_mark(self, mark: Mark) -> None:

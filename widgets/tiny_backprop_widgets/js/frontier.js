@@ -345,7 +345,11 @@ export function renderFrontier({ model, el }) {
     c.textAlign = "left";
     c.fillText("live bytes, predicted", 4, 12);
     c.textAlign = "right";
-    c.fillText(`${plan.facts.word} of ${plan.live.length.toLocaleString("en")}, recomputation included`, width - RIGHT, 12);
+    c.fillText(
+      `${plan.facts.word} of ${plan.live.length.toLocaleString("en")}, recomputation included`,
+      width - RIGHT,
+      12,
+    );
     c.textAlign = "center";
     c.font = "italic 11px system-ui, sans-serif";
     const border = plan.facts.n_forward_steps;

@@ -1,6 +1,6 @@
 // @ts-check
 /** Marks under a slider: a tick and a word each; a click takes the slider there. */
-import { buttons, element, onChange, onTheme, themeOf } from "./shared.js";
+import { element, onChange, onTheme, themeOf } from "./shared.js";
 
 /** @typedef {{ at: number, row: number, text: string, title: string }} Mark */
 
@@ -18,13 +18,15 @@ export function renderMarks({ model, el }) {
       tick.style.left = share;
       tick.style.height = mark.row ? "1.7em" : "0.4em";
       root.append(tick);
-      buttons(root, [[mark.text, mark.title, () => model.send(i)]]);
-      const button = /** @type {HTMLElement} */ (root.lastElementChild);
-      button.className = "";
+      const button = element("button", "", mark.text);
+      button.title = mark.title;
+      button.setAttribute("aria-label", mark.title);
+      button.addEventListener("click", () => model.send(i));
       button.dataset.at = String(mark.at);
       button.style.left = share;
       button.style.top = mark.row ? "1.6em" : "0.35em";
       button.style.transform = `translateX(-${share})`; // words at an end stay inside
+      root.append(button);
     }
   }
 

@@ -441,7 +441,10 @@ export function renderMemoryMap({ model, el }) {
     if (isStale) return;
     const at = position();
     const alive = aliveAt(arena, at);
-    const sum = formatBytes(alive.reduce((bytes, i) => bytes + arena.bytes[i], 0));
+    const [own, lent] = [true, false].map((isTemp) => {
+      const there = alive.filter((i) => (text(i, MEMORY) === "temp") === isTemp);
+      return formatBytes(there.reduce((bytes, i) => bytes + arena.bytes[i], 0));
+    });
     const when = `position ${at.toLocaleString("en")}${at === facts.peak_position ? " (the peak)" : ""}`;
     const rest = alive.length > MOST_ROWS ? `; the largest ${MOST_ROWS} of them` : "";
     table.fill(
@@ -453,7 +456,7 @@ export function renderMemoryMap({ model, el }) {
           arena.bytes[i],
           ...[SHAPE, KIND, MEMORY, INSTRUCTION, SCOPE, SOURCE].map((k) => text(i, k)),
         ]),
-      `${alive.length.toLocaleString("en")} tensors alive at ${when}, ${sum}, measured by XLA${rest}`,
+      `${alive.length.toLocaleString("en")} tensors alive at ${when}: ${own} among the temporaries, ${lent} in memory of outputs; measured by XLA${rest}`,
     );
     table.mark(model.get("value"));
   }
