@@ -628,6 +628,26 @@ def test_the_trade_off_is_exported_once_it_is_known(tmp_path):
     assert len(pd.read_csv(files["trade-off.csv"])) == len(ui.trade_off_view.pareto) + 3
 
 
+def test_xlas_memory_map_is_exported_once_it_is_known(tmp_path):
+    ui = PlanExplorer(loss, *ARGS)
+    assert not [p for p in ui.export(tmp_path / "before") if "memory-map" in p.name]
+    measured = ui.verify()
+    files = {p.name: p for p in ui.export(tmp_path / "after")}
+    assert files["memory-map.svg"].read_text().startswith("<?xml")
+    buffers = pd.read_csv(files["memory-map.csv"])
+    assert len(buffers) == len(measured.memory_map.buffers)
+    assert buffers.bytes.sum() == sum(b.bytes for b in measured.memory_map.buffers)
+    report = files["report.html"].read_text()
+    assert '<figure data-view="memory_map"><svg' in report
+    data = json.loads(re.search(r'id="tb-data">(.*?)</script>', report, re.DOTALL)[1])
+    assert data["memory_map"]["state"]["_facts"]["peak_live_bytes"] == measured.memory_map.peak_live_bytes
+    assert all(link.startswith("#") for link in Page(report).links)
+    missing = dataclasses.replace(measured.memory_map, missing="it rained")
+    with pytest.raises(tiny_backprop.MeasureError, match="no memory map of loss: it rained"):
+        write_report(tmp_path / "a.html", ui.graph, ui.plan, memory_map=missing)
+    assert not (tmp_path / "a.html").exists()
+
+
 def test_mime_bundle_has_fallbacks():
     ui = PlanExplorer(GRAPH)
     bundle = ui._repr_mimebundle_()

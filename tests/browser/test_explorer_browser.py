@@ -550,6 +550,7 @@ def test_hostile_strings_neither_break_nor_inject(notebook, browser, tmp_path):
     assert page.locator("img[src='x']").count() == 0
     assert book.run("print(ui.errors)") == "[]"
     assert book.problems == []
+    assert 'data-view="memory_map"' in (tmp_path / "report.html").read_text()
     problems = check_report(browser, tmp_path)
     assert problems == []
 
@@ -572,6 +573,12 @@ def check_report(browser, folder):
     before = int(page.locator(".tb-frontier").get_attribute("data-paints"))
     page.keyboard.press("+")
     page.wait_for_function("n => Number(document.querySelector('.tb-frontier').dataset.paints) > n", arg=before)
+    if page.locator(".tb-memory-map").count():  # the explorer had been asked to verify
+        page.locator(".tb-memory-map canvas").focus()
+        page.keyboard.press("n")
+        page.locator(".tb-memory-map .tb-tip:visible").wait_for()
+        page.locator(".tb-memory-map tr[aria-selected=true]").wait_for()
+        page.locator(".tb-memory-map").get_by_label("colour by").select_option("kind")
     if page.evaluate("window.hacked") is not None:
         problems.append("injected")
     page.close()

@@ -266,8 +266,8 @@ class PlanExplorer(widgets.VBox):
 
         Returns:
           The files: the frontier as PNG, SVG, PDF, CSV and JSON, the tensors at the peak as CSV, the plan as JSON, the
-          DAG as DOT and SVG and, where Graphviz's `dot` is installed, as PDF and PNG, the trade-off as SVG and CSV if
-          it was worked out, and `report.html`, which needs none of the others.
+          DAG as DOT and SVG and, where Graphviz's `dot` is installed, as PDF and PNG, the trade-off and XLA's memory
+          map as SVG and CSV where they are known, and `report.html`, which needs none of the others.
 
         Raises:
           OSError: A file cannot be written.
@@ -288,7 +288,11 @@ class PlanExplorer(widgets.VBox):
         paths += [drawing.save(folder / f"dag.{s}") for s in (("dot", "pdf", "png") if has_dot() else ("dot",))]
         if self.trade_off_view is not None:
             paths += [self.trade_off_view.save(folder / f"trade-off.{s}") for s in ("svg", "csv")]
-        paths.append(write_report(folder / "report.html", self.graph, plan))
+        memory_map = None
+        if self._map_view is not None:
+            memory_map = self._map_view.memory_map
+            paths += [self._map_view.save(folder / f"memory-map.{s}") for s in ("svg", "csv")]
+        paths.append(write_report(folder / "report.html", self.graph, plan, memory_map=memory_map))
         return paths
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 import traitlets
 
@@ -101,6 +102,12 @@ class MemoryMapView(View):
         figure = plot_memory_map(self.memory_map, color_by=self.color_by).get_figure(root=True)
         assert figure is not None
         return render(figure, suffix)
+
+    def to_svg(self) -> str:
+        """Return the picture as an SVG element, light whatever matplotlib's style is."""
+        with matplotlib.style.context("default"):
+            text = self._rendered("svg").decode()
+        return text[text.index("<svg") :]
 
     def _pictures(self) -> dict[str, str]:
         return {"image/png": base64.b64encode(self._rendered("png")).decode()}
