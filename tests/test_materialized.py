@@ -89,6 +89,24 @@ RULES = {
     "a loop writes into its operand": (lambda x, w: jnp.tanh(x @ w) @ w, (X, W), 2),
     "an output lends its memory until it is written": (lambda x, w: jnp.tanh(x @ w) @ w @ w, (X, W), 2),
     "the last of equal ones": (two_loops, (X, W), 4),
+    "what is joined along the last dimension takes memory (10)": (
+        lambda x, y: jnp.roll(x, 1, 1) + jnp.roll(x * y, 1, 1),
+        (X, Y),
+        3,
+    ),
+    "along another it does not": (lambda x: jnp.roll(x, 1, 0) + x, (X,), 1),
+    "orders of dimensions are copied each for itself": (
+        lambda x, y, w: (jnp.einsum("ecd,def->ecf", x, w), jnp.einsum("ecf,def->ecd", y, w)),
+        (jnp.ones((4, 4, 64)), jnp.ones((4, 4, 256)), jnp.ones((64, 4, 256))),
+        2 + 5 / 256 * 4,
+    ),
+    "a dot of matrices in a batch reads what is there": (
+        lambda x, w: (lambda y: (jnp.einsum("ecf,fed->ecd", y, w), jnp.einsum("ecf,ecd->efd", y, y)))(
+            jnp.maximum(jnp.sin(x), 0)
+        ),
+        (jnp.ones((4, 64, 256)), jnp.ones((256, 4, 16))),
+        5 + 5 / 16,
+    ),
     "a scatter writes into its operand": (lambda x, w, i: (x @ w).at[i].add(x[:4]), (X, W, jnp.arange(4)), 1),
 }
 
@@ -155,6 +173,25 @@ def test_holds_are_those_of_the_gradient_that_runs(block_size, levels):
     plan = tb.plan_height_compressed(program.graph, levels, block_size)
     real, modelled = held_sizes(plan, program)
     assert real
+    assert modelled == real
+
+
+def test_a_loop_that_runs_again_from_constants_holds_something_else():
+    """Its first carry is made anew, and merged with that of the first run: it keeps nothing apart."""
+
+    def of_scan(w, x):
+        def step(h, x):
+            h = jnp.tanh(h @ w + x)
+            return h, jnp.sin(h)
+
+        return jnp.sum(lax.scan(step, jnp.zeros((64, 32)), x)[1] ** 2)
+
+    args = jnp.ones((32, 32)), jnp.ones((16, 64, 32))
+    program, _ = capture_program(Call.of(of_scan, args, {}), (0, 1))
+    plan = tb.height_compressed_grad(of_scan, argnums=(0, 1), block_size=4, on_error="raise").plan(*args)
+    assert plan.recompute_flops
+    real, modelled = held_sizes(plan, program)
+    assert 32 * 32 in real
     assert modelled == real
 
 

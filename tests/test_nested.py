@@ -121,7 +121,7 @@ def test_a_loop_that_runs_again_makes_its_room_no_earlier(how):
     plan = planned.plan(*args)
     steps, n_forward = plan.timeline.steps, plan.timeline.n_forward_steps
     assert plan.nested[0].nested.forward_node in steps[n_forward:]
-    assert measure(planned, *args).peak_bytes <= 1.02 * plan.peak_bytes
+    assert measure(planned, *args).peak_bytes <= 1.1 * plan.peak_bytes  # XLA leaves room for half a carry unused
 
 
 BRANCHES = {
@@ -202,10 +202,10 @@ def test_an_exact_plan_takes_loops_as_they_are():
     graph = capture_gradient(lambda w, h: jnp.sum(rnn(W, rnn(w, h, 7), 9) ** 2), W, H)
     by_budget = plan_budget(graph, 0.5)
     with pytest.raises(BudgetError, match=r"with its loops reversed as they are in this graph.*plan_budget"):
-        plan_exact(graph, by_budget.peak_bytes)
-    exact = plan_exact(by_budget.graph, by_budget.peak_bytes, time_limit_seconds=5.0)
+        plan_exact(graph, by_budget.liveness_peak_bytes)
+    exact = plan_exact(by_budget.graph, by_budget.liveness_peak_bytes, time_limit_seconds=5.0)
     assert exact.nested[0].choice() == by_budget.nested[0].choice()
-    assert exact.peak_bytes <= by_budget.peak_bytes
+    assert exact.liveness_peak_bytes <= by_budget.liveness_peak_bytes
 
 
 def test_a_plan_for_another_loop_is_refused():
@@ -257,10 +257,11 @@ def test_the_report_shows_what_is_inside():
 
 
 def test_a_stack_of_layers_and_a_scan_over_them_have_one_verdict():
-    """24 layers unrolled, and as one scan over stacked weights: the same peak at the same price, to 10 %.
+    """24 layers unrolled, and as one scan over stacked weights: the same peak at the same price, to 15 %.
 
     Temporaries are compared: the scan makes its gradients all at once, where the layers make theirs one by one; XLA
-    gives both buffers of their own for the whole run.
+    gives both buffers of their own for the whole run. A step of the scan is counted as XLA allocates it, the layers by
+    plain liveness.
     """
     planners, reports = [], []
     for is_scanned in (False, True):
@@ -277,5 +278,5 @@ def test_a_stack_of_layers_and_a_scan_over_them_have_one_verdict():
     assert reports[0].fraction == pytest.approx(reports[1].fraction, abs=0.1)
     for share in (0.5, 0.35, 0.25, 0.15, 0.1):
         of_unrolled = unrolled.best(int(share * unrolled.most_bytes))
-        of_scanned = scanned.best(int(1.1 * of_unrolled.peak_bytes))
+        of_scanned = scanned.best(int(1.15 * of_unrolled.peak_bytes))
         assert of_scanned.cost <= 1.01 * of_unrolled.cost

@@ -27,8 +27,10 @@ from tiny_backprop.integration.jax import HeightCompressedExecutor as HeightComp
 from tiny_backprop.integration.jax import Measurement as Measurement
 from tiny_backprop.integration.jax import MemoryMap as MemoryMap
 from tiny_backprop.integration.jax import PlannedGradient as PlannedGradient
+from tiny_backprop.integration.jax import SymbolicGraph as SymbolicGraph
 from tiny_backprop.integration.jax import capture_gradient as capture_gradient
 from tiny_backprop.integration.jax import capture_graph_jaxpr as capture_graph_jaxpr
+from tiny_backprop.integration.jax import capture_symbolic_gradient as capture_symbolic_gradient
 from tiny_backprop.integration.jax import checkpoint as checkpoint
 from tiny_backprop.integration.jax import compare as compare
 from tiny_backprop.integration.jax import explain as explain

@@ -25,7 +25,7 @@ LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
 FLATTENED, COPIED = 1, 2
-"""In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions."""
+"""In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions; see `copied`."""
 
 _FORMAT = "tiny_backprop.graph"
 _VERSION = 4
@@ -99,7 +99,11 @@ class Nested:
       length: Steps of a loop; 1 for branches.
       bodies: The gradient graph of one step of the loop, or of each branch.
       carries: Which outputs of a step are carries of the next; none for branches.
+      first_carry: Which input of a step's graph is its first carry; the others follow, then elements of stacked
+        operands.
       carry_bytes: Bytes of all carries together.
+      overwrites: Of the forward and of the backward node, pairs of places: of an operand, and of the output that is
+        written over it, step by step.
       choice: How it is planned, as plain data; see `tiny_backprop.plan.nested`.
     """
 
@@ -109,7 +113,9 @@ class Nested:
     length: int
     bodies: tuple[Graph, ...]
     carries: tuple[int, ...]
+    first_carry: int
     carry_bytes: int
+    overwrites: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
     choice: Mapping[str, Any]
 
     def to_data(self) -> dict[str, Any]:
@@ -121,7 +127,14 @@ class Nested:
     def from_data(cls, data: Mapping[str, Any]) -> Nested:
         """Return what `to_data` returned as plain data."""
         bodies = tuple(map(Graph.from_data, data["bodies"]))
-        return cls(**{**data, "bodies": bodies, "carries": tuple(data["carries"])})
+        forward, backward = (tuple((int(i), int(j)) for i, j in pairs) for pairs in data["overwrites"])
+        carries = tuple(data["carries"])
+        return cls(**{**data, "bodies": bodies, "carries": carries, "overwrites": (forward, backward)})
+
+
+def copied(order: Sequence[int]) -> int:
+    """Return what stands in `Graph.relaid_operands` for a copy into an order of dimensions, another for each order."""
+    return COPIED + sum(d << 4 * i for i, d in enumerate(order))
 
 
 class _Nodes(Sequence[Node]):
@@ -165,8 +178,8 @@ class Graph:
       scopes: Name stack of each node.
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
-      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED` or
-        `COPIED`.
+      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED`,
+        or what `copied` returns.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.

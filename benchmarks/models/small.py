@@ -182,7 +182,7 @@ def lstm(length: int = 256, width: int = 64, n_batch: int = 16) -> Example:
             c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
             return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
 
-        start = jnp.zeros((n_batch, width))
+        start = jnp.zeros((xs.shape[1], width))
         (h, _), _ = lax.scan(step, (start, start), xs)
         return jnp.square(h @ params["out"] - 1).mean()
 

@@ -238,6 +238,41 @@ def test_a_group_is_opened_searched_and_stays_in_place(notebook):
     assert book.problems == []
 
 
+def test_a_symbolic_dimension_is_dragged_and_boxes_stay_in_place(notebook):
+    book = opened(notebook, MODEL.replace("(256, 64)", "jax.export.symbolic_shape('batch, 64')"), "ui")
+    page = book.page
+
+    def of_batch(n):
+        w, x = (f"jax.ShapeDtypeStruct(({rows}, 64), 'float32')" for rows in (64, n))
+        return f"plan_blocks(t.capture_gradient(loss, {w}, {x}), 1)"
+
+    stops = json.loads(book.run("print(ui.dimensions['batch']._stops.tolist())"))
+    open_tab(page, "Graph")
+    page.wait_for_selector(".tb-graph[data-paints]")
+    places = book.run("print(hash(ui.dag._places))")
+    first = expect(book, of_batch(32))
+
+    handle, bar = page.locator(HANDLE).first, page.locator(TRACK).first
+    start, track = handle.bounding_box(), bar.bounding_box()
+    page.mouse.move(start["x"] + start["width"] / 2, start["y"] + start["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(track["x"] + 0.8 * track["width"], track["y"] + track["height"] / 2, steps=8)
+    at = position(handle)
+    dragged = expect(book, of_batch(stops[at]))  # while the button is still down
+    page.mouse.up()
+    assert dragged > first
+
+    handle.focus()
+    page.keyboard.press("ArrowLeft")
+    assert expect(book, of_batch(stops[at - 1])) < dragged
+    page.locator(FIELD).first.fill("3")
+    page.locator(FIELD).first.press("Enter")
+    assert expect(book, of_batch(3)) < dragged
+    assert book.run("print(hash(ui.dag._places))") == places
+    assert book.run("print(ui.dimensions['batch'].value, ui.errors)") == "3 []"
+    assert book.problems == []
+
+
 def test_a_point_of_the_trade_off_is_clicked(notebook):
     book = opened(notebook)
     page = book.page

@@ -11,6 +11,7 @@
    nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory, but what multiplies it does.
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
+10. What is concatenated along the last dimension takes memory; the result is computed in the loop that reads it.
 
 `tests/test_materialized.py` holds each rule against XLA.
 """
@@ -18,6 +19,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -109,7 +111,7 @@ class _Fuser:
         self._find_patterns()
         self._decide()
         self._merge_aliases()
-        of, is_loop = self.of, (self.kinds < _REDUCTION) & ~self.in_reduction
+        of, is_loop = self.of, (self.kinds < _REDUCTION) & ~self.in_reduction & ~self._joins_rows
         is_read_through = ~self.has_buffer[self.edge_operand]
         is_read_through |= self.is_inlined[self.edge_operand] & is_loop[self.edge_reader]
         is_same_place = (of.kinds < _REDUCTION) & ~of.moves
@@ -305,7 +307,7 @@ class _Fuser:
         root = follow(np.where(is_absorbed, self.reader, np.arange(self.n)))
         self.in_reduction = starts_reduction[root]
         is_chained = is_absorbed & self.in_reduction
-        needed = self.is_returned | self._any_reader((self.kinds >= _KERNEL) | self.in_reduction)
+        needed = self.is_returned | self._any_reader((self.kinds >= _KERNEL) | self.in_reduction | self._joins_rows)
         is_expensive = self.kinds == _EXPENSIVE
         needed |= is_expensive & ((self.n_readers > 1) | self.of.is_shared_exp | self._is_repeated())
         needed |= ~is_expensive & ~self.of.is_unary & self._kept()
@@ -315,6 +317,15 @@ class _Fuser:
         self.has_buffer |= (self.kinds >= _REDUCTION) & ~taken_in & ~replaced
         self.is_inlined = taken_in | replaced | is_chained
         self.is_inlined |= is_plain & has_readers & (~needed | (~is_expensive & self.of.is_unary))
+
+    @functools.cached_property
+    def _joins_rows(self) -> np.ndarray:
+        """Which instructions concatenate along the last dimension (rule 10)."""
+        joins, shapes, values = np.zeros(self.n, bool), self.of.graph.value_shapes, self.of.values
+        for i in np.flatnonzero(self._is_named(lambda p: p == "concatenate") & (self.n_operands > 0)).tolist():
+            operand, out = shapes[values[self.operand[i]]], shapes[values[i]]
+            joins[i] = len(operand) == len(out) > 0 and operand[-1] != out[-1]
+        return joins
 
     def _is_repeated(self) -> np.ndarray:
         """Return which instructions a loop over a larger array reads."""

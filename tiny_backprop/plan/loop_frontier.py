@@ -63,19 +63,18 @@ def _backward(part: Part, carry_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     if not schedule.reruns:
         steps = np.arange(schedule.length)[::-1]
         return steps, np.full(len(steps), saved_bytes + part.scratch_bytes(carry_bytes))
-    each = carry_bytes + part.step.kept_bytes
     reversed_bytes = part.scratch_bytes(carry_bytes)
     if schedule.block_size > 1:
-        reversed_bytes -= (schedule.block_size + 1) * carry_bytes + schedule.block_size * part.step.kept_bytes
+        reversed_bytes -= part.block_bytes(schedule.block_size)
     steps, live = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for _, start, stop, _, end in schedule.backward.tolist():
         advanced, block = np.arange(start, stop), np.arange(stop, end)
         steps.append(advanced)
         live.append(np.full(len(advanced), saved_bytes + carry_bytes + part.step.forward_bytes))
+        kept = np.array([part.block_bytes(n) if schedule.block_size > 1 else 0 for n in (block - stop + 1).tolist()])
         if schedule.block_size > 1:
             steps.append(block)
-            live.append(saved_bytes + (block - stop + 2) * each + part.step.forward_bytes)
+            live.append(saved_bytes + kept + carry_bytes + part.step.forward_bytes)
         steps.append(block[::-1])
-        kept = (block - stop + 2) * each if schedule.block_size > 1 else np.zeros(len(block), np.int64)
         live.append(saved_bytes + kept[::-1] + reversed_bytes)
     return np.concatenate(steps), np.concatenate(live)

@@ -13,13 +13,14 @@ XLA:CPU starts every kernel as soon as it can, in the order in which they become
 what depends on arguments alone, such as the transposed weights of a convolution, is made first and lives long. What the
 program returns has memory of its own for the whole run, which lends itself to temporaries, the largest first, until it
 is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter. A hold
-copies what it holds, so that both copies live where the original is read later.
+copies what it holds, so that both copies live where the original is read later. A `scan` or a `while` keeps its
+carries in the memory of their first values, if nobody reads these later, and leaves out what it stacks up and nobody
+reads; what passes through it is lent no memory of outputs. What its steps need is `step_memory`'s to say.
 
 The rules are those of XLA:CPU (JAX 0.10, with YNNPACK's kernels), each held against it in `tests/test_materialized.py`;
 `python -m benchmarks.truth` says how far the predictions are off. Known weak spots: the order in which kernels that
 become ready together run; kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller
-than their kernels become; values of literals, which the graph does not know; and loops count what their steps need as
-if nothing were fused inside.
+than their kernels become; values of literals, which the graph does not know; and room that XLA leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
 1,000 nodes takes some 3 ms, one of 10,000 nodes 20 to 30 ms: `python -m benchmarks.figures --only planning`.
@@ -160,7 +161,7 @@ class Materialized:
 
 
 def materialize(
-    graph: Graph, steps: np.ndarray, n_forward_steps: int, *, is_planned: bool, backend: str = "cpu"
+    graph: Graph, steps: np.ndarray, n_forward_steps: int, *, is_planned: bool, backend: str = "cpu", lends: bool = True
 ) -> Materialized:
     """Predict what XLA allocates for a gradient.
 
@@ -173,6 +174,7 @@ def materialize(
       n_forward_steps: How many of them come before the backward phase.
       is_planned: Whether the gradient runs as `height_compressed_grad` runs it, or is JAX's own.
       backend: The backend to model; see `BACKENDS`.
+      lends: Whether outputs lend their memory to temporaries, as those of a program do; those of a loop's body do not.
 
     Returns:
       The prediction.
@@ -191,12 +193,12 @@ def materialize(
     """
     if backend not in BACKENDS:
         raise PlanError(f"backend={backend!r} was asked for; what XLA allocates is modelled for {', '.join(BACKENDS)}")
-    fusion = fuse(unroll(graph, steps, n_forward_steps, is_planned))
+    fusion = _without_unread(fuse(unroll(graph, steps, n_forward_steps, is_planned)))
     of, buffers = fusion.instructions, np.flatnonzero(fusion.has_buffer)
     n_kernels, first = _kernels(fusion, buffers)
     last = first.copy()
     np.maximum.at(last, fusion.sources, first[fusion.readers])
-    is_output, is_lent = share(fusion, first, last)
+    is_output, is_lent = share(fusion, first, last, lends)
     starts, ends, n_bytes = first[buffers], last[buffers], of.n_bytes[buffers]
     own = ~is_output[buffers] & ~is_lent[buffers]
     delta = np.zeros(n_kernels + 2, np.int64)
@@ -221,6 +223,29 @@ def materialize(
         last=np.where(is_output[buffers], n_kernels - 1, ends),
         is_output=is_output[buffers],
         is_lent=is_lent[buffers],
+    )
+
+
+def _without_unread(fusion: Fusion) -> Fusion:
+    """Take the memory from what a loop stacks up and nobody reads: XLA removes it from the loop."""
+    of, graph = fusion.instructions, fusion.instructions.graph
+    is_stacked = np.zeros(graph.n_values + 1, bool)
+    for n in graph.nested:
+        if n.kind == "scan":
+            start, end = graph.output_start[n.forward_node : n.forward_node + 2]
+            is_stacked[start + len(n.carries) : end - 2] = True
+    is_unread = is_stacked[of.values] & fusion.has_buffer
+    is_unread[fusion.sources] = False
+    is_unread[list(fusion.returned)] = False
+    if not is_unread.any():
+        return fusion
+    stays = ~is_unread[fusion.readers]
+    return dataclasses.replace(
+        fusion,
+        has_buffer=fusion.has_buffer & ~is_unread,
+        readers=fusion.readers[stays],
+        sources=fusion.sources[stays],
+        is_same_place=fusion.is_same_place[stays],
     )
 
 

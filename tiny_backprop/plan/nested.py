@@ -21,8 +21,10 @@ from tiny_backprop.plan.cost import Cost, costs_of, node_costs
 from tiny_backprop.plan.loops import LoopChoice, LoopSchedule
 from tiny_backprop.plan.menu import menus
 from tiny_backprop.plan.segments import Segments
-from tiny_backprop.plan.steps import Rerun, lives, peak_bytes
+from tiny_backprop.plan.step_memory import Body, body_bytes
+from tiny_backprop.plan.steps import Rerun, peak_bytes
 
+_COTANGENT = "cotangent "
 _CHEAP = 0.03  # of the FLOPs of a step: recomputation that is worth any byte
 
 
@@ -31,6 +33,7 @@ class StepPlan:
     """A plan of one step of a loop, or of one branch. Unlike in a `Plan`, the backward part may begin with reruns.
 
     Attributes:
+      nested: The loop or the branches.
       graph: Its gradient graph; what is nested in it is planned.
       steps: Its nodes in the order in which they run.
       n_forward_steps: How many of them belong to the forward part.
@@ -39,6 +42,7 @@ class StepPlan:
       is_lean: Whether the backward part is planned by itself: it makes everything anew, some of it more than once.
     """
 
+    nested: Nested
     graph: Graph
     steps: list[int]
     n_forward_steps: int
@@ -47,19 +51,17 @@ class StepPlan:
     is_lean: bool = False
 
     @classmethod
-    def of(
-        cls, graph: Graph, carries: Sequence[int], kept: Sequence[int], backward: Sequence[int] | None = None
-    ) -> StepPlan:
+    def of(cls, graph: Graph, nested: Nested, kept: Sequence[int], backward: Sequence[int] | None = None) -> StepPlan:
         """Plan a step that keeps certain values.
 
         Args:
           graph: Its gradient graph; what is nested in it is planned.
-          carries: Which of the function's outputs are carries.
+          nested: The loop or the branches.
           kept: The values to keep.
           backward: The nodes that the backward part runs, in order; by default what is not kept is made once, as late
             as some backward node reads it.
         """
-        returned, carried = _returned(graph, carries)
+        returned, carried = _returned(graph, nested.carries)
         rerun = Rerun(graph)
         steps = rerun.make([*returned, *kept])
         for v in set(returned).difference(kept, carried):
@@ -75,7 +77,7 @@ class StepPlan:
                 for i in again:
                     rerun.there[graph.output_start[i] : graph.output_start[i + 1]] = b"\1" * int(n_made[i])
                 backward += [*again, node]
-        return cls(graph, [*steps, *backward], n_forward_steps, tuple(kept), frozenset(carried), is_lean)
+        return cls(nested, graph, [*steps, *backward], n_forward_steps, tuple(kept), frozenset(carried), is_lean)
 
     @functools.cached_property
     def saved(self) -> list[int]:
@@ -104,34 +106,75 @@ class StepPlan:
         return int(sum(self.graph.value_bytes[v] for v in self.saved if v not in self.carried))
 
     @functools.cached_property
-    def peak_bytes(self) -> int:
-        """Predicted peak, forward and backward part one after the other."""
+    def read_carry_bytes(self) -> int:
+        """Bytes of the carries that the backward part reads, before the step or after it; others are not kept."""
+        graph, nodes = self.graph, np.isin(self.graph.operand_node, self.steps[self.n_forward_steps :])
+        read = {*graph.operands[nodes].tolist(), *graph.outputs[graph.n_primal_outputs :].tolist()}
+        saved = set(self.saved)
+        return int(sum(graph.value_bytes[old] for old, new in self._carries if old in read or new in saved))
+
+    @functools.cached_property
+    def liveness_bytes(self) -> int:
+        """Peak by plain liveness, forward and backward part one after the other, by which steps are planned."""
         return peak_bytes(self.graph, np.array(self.steps, np.int64))
 
     @functools.cached_property
     def forward_bytes(self) -> int:
-        """Predicted peak of the forward part by itself: what is kept is stored away when it is made."""
-        steps = np.array(self.steps[: self.n_forward_steps], np.int64)
-        outputs = np.setdiff1d(self.graph.outputs[: self.graph.n_primal_outputs], [LITERAL])
-        return peak_bytes(dataclasses.replace(self.graph, outputs=outputs, n_primal_outputs=len(outputs)), steps)
+        """What XLA is predicted to need in the body of a loop, or a branch, that runs the forward part."""
+        n, returned, _ = self.n_forward_steps, *_returned(self.graph, self.nested.carries)
+        if not self._is_in_loop:
+            return body_bytes(self.graph, Body(self.steps[:n], n, returned=[*returned, *self.saved]))
+        stored = dict.fromkeys([*returned, *self.saved])
+        for _, new in self._carries:
+            stored.pop(new, None)
+        body = Body(self.steps[:n], n, self._elements, self._carries, [v for v in stored if v >= self.graph.n_inputs])
+        return body_bytes(self.graph, body)
 
     @functools.cached_property
-    def backward_bytes(self) -> tuple[int, int]:
-        """Predicted peaks of the backward part: what is saved counted from when it is read on, and not at all."""
-        steps, first = np.array(self.steps, np.int64), self.n_forward_steps
-        made, made_at, last = lives(self.graph, steps)
-        read = {v: i for i in range(len(steps) - 1, first - 1, -1) for v in self.graph.read_lists[steps[i]]}
-        is_saved = (made_at < first) & (last >= first)
-        is_made = made_at >= first
-        born = np.where(is_saved, [read.get(v, first) for v in made.tolist()], made_at)
+    def backward_bytes(self) -> int:
+        """The same for the backward part, what was saved for it being read from outside."""
+        if not self._is_in_loop:
+            return body_bytes(self.graph, self._backward(self.steps[self.n_forward_steps :]))
+        sliced = [*self.saved, *(v for v, _ in self._carries), *self._elements]
+        return body_bytes(self.graph, self._backward(self.steps[self.n_forward_steps :], sliced))
 
-        def peak(counted: np.ndarray) -> int:
-            size = self.graph.value_bytes[made[counted]].astype(float)
-            n = len(steps) + 2
-            delta = np.bincount(born[counted], size, n) - np.bincount(last[counted] + 1, size, n)
-            return int(np.cumsum(delta).max(initial=0.0))
+    @functools.cached_property
+    def rerun_bytes(self) -> int:
+        """The same where the forward part runs just before in the same body, from a carry that the body holds."""
+        steps = self.steps if not self.is_lean else self.steps[self.n_forward_steps :]
+        return self.nested.carry_bytes + body_bytes(self.graph, self._backward(steps, self._elements))
 
-        return peak(is_saved | is_made), peak(is_made)
+    @property
+    def _is_in_loop(self) -> bool:
+        return self.nested.kind == "scan"
+
+    @functools.cached_property
+    def _carries(self) -> list[tuple[int, int]]:
+        """Each carry as an input of the step, with the value that is the next one."""
+        first, outputs = self.nested.first_carry, self.graph.outputs.tolist()
+        return [(first + i, outputs[k]) for i, k in enumerate(self.nested.carries)]
+
+    @functools.cached_property
+    def _elements(self) -> list[int]:
+        """The inputs of the step that are elements of stacked arrays, cotangents apart."""
+        first, names = self.nested.first_carry + len(self.nested.carries), self.graph.input_names
+        return [v for v in range(first, self.graph.n_inputs) if not names[v].startswith(_COTANGENT)]
+
+    def _backward(self, steps: Sequence[int], sliced: Sequence[int] = ()) -> Body:
+        """Return the body that runs steps of the backward part and slices some values out of stacked arrays."""
+        graph = self.graph
+        gradients = graph.outputs[graph.n_primal_outputs :].tolist()
+        if not self.is_lean:  # it is XLA's to order, and nothing runs twice
+            steps = sorted(set(steps))
+        n_first = next((i for i, node in enumerate(steps) if node >= graph.n_forward), len(steps))
+        if not self._is_in_loop:
+            return Body(steps, n_first, returned=gradients)
+        cotangents = [v for v in range(graph.n_inputs) if graph.input_names[v].startswith(_COTANGENT)]
+        of_carry = [out for _, out in self.nested.overwrites[1]]
+        first, end = (of_carry[0], of_carry[-1] + 1) if of_carry else (len(gradients), len(gradients))
+        added, stored = ([v for v in g if v >= graph.n_inputs] for g in (gradients[:first], gradients[end:]))
+        state = list(zip(cotangents[: len(of_carry)], gradients[first:end], strict=True))
+        return Body(steps, n_first, [*sliced, *cotangents[len(of_carry) :]], state, stored, added)
 
     @functools.cached_property
     def _costs(self) -> np.ndarray:
@@ -171,21 +214,21 @@ def _returned(graph: Graph, carries: Sequence[int]) -> tuple[list[int], list[int
     return returned, [primal[i] for i in carries if primal[i] >= first]
 
 
-def step_plans(graph: Graph, carries: Sequence[int]) -> list[StepPlan]:
+def step_plans(graph: Graph, nested: Nested) -> list[StepPlan]:
     """Plan one step of a loop or one branch, from what keeps most to what keeps least, by minimum cuts.
 
     Args:
       graph: Its gradient graph; what is nested in it is planned.
-      carries: Which of the function's outputs are carries: they are kept anyway.
+      nested: The loop or the branches; carries are kept anyway.
     """
     outputs = graph.outputs.copy()
     primal = outputs[: graph.n_primal_outputs]
-    primal[[i for i in range(len(primal)) if i not in carries]] = LITERAL
+    primal[[i for i in range(len(primal)) if i not in nested.carries]] = LITERAL
     segments = Segments(dataclasses.replace(graph, outputs=outputs), np.zeros(1, np.int64))
     (menu,) = menus(segments, node_costs(graph, "flops"))
     first = int(graph.output_start[0])
     keeps = dict.fromkeys(o.keep for o in sorted(menu.leaf, key=lambda o: -o.keep_bytes))
-    return [StepPlan.of(graph, carries, [first + v for v in keep]) for keep in keeps]
+    return [StepPlan.of(graph, nested, [first + v for v in keep]) for keep in keeps]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,19 +256,21 @@ class Part:
         schedule = self.schedule
         assert schedule is not None
         if not schedule.reruns:
-            return (schedule.length + 1) * carry_bytes + schedule.length * self.step.kept_bytes
+            return (schedule.length + 1) * self.step.read_carry_bytes + schedule.length * self.step.kept_bytes
         return schedule.n_saved * carry_bytes
 
     def scratch_bytes(self, carry_bytes: int) -> int:
         """Return the bytes that the backward phase needs beside what was saved, its operands and results."""
-        schedule, (sliced, made) = self.schedule, self.step.backward_bytes
-        if schedule is None:
-            return made
-        if not schedule.reruns or self.step.is_lean:
-            return sliced
+        schedule, step = self.schedule, self.step
+        if schedule is None or not schedule.reruns:
+            return step.backward_bytes
         if schedule.block_size == 1:
-            return self.step.peak_bytes
-        return (schedule.block_size + 1) * carry_bytes + schedule.block_size * self.step.kept_bytes + sliced
+            return step.rerun_bytes
+        return self.block_bytes(schedule.block_size) + max(carry_bytes + step.forward_bytes, step.backward_bytes)
+
+    def block_bytes(self, size: int) -> int:
+        """Return the bytes that so many steps keep together, which have run again, for their backward steps."""
+        return (size + 1) * self.step.read_carry_bytes + size * self.step.kept_bytes
 
     @property
     def n_again(self) -> int:
@@ -267,7 +312,7 @@ class NestedPlan:
             parts = []
             for body, data in zip(bodies, choice["parts"], strict=True):
                 graph = with_choices(body, data["nested"])
-                step = StepPlan.of(graph, nested.carries, [int(v) for v in data["kept"]], data["backward"])
+                step = StepPlan.of(graph, nested, [int(v) for v in data["kept"]], data["backward"])
                 parts.append(Part(step, LoopSchedule(**data["schedule"]) if is_loop else None))
         except (KeyError, TypeError, ValueError, IndexError) as e:
             raise PlanError(f"how a {nested.kind} is to be reversed is damaged: {type(e).__name__}: {e}") from None
@@ -429,7 +474,7 @@ def _each(graph: Graph, key: Any, plan: Any) -> Graph:
 
 
 def _widest(nested: Nested) -> list[StepPlan]:
-    return [step_plans(keeping_everything(body), nested.carries)[0] for body in nested.bodies]
+    return [step_plans(keeping_everything(body), nested)[0] for body in nested.bodies]
 
 
 def keeping(nested: Nested, steps: Sequence[StepPlan]) -> NestedPlan:
@@ -445,7 +490,7 @@ def cheap(plans: Sequence[StepPlan]) -> StepPlan:
 
 
 def _chosen(nested: Nested, choice: LoopChoice) -> NestedPlan:
-    plans = [step_plans(by_choice(body, choice), nested.carries) for body in nested.bodies]
+    plans = [step_plans(by_choice(body, choice), nested) for body in nested.bodies]
     steps = list(map(cheap, plans))
     if nested.kind != "scan":
         return keeping(nested, steps)

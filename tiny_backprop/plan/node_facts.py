@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -69,6 +70,7 @@ _MERGED = names(
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
 _LEAST_SHARED_BYTES = 4096
+_SMALL_BYTES = 64
 
 
 class NodeFacts:
@@ -79,7 +81,7 @@ class NodeFacts:
         self.shapes, self.dtypes = graph.value_shapes, graph.value_dtypes
         self.sizes = [math.prod(s) for s in graph.value_shapes]
         self.makers = graph.value_node.tolist()
-        self.starts = graph.output_start.tolist()
+        self.starts, self.n_bytes = graph.output_start.tolist(), graph.value_bytes.tolist()
         self.readers: list[list[int]] = [[] for _ in range(graph.n_values)]
         for node, value in zip(*(a.tolist() for a in graph.reads), strict=True):
             self.readers[value].append(node)
@@ -110,6 +112,8 @@ class NodeFacts:
         ]
         self.is_shared_exp = self._shared_exponentials()
         self.is_held_when_made, self.varies = _held_when_made(graph), self._varies()
+        self.waits_for = dict(self._waits())
+        self.is_constant = self._constants()
 
     @classmethod
     def of(cls, graph: Graph) -> NodeFacts:
@@ -117,6 +121,25 @@ class NodeFacts:
         if "node facts" not in graph.memo:
             graph.memo["node facts"] = cls(graph)
         return graph.memo["node facts"]
+
+    def _waits(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield the nodes that reverse a loop, with what there must be before room is made for their gradients."""
+        for n in self.graph.nested:
+            saved = self.starts[n.forward_node + 1] - 2
+            if n.kind == "scan" and saved in self.operands[n.backward_node]:
+                first = self.operands[n.backward_node].index(saved)
+                yield n.backward_node, [v for v in self.operands[n.backward_node][first:] if v >= 0]
+
+    def _constants(self) -> list[bool]:
+        """Return which forward nodes read nothing but what such nodes make: XLA merges them with their first run.
+
+        Small ones are left out; they tell nothing apart.
+        """
+        n_bytes, found = self.graph.node_bytes.tolist(), [False] * self.graph.n_nodes
+        for i in range(self.graph.n_forward):
+            makers = (self.makers[v] for v in self.reads[i])
+            found[i] = n_bytes[i] > _SMALL_BYTES and all(m >= 0 and found[m] for m in makers)
+        return found
 
     def _kind(self, i: int) -> Kind:
         kind = _KINDS.get(self.graph.primitives[i], Kind.KERNEL)

@@ -49,8 +49,8 @@ def _best(found: Sequence[NestedPlan], cost: Cost) -> list[NestedPlan]:
 def _loop_options(nested: Nested, cost: Cost) -> list[NestedPlan]:
     parts = []
     for graph in _few(path(nested.bodies[0], cost), _MOST_INNER):
-        plans = step_plans(graph, nested.carries)
-        lean = _lean(graph, nested.carries, plans[0].peak_bytes)
+        plans = step_plans(graph, nested)
+        lean = _lean(graph, nested, plans[0].liveness_bytes)
         parts += [Part(p, LoopSchedule.keeping_all(nested.length)) for p in [*plans, *lean]]
         parts += [rerunning(plans, s) for s in _schedules(nested, cheap(plans).kept_bytes)]
         n_slots = np.unique(np.geomspace(1, nested.length, _SLOT_COUNTS).round().astype(int)).tolist()
@@ -73,12 +73,12 @@ def _schedules(nested: Nested, kept_bytes: int) -> list[LoopSchedule]:
     return list(schedules)
 
 
-def _lean(graph: Graph, carries: Sequence[int], most_bytes: int) -> list[StepPlan]:
+def _lean(graph: Graph, nested: Nested, most_bytes: int) -> list[StepPlan]:
     """Return plans of a step that keep nothing and run things again to need less than a step that keeps everything."""
     least = Planner.of(_without_results(graph), "seconds").smallest.peak_bytes
     budgets = np.unique(np.geomspace(max(least, 1), max(most_bytes, 1), _LEAN_PLANS + 1).astype(np.int64))[:-1]
-    found = [_within(graph, carries, max(n_bytes, least)) for n_bytes in budgets.tolist()]
-    return [p for p in found if p is not None and p.peak_bytes < most_bytes]
+    found = [_within(graph, nested, max(n_bytes, least)) for n_bytes in budgets.tolist()]
+    return [p for p in found if p is not None and p.liveness_bytes < most_bytes]
 
 
 def _mixed(rich: NestedPlan, lean: NestedPlan) -> list[NestedPlan]:
@@ -95,7 +95,7 @@ def _branch_options(nested: Nested, cost: Cost) -> list[NestedPlan]:
     """Return plans of branches: each branch's plans, from what keeps most to what keeps least, side by side."""
     menus_of_branches = []
     for body in nested.bodies:
-        plans = [p for graph in _few(path(body, cost), _MOST_INNER) for p in step_plans(graph, ())]
+        plans = [p for graph in _few(path(body, cost), _MOST_INNER) for p in step_plans(graph, nested)]
         menus_of_branches.append(sorted(plans, key=lambda p: -p.kept_bytes))
     n = max(map(len, menus_of_branches))
     at = [np.linspace(0, len(m) - 1, n).round().astype(int).tolist() for m in menus_of_branches]
@@ -162,7 +162,7 @@ def _slope(a: NestedPlan, b: NestedPlan, cost: Cost) -> float:
     return (b.cost(cost) - a.cost(cost)) / (a.footprint_bytes - b.footprint_bytes)
 
 
-def _within(graph: Graph, carries: Sequence[int], memory_bytes: int) -> StepPlan | None:
+def _within(graph: Graph, nested: Nested, memory_bytes: int) -> StepPlan | None:
     """Plan a step that keeps nothing, its backward part within so many bytes, or return None where none is found."""
     planner = Planner.of(_without_results(graph), "seconds")
     found = planner.best(memory_bytes)
@@ -175,7 +175,7 @@ def _within(graph: Graph, carries: Sequence[int], memory_bytes: int) -> StepPlan
             backward.append(node)
             wanted.difference_update(made)
             wanted.update(graph.read_lists[node])
-    return StepPlan.of(graph, carries, (), backward[::-1])
+    return StepPlan.of(graph, nested, (), backward[::-1])
 
 
 def _without_results(graph: Graph) -> Graph:

@@ -1,7 +1,8 @@
 """Which buffers share memory: temporaries in that of outputs, and results in that of what they read last.
 
 The largest temporaries come first; each goes into the smallest output that holds it and is free until it is done, of
-equal ones into the last. What is left may be overwritten by the loop, or the scatter, that reads it last.
+equal ones into the last. What is left may be overwritten by the loop, or the scatter, that reads it last. What passes
+through a `scan` or a `while` is neither lent memory nor overwritten, but for carries, by those after the last step.
 
 Sets of temporaries are integers with a bit for each, the largest temporary first. Filling one output after the other
 gives what placing one temporary after the other does: where one goes depends on the larger ones in that output alone.
@@ -15,18 +16,22 @@ import operator
 
 import numpy as np
 
+from tiny_backprop.graph import Graph
 from tiny_backprop.plan.fusion import Fusion
+from tiny_backprop.plan.templates import PREDICATE
 
 _LEAST_LENT_BYTES = 1024
+_LOOPS = ("scan", "while")
 
 
-def share(fusion: Fusion, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def share(fusion: Fusion, first: np.ndarray, last: np.ndarray, lends: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return which instructions are outputs and which temporaries are in the memory of one; shorten other lives.
 
     Args:
       fusion: The instructions and what they read.
       first: The kernel that writes each.
       last: The last kernel that reads it; where another one is written into its memory, one less afterwards.
+      lends: Whether outputs lend their memory; else they may be written into what they read last.
     """
     of = fusion.instructions
     is_output = np.zeros(len(of), bool)
@@ -34,12 +39,42 @@ def share(fusion: Fusion, first: np.ndarray, last: np.ndarray) -> tuple[np.ndarr
     reader, source = fusion.readers, fusion.sources
     may = (fusion.is_same_place | fusion.is_in_place[reader]) & (of.n_bytes[reader] == of.n_bytes[source])
     may &= (of.shapes[reader] == of.shapes[source]) & (of.values[reader] >= 0) & (of.values[source] >= 0)
+    is_loop = np.array([p in _LOOPS for p in of.primitive_names], bool)[of.primitives]
+    passes = is_loop.copy()
+    if is_loop.any():
+        by_loop = is_loop[reader]
+        passes[source[by_loop]] = True
+        may = np.where(by_loop, _overwritten(of.graph)[of.values[reader]] == of.values[source], may)
     reader, source = reader[may], source[may]
-    is_lent = _lend(fusion, first, last, is_output, (reader, source))
+    is_lent = np.zeros(len(of), bool)
+    if lends:
+        is_lent = _lend(
+            fusion, first, last, is_output, (reader, source), passes, _first_written(fusion, first, is_loop)
+        )
     is_own = ~(is_output | is_lent)
-    own = is_own[reader] & is_own[source]
+    own = is_own[source] & (is_own[reader] | (not lends)) & (is_loop[reader] | ~passes[source])
     _overwrite(fusion, first, last, reader[own], source[own])
     return is_output, is_lent
+
+
+def _first_written(fusion: Fusion, first: np.ndarray, is_loop: np.ndarray) -> np.ndarray:
+    """Return the kernel that first writes into each: before a loop, as soon as it is told to, it makes room."""
+    written = first.copy()
+    told = is_loop[fusion.readers] & (fusion.instructions.nodes[fusion.sources] == PREDICATE)
+    np.minimum.at(written, fusion.readers[told], first[fusion.sources[told]])
+    return written
+
+
+def _overwritten(graph: Graph) -> np.ndarray:
+    """Return, for each value that is a carry at the end of a loop, what it is at the start; -2 for others."""
+    if "overwritten" not in graph.memo:
+        found = np.full(graph.n_values + 1, -2)
+        for nested in graph.nested:
+            for node, pairs in zip((nested.forward_node, nested.backward_node), nested.overwrites, strict=True):
+                for operand, out in pairs:
+                    found[graph.output_start[node] + out] = graph.operands[graph.operand_start[node] + operand]
+        graph.memo["overwritten"] = found
+    return graph.memo["overwritten"]
 
 
 def _lend(
@@ -48,8 +83,20 @@ def _lend(
     last: np.ndarray,
     is_output: np.ndarray,
     overwrites: tuple[np.ndarray, np.ndarray],
+    passes: np.ndarray,
+    first_written: np.ndarray,
 ) -> np.ndarray:
-    """Return which temporaries are in the memory of an output, given which pairs (reader, source) may share."""
+    """Return which temporaries are in the memory of an output.
+
+    Args:
+      fusion: See `share`.
+      first: See `share`.
+      last: See `share`.
+      is_output: Which instructions are outputs.
+      overwrites: Readers and sources that may share memory.
+      passes: What passes through loops.
+      first_written: See `_first_written`.
+    """
     n_bytes = fusion.instructions.n_bytes
     is_lent = np.zeros(len(n_bytes), bool)
     places = {i: k for i, k in fusion.returned.items() if first[i] >= 0}
@@ -61,10 +108,12 @@ def _lend(
         return is_lent
     too_large = np.searchsorted(-n_bytes[temporaries], -n_bytes[outputs]).tolist()
     lives = _Lives(temporaries, first, last, overwrites)
+    free = int.from_bytes(np.packbits(~passes[temporaries], bitorder="little").tobytes(), "little")
     waiting = (1 << len(temporaries)) - 1
     lent: list[int] = []
     for i, n_larger in zip(outputs, too_large, strict=True):
-        fitting = waiting & lives.done_before(i) & (-1 << n_larger)
+        done = (lives.done[first_written[i]] & free) | lives.touching.get(i, 0)
+        fitting = waiting & done & (-1 << n_larger)
         while fitting:
             bit = fitting & -fitting
             t = bit.bit_length() - 1
@@ -81,7 +130,7 @@ class _Lives:
     def __init__(
         self, temporaries: np.ndarray, first: np.ndarray, last: np.ndarray, overwrites: tuple[np.ndarray, np.ndarray]
     ):
-        self.written, self.starts, self.ends = first, first[temporaries].tolist(), last[temporaries].tolist()
+        self.starts, self.ends = first[temporaries].tolist(), last[temporaries].tolist()
         n_kernels = int(last.max()) + 1
         self.to_come = _running_sets(self.starts, n_kernels, (1 << len(temporaries)) - 1)
         self.done = _running_sets(self.ends, n_kernels, 0)
@@ -102,10 +151,6 @@ class _Lives:
                     s = (bits & -bits).bit_length() - 1
                     self.neighbours[s] = self.neighbours.get(s, 0) | 1 << t
                     bits &= bits - 1
-
-    def done_before(self, output: int) -> int:
-        """Return which temporaries are done when an output is written, those that it is written into among them."""
-        return self.done[self.written[output]] | self.touching.get(output, 0)
 
     def apart_from(self, t: int) -> int:
         """Return which temporaries can share memory with one."""

@@ -101,6 +101,11 @@ class Templates:
             operands = (~0,) if facts.reads[node] else ()
             return [Row(Kind.ALIAS, node, start, operands, ("alias", facts.shapes[start]), (0, 1), follows=True)]
         rows, operands = self._prepared(node)
+        if node in facts.waits_for:
+            place = {v: k for k, v in enumerate(facts.reads[node])}
+            tokens = tuple(~place[v] for v in dict.fromkeys(facts.waits_for[node]))
+            operands = (*operands, len(rows))
+            rows.append(Row(Kind.CHEAP, PREDICATE, NONE, tokens))
         key = None
         if facts.is_merged[node]:
             key = (self.graph.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start])
@@ -124,8 +129,12 @@ class Templates:
         rows, operands = [], []
         for k, (v, how) in enumerate(facts.reads[node].items()):
             operands.append(len(rows))
-            if how == COPIED:
-                key = ("copy", self.graph.primitives[node] == "dot_general", bool(rows) and rows[0].node == COPY)
+            if how >= COPIED:
+                is_dot = self.graph.primitives[node] == "dot_general"
+                if how > COPIED:  # the order of dimensions is known
+                    rows.append(Row(Kind.CHEAP, COPY, v, (~k,), ("copy", is_dot, how), (k, 1)))
+                    continue
+                key = ("copy", is_dot, bool(rows) and rows[0].node == COPY)
                 rows.append(Row(Kind.CHEAP, COPY, v, (~k,), key, (k, 1), is_second=k > 0 and not key[-1]))
             elif how:
                 rows.append(Row(Kind.ALIAS, FLAT, v, (~k,), ("flat",), (k, 1), follows=True))
@@ -189,15 +198,19 @@ class Templates:
         self.operand_start = np.cumsum(self.n_operands) - self.n_operands
 
     def _write_reads(self, reads: list[dict[int, int]]) -> None:
-        """Write what each node reads, without repeats, and which nodes read only inputs, each with its smallest."""
-        graph = self.graph
+        """Write what each node reads, without repeats, and the smallest input of those that read no more than such."""
         self.n_reads = np.array([len(r) for r in reads], np.int64)
         self.read_start = np.cumsum(self.n_reads) - self.n_reads
         self.reads = np.array([v for r in reads for v in r], np.int64)
-        n_bytes = graph.value_bytes.tolist()
-        self.smallest_input = np.array(
-            [min(r, key=n_bytes.__getitem__) if r and max(r) < graph.n_inputs else NONE for r in reads], np.int64
-        )
+        self.is_constant = np.array(self.facts.is_constant, bool)
+        self.smallest_input = np.array([self._smallest_input(r) for r in reads], np.int64)
+
+    def _smallest_input(self, reads: Iterable[int]) -> int:
+        makers = self.facts.makers
+        inputs = [v for v in reads if makers[v] < 0]
+        if not all(makers[v] < 0 or self.facts.is_constant[makers[v]] for v in reads):
+            return NONE
+        return min(inputs, key=self.facts.n_bytes.__getitem__, default=NONE)
 
 
 def _numbers(things: Iterable[Any]) -> np.ndarray:

@@ -204,17 +204,35 @@ def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _inputs_to_hold(runs: _Runs, waiting: np.ndarray, segment: np.ndarray) -> list[tuple[int, int]]:
-    """Return, for runs in segments that wait, the input held: the smallest, where a node reads inputs alone."""
+    """Return, for runs in segments that wait, the input held: the smallest, where a node reads inputs alone.
+
+    Constants that the segment makes anew, but for small ones, are merged with those of the first run and tell nothing
+    apart.
+    """
     templates, found, known = runs.templates, [], set[tuple[int, int]]()
+    n_inputs = runs.graph.n_inputs
     smallest = templates.smallest_input[runs.steps[waiting]]
     is_wanted = (smallest != NONE) & (runs.steps[waiting] < runs.graph.n_forward)
     for i, v in zip(waiting[is_wanted].tolist(), smallest[is_wanted].tolist(), strict=True):
         at = int(segment[i])
         reads = runs.values[runs.read_start[i] : runs.read_start[i] + runs.n_reads[i]].tolist()
-        if not any((at, u) in known for u in reads):
+        if not _reads_constants(runs, i, segment):
+            continue
+        if not any((at, u) in known for u in reads if u < n_inputs):
             known.add((at, v))
             found.append((i, v))
     return found
+
+
+def _reads_constants(runs: _Runs, i: int, segment: np.ndarray) -> bool:
+    """Return whether all that a run reads, but for inputs, are constants that its own segment has made."""
+    for k in range(runs.read_start[i], runs.read_start[i] + runs.n_reads[i]):
+        maker = runs.makers[k]
+        if runs.values[k] >= runs.graph.n_inputs:
+            is_own = maker >= 0 and segment[maker] == segment[i] and runs.templates.is_constant[runs.steps[maker]]
+            if not is_own or not _reads_constants(runs, int(maker), segment):
+                return False
+    return True
 
 
 def _tokens(runs: _Runs, bounds: np.ndarray, segment: np.ndarray, holding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

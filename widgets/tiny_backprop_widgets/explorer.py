@@ -17,12 +17,13 @@ from typing import Any
 import ipywidgets as widgets
 import jax
 
-from tiny_backprop import capture_gradient, display, height_compressed_value_and_grad
+from tiny_backprop import capture_gradient, capture_symbolic_gradient, display, height_compressed_value_and_grad
 from tiny_backprop.analysis import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import Measurement
 from tiny_backprop.integration.jax.explain import kernels_of_positions
+from tiny_backprop.integration.jax.symbolic import has_symbolic_dimensions
 from tiny_backprop.plan import Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as save_everything
 from tiny_backprop.units import format_bytes
@@ -35,7 +36,14 @@ from tiny_backprop_widgets.guard import Guard
 from tiny_backprop_widgets.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.pareto_view import ParetoView
 from tiny_backprop_widgets.report import PRICE_HEADER, price_rows, write_report
-from tiny_backprop_widgets.sliders import MAX_LEVELS, STYLE, BlockSizeSlider, BudgetSlider, LevelsSlider
+from tiny_backprop_widgets.sliders import (
+    MAX_LEVELS,
+    STYLE,
+    BlockSizeSlider,
+    BudgetSlider,
+    DimensionSlider,
+    LevelsSlider,
+)
 from tiny_backprop_widgets.source import tensor_html
 from tiny_backprop_widgets.table_view import TableView
 from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
@@ -62,7 +70,8 @@ class PlanExplorer(widgets.VBox):
 
     Args:
       graph_or_fun: A gradient graph, or a function to capture the gradient of.
-      *args: Example arguments of the function: arrays, `jax.ShapeDtypeStruct` objects, or pytrees of them.
+      *args: Example arguments of the function: arrays, `jax.ShapeDtypeStruct` objects, or pytrees of them. Symbolic
+        dimensions in them (`jax.export.symbolic_shape`) get a slider each.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether the function returns a pair whose second part is not differentiated.
       **kwargs: Keyword arguments of the function.
@@ -73,6 +82,8 @@ class PlanExplorer(widgets.VBox):
         there when the assignment returns.
       levels: The slider of levels, 1 to 8; assign to `levels.value` likewise.
       budget: The slider of byte budgets; assign to `budget.value` whatever `plan_budget` takes.
+      dimensions: The slider of each symbolic dimension, by name; assign sizes to `dimensions["batch"].value`, and to
+        `dimensions["batch"].range` where the slider begins and ends.
       strategy: What plans: `"block size"` (`plan_blocks`), `"height compression"` (`plan_height_compressed`, by block
         size and levels) or `"budget"` (`plan_budget`). Changing a slider chooses it.
       frontier: The `FrontierView`.
@@ -101,8 +112,16 @@ class PlanExplorer(widgets.VBox):
         has_aux: bool = False,
         **kwargs: Any,
     ):
-        self.graph, self._capture_lines, self._run_lines = _graph_and_code(graph_or_fun, args, argnums, has_aux, kwargs)
-        self._guarded, self._is_linking = Guard(), False
+        self._guarded, self._is_linking, self._is_resizing = Guard(), False, False
+        self._symbolic, self._sizes = None, {}
+        if callable(graph_or_fun) and has_symbolic_dimensions((args, kwargs)):
+            self._symbolic = capture_symbolic_gradient(graph_or_fun, *args, argnums=argnums, has_aux=has_aux, **kwargs)
+            self._sizes = self._symbolic.example_sizes()
+            self.graph = self._symbolic.at(**self._sizes)
+        else:
+            self.graph = _graph(graph_or_fun, args, argnums, has_aux, kwargs)
+        self._capture_line, self._run_line = _lines(graph_or_fun, argnums, has_aux, bool(kwargs))
+        self.dimensions = {name: self._dimension_slider(name) for name in self._sizes}
         self._plan = plan_blocks(self.graph)
         self._plain = save_everything(self.graph)
         self.block_size = BlockSizeSlider(self.graph.n_forward, self._plan.meta["block_size"])
@@ -124,7 +143,7 @@ class PlanExplorer(widgets.VBox):
         self.tensors = TableView(self._plan)
         gradient = None
         if not isinstance(graph_or_fun, Graph):
-            gradient = functools.partial(_gradient, graph_or_fun, args, kwargs, argnums, has_aux)
+            gradient = functools.partial(self._gradient, graph_or_fun, args, kwargs, argnums, has_aux)
         self._verify_panel = VerifyPanel(gradient, lambda: self._plan, self._show_measurement, self._guarded)
         self._trade_off = TradeOffPanel(self.graph, lambda: self._plan, self._take, self._tell_budget, self._guarded)
         super().__init__(self._build())
@@ -159,6 +178,7 @@ class PlanExplorer(widgets.VBox):
         return [
             widgets.HTML(title),
             _row(widgets.Label("plan by", layout=_LABEL), self.strategy),
+            *self.dimensions.values(),
             self.block_size,
             self.levels,
             self.budget,
@@ -175,6 +195,8 @@ class PlanExplorer(widgets.VBox):
         self.strategy.observe(lambda _: self._guarded(self._replan), "value")
         for slider in (self.block_size, self.levels, self.budget):
             slider.observe(functools.partial(self._chosen, slider), "value")
+        for slider in self.dimensions.values():
+            slider.observe(lambda _: self._guarded(self._replan), "value")
         self._export_button.on_click(lambda _: self._guarded(self._export_clicked))
         for view in (self.frontier, self.tensors):
             view.observe(lambda change: self._guarded(lambda: self._choose(change["new"])), "value")
@@ -223,10 +245,14 @@ class PlanExplorer(widgets.VBox):
         else:
             planner = "plan_height_compressed"
             call = f"{planner}(graph, levels={levels}, block_size={size})"
-        if not self._capture_lines:
+        if not self._capture_line:
             return f"from tiny_backprop import {planner}\n\nplan = {call}"
-        names = ", ".join(["capture_gradient", "height_compressed_value_and_grad", planner])
-        return f"from tiny_backprop import {names}\n\n{self._capture_lines}\nplan = {call}\n{self._run_lines}"
+        capture, at = "capture_gradient", ""
+        if self._symbolic is not None:
+            capture, at = "capture_symbolic_gradient", f".at({', '.join(f'{k}={n}' for k, n in self._sizes.items())})"
+        names = ", ".join([capture, "height_compressed_value_and_grad", planner])
+        lines = [f"graph = {capture}({self._capture_line}){at}", f"plan = {call}", self._run_line]
+        return "\n".join([f"from tiny_backprop import {names}", "", *lines])
 
     def verify(self) -> Measurement:
         """Compile the gradient of `plan` and show what XLA allocates for it; a plan is compiled once.
@@ -312,6 +338,8 @@ class PlanExplorer(widgets.VBox):
     # ---- callbacks; each runs inside _guarded ----
 
     def _chosen(self, slider: widgets.Widget, _: Any) -> None:
+        if self._is_resizing:  # the budget follows the graph; nobody chose it
+            return
         by_size = _BY_HEIGHT if self.strategy.value == _BY_HEIGHT else _BY_BLOCKS
         way = {self.budget: _BY_BUDGET, self.levels: _BY_HEIGHT, self.block_size: by_size}[slider]
         if self.strategy.value == way:
@@ -322,17 +350,38 @@ class PlanExplorer(widgets.VBox):
     def _replan(self) -> None:
         self._guarded.budget_error = None
         way = self.strategy.value
+        graph, sizes = self.graph, {name: slider.value for name, slider in self.dimensions.items()}
+        if self._symbolic is not None:
+            graph = self._symbolic.at(**sizes)
+            self._show_budgets_of(graph)
         if way == _BY_BUDGET and not self.budget.is_ready:
             self._guarded.message.value = "Looking for the smallest peak…"
             self.budget.prepare()
         self._show_sliders()
         if way == _BY_BUDGET:
-            self._show(plan_budget(self.graph, self.budget.value))
+            plan = plan_budget(graph, self.budget.value)
         elif way == _BY_BLOCKS:
-            self._show(plan_blocks(self.graph, self.block_size.value))
+            plan = plan_blocks(graph, self.block_size.value)
         else:
-            levels, size = self.levels.value, self.block_size.value
-            self._show(plan_height_compressed(self.graph, levels=levels, block_size=size))
+            plan = plan_height_compressed(graph, levels=self.levels.value, block_size=self.block_size.value)
+        if graph is not self.graph:
+            self._take_in(graph, sizes, plan)
+        self._show(plan)
+
+    def _show_budgets_of(self, graph: Graph) -> None:
+        self._is_resizing = True
+        try:
+            self.budget.show_graph(graph)
+        finally:
+            self._is_resizing = False
+
+    def _take_in(self, graph: Graph, sizes: dict[str, int], plan: Plan) -> None:
+        """Have all views show a plan for the graph at other sizes."""
+        plain = save_everything(graph)
+        self.frontier.show(plan, baseline=plain)
+        self.graph, self._sizes, self._plan, self._plain = graph, sizes, plan, plain
+        self.dag.show(plan)
+        self._trade_off.show_graph(graph)
 
     def _show_sliders(self) -> None:
         """Hide the sliders that play no part."""
@@ -359,6 +408,28 @@ class PlanExplorer(widgets.VBox):
         self._loops.value = self._loops_text()
         self._verify_panel.refresh()
         self._trade_off.follow()
+
+    def _dimension_slider(self, name: str) -> DimensionSlider:
+        def check(size: Any) -> int:
+            assert self._symbolic is not None
+            others = {k: slider.value for k, slider in getattr(self, "dimensions", {}).items()}
+            return self._symbolic.checked({**self._sizes, **others, name: size})[name]
+
+        return DimensionSlider(name, self._sizes[name], check, self._guarded.refuse)
+
+    def _gradient(
+        self,
+        fun: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        argnums: int | Sequence[int],
+        has_aux: bool,
+        plan: Plan,
+    ) -> Program:
+        """Return what to compile for a plan that is shown."""
+        if self._symbolic is not None:
+            args, kwargs = self._symbolic.args_at(**self._sizes)
+        return _gradient(fun, args, kwargs, argnums, has_aux, plan)
 
     def _show_measurement(self, measurement: Measurement | None) -> None:
         """Lay XLA's live bytes over the frontier, and show its memory map; neither where they are not known."""
@@ -502,27 +573,33 @@ def _gradient(
     return gradient, [leaves[i] for i in at]
 
 
-def _graph_and_code(
+def _graph(
     graph_or_fun: Any, args: tuple[Any, ...], argnums: int | Sequence[int], has_aux: bool, kwargs: dict[str, Any]
-) -> tuple[Graph, str, str]:
-    """Return the gradient graph, the line of Python that captures it ("" where it was given), and that runs a plan."""
+) -> Graph:
+    """Return the gradient graph."""
     if isinstance(graph_or_fun, Graph):
         if args or kwargs:
             raise PlanError(
                 f"PlanExplorer(graph) takes no further arguments; found {len(args)} positional and {sorted(kwargs)}. "
                 "Give it either a graph or a function with its example arguments."
             )
-        return graph_or_fun, "", ""
+        return graph_or_fun
     if not callable(graph_or_fun):
         raise PlanError(
             f"PlanExplorer needs a gradient graph, or a function and its example arguments; found "
             f"{type(graph_or_fun).__name__}. Try PlanExplorer(capture_gradient(fun, *args))."
         )
-    graph = capture_gradient(graph_or_fun, *args, argnums=argnums, has_aux=has_aux, **kwargs)
-    name = getattr(graph_or_fun, "__name__", "")
+    return capture_gradient(graph_or_fun, *args, argnums=argnums, has_aux=has_aux, **kwargs)
+
+
+def _lines(fun: Any, argnums: int | Sequence[int], has_aux: bool, has_kwargs: bool) -> tuple[str, str]:
+    """Return what is given to the function that captures, and the line that runs a plan; "" for a graph."""
+    if isinstance(fun, Graph):
+        return "", ""
+    name = getattr(fun, "__name__", "")
     name = name if name.isidentifier() else "fun"
     options = [f"argnums={argnums!r}"] if argnums != 0 else []
     options += ["has_aux=True"] if has_aux else []
-    given = [name, "*args", *options, *(["**kwargs"] if kwargs else [])]
+    given = [name, "*args", *options, *(["**kwargs"] if has_kwargs else [])]
     run = f"value_and_grad = height_compressed_value_and_grad({', '.join([name, 'plan=plan', *options])})"
-    return graph, f"graph = capture_gradient({', '.join(given)})", run
+    return ", ".join(given), run

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
+from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Plan
 from tiny_backprop_widgets import assets
 from tiny_backprop_widgets.frontier import DisplayError, baseline_of, export_frontier, plot_frontier, render
@@ -96,22 +97,27 @@ class FrontierView(View):
     def plan(self, plan: Plan) -> None:
         self.show(plan)
 
-    def show(self, plan: Plan, budget_bytes: int | None = None) -> None:
-        """Show another plan for the same graph; what was measured for the one before goes away.
+    def show(self, plan: Plan, budget_bytes: int | None = None, *, baseline: Plan | None = None) -> None:
+        """Show another plan; what was measured for the one before goes away.
 
         Args:
           plan: The plan.
           budget_bytes: See `FrontierView`.
+          baseline: What to draw behind it from now on; without it, the plan has to be for the same graph.
 
         Raises:
           DisplayError: `plan` is no plan, or one for another graph.
         """
         _check_plan(plan)
-        if self._behind is not None:
-            baseline_of(plan, self._behind)
+        behind = self._behind if baseline is None else baseline
+        if behind is not None:
+            baseline_of(plan, behind)
+        self._behind = behind
         m = plan.materialized
         self._plan, self._budget_bytes, self._serial = plan, budget_bytes, self._serial + 1
         with self.hold_sync():
+            if baseline is not None:
+                self._show_texts(plan.graph, baseline)
             if plan.graph.nested:  # their bytes are the plan's
                 self._value_bytes = packed(plan.graph.value_bytes, np.float64)
             self._live_bytes = packed(m.live_bytes, np.float64)
@@ -119,6 +125,16 @@ class FrontierView(View):
             self._fates, self._lives = packed(fates(plan), np.uint8), packed(lives(plan), np.int32)
             self._measured = b""
             self._facts = self._facts_of(plan, budget_bytes)
+
+    def _show_texts(self, graph: Graph, baseline: Plan) -> None:
+        texts = Texts.of(graph)
+        if self.value is not None and (self.value >= graph.n_values or len(self._value_table) != 8 * graph.n_values):
+            self.value = None
+        self._strings = texts.strings
+        self._value_table = packed(texts.value_table, np.int32)
+        self._node_table = packed(texts.node_table, np.int32)
+        self._value_bytes = packed(graph.value_bytes, np.float64)
+        self._baseline_bytes = packed(baseline.materialized.live_bytes, np.float64)
 
     def show_measured(self, positions: Any, live_bytes: Any) -> None:
         """Lay a measured curve over the predicted one.

@@ -103,6 +103,17 @@ class GraphView(View):
         with self.hold_sync():
             self._colour()
 
+    def show(self, plan: Plan) -> None:
+        """Show a plan for another graph: where it is the same program at other sizes, boxes stay where they are."""
+        old, new = self.graph, plan.graph
+        self.graph, self._plan = new, plan
+        if (old.primitives, old.scopes, old.n_forward) != (new.primitives, new.scopes, new.n_forward):
+            self.value = None
+            self._start()
+        else:
+            self._outline = Outline(new, self._outline.by_block)
+            self._draw()
+
     @property
     def expanded(self) -> list[tuple[int, int]]:
         """The open groups below the phases, each as its first node and one more than its last."""

@@ -63,6 +63,11 @@ class TradeOffPanel(widgets.VBox):
             self._known()
         return found
 
+    def show_graph(self, graph: Graph) -> None:
+        """Be the panel of another graph, whose trade-off is not known yet."""
+        self._graph, self.view, self._is_cancelled = graph, None, True
+        self.children = [self._bar]
+
     def follow(self) -> None:
         """Mark the plan that is shown."""
         if self.view is not None:

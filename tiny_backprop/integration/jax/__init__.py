@@ -14,3 +14,5 @@ from tiny_backprop.integration.jax.hold import jit as jit
 from tiny_backprop.integration.jax.measure import Measurement as Measurement
 from tiny_backprop.integration.jax.measure import measure as measure
 from tiny_backprop.integration.jax.memory_map import MemoryMap as MemoryMap
+from tiny_backprop.integration.jax.symbolic import SymbolicGraph as SymbolicGraph
+from tiny_backprop.integration.jax.symbolic import capture_symbolic_gradient as capture_symbolic_gradient

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from tiny_backprop.errors import CaptureError
@@ -66,6 +67,10 @@ class Call:
         paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(self.tree, self.leaves))
         names = ["args" + jax.tree_util.keystr(p[1:]) if p[0].idx == 0 else _keyword(p) for p, _ in paths]
         return [names[i] for i in self.traced]
+
+    def symbolic_dimensions(self) -> list[Any]:
+        """Return the symbolic dimensions of all arrays, one after the other."""
+        return [d for x in self.arrays for d in symbolic_dimensions(x)]
 
     def positions(self, argnums: Sequence[int]) -> list[int]:
         """Return which of `arrays` belong to the positional arguments `argnums`, -1 for a leaf that is none of them."""
@@ -126,6 +131,11 @@ def is_array_type(kind: type) -> bool:
 @functools.cache
 def _is_array_type_but_no_number(kind: type) -> bool:
     return is_array_type(kind) and (not issubclass(kind, int) or hasattr(kind, "shape"))
+
+
+def symbolic_dimensions(x: Any) -> list[Any]:
+    """Return the symbolic dimensions of an argument's shape; none for what has no shape."""
+    return [d for d in getattr(x, "shape", ()) if type(d) is not int and jax.export.is_symbolic_dim(d)]
 
 
 def check_argnums(call: Call, argnums: int | Sequence[int]) -> list[int]:

@@ -79,8 +79,8 @@ def capture_gradient(
       The gradient graph; arguments and constants are its inputs, and so are the cotangents.
 
     Raises:
-      CaptureError: `argnums` does not fit the arguments, an argument is not of floating-point or complex dtype, or the
-        function cannot be differentiated in reverse mode.
+      CaptureError: `argnums` does not fit the arguments, an argument is not of floating-point or complex dtype, the
+        function cannot be differentiated in reverse mode, or a dimension is symbolic (`capture_symbolic_gradient`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -96,5 +96,15 @@ def capture_gradient(
 def capture_program(
     call: Call, positions: Sequence[int] | None, has_aux: bool = False
 ) -> tuple[Program, Sequence[Any]]:
-    """Trace a call and its reverse pass, its loops ready to be planned; see `trace_gradient`."""
+    """Trace a call and its reverse pass, its loops ready to be planned; see `trace_gradient`.
+
+    Raises:
+      CaptureError: A dimension is symbolic, and for the reasons of `trace_gradient`.
+    """
+    symbolic = ", ".join(dict.fromkeys(map(str, call.symbolic_dimensions())))
+    if symbolic:
+        raise CaptureError(
+            f"arguments of {call.name} have the symbolic dimensions {symbolic}; what is planned and run needs numbers. "
+            f"capture_symbolic_gradient({call.name}, …).at(…) gives the graph for any sizes."
+        )
     return trace_gradient(call, positions, has_aux, with_nested_programs)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import core
@@ -20,6 +21,7 @@ from jax.extend import core as jex_core
 Var = jex_core.Var
 Literal = jex_core.Literal
 ClosedJaxpr = jex_core.ClosedJaxpr
+JaxprEqn = jex_core.JaxprEqn
 ShapedArray = core.ShapedArray
 jaxpr_as_fun = jex_core.jaxpr_as_fun
 
@@ -81,6 +83,39 @@ def close_jaxpr(invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[An
     effects = frozenset().union(*(e.effects for e in eqns))
     info = jex_core.DebugInfo("tiny_backprop", "a planned program", ("",) * len(invars), ("",) * len(outvars))
     return ClosedJaxpr(jex_core.Jaxpr([], list(invars), list(outvars), list(eqns), effects, info), [])
+
+
+def with_eqns(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:
+    """Return a jaxpr, closed or not, with other equations; its constants are not kept, so it is not to be run."""
+    closed = close_jaxpr(invars, outvars, eqns)
+    return closed if hasattr(jaxpr, "consts") else closed.jaxpr
+
+
+def dimension_scope(dimension: Any) -> Any:
+    """Return the scope that a symbolic dimension belongs to; those of one program have the same."""
+    return dimension.scope
+
+
+def dimension_names(dimension: Any) -> set[str]:
+    """Return the names in a symbolic dimension such as `2*batch`."""
+    return dimension._get_vars()
+
+
+def dimension_at(dimension: Any, sizes: Mapping[str, int]) -> int:
+    """Return a symbolic dimension as a number, for given sizes of the names in it."""
+    return int(dimension._evaluate(dict(sizes)))
+
+
+def dimension_constraints(dimension: Any) -> list[tuple[str, Callable[[Mapping[str, int]], bool]]]:
+    """Return the constraints of a symbolic dimension: their text, and whether given sizes meet them."""
+
+    def is_met(constraint: Any, sizes: Mapping[str, int]) -> bool:
+        difference = constraint.diff
+        n = dimension_at(difference, sizes) if jax.export.is_symbolic_dim(difference) else int(difference)
+        return n == 0 if constraint.cmp.name == "EQ" else n >= 0
+
+    constraints = dimension_scope(dimension)._explicit_constraints
+    return [(c.debug_str, functools.partial(is_met, c)) for c in constraints]
 
 
 def with_outer_scope(eqn: Any, outer: Any) -> Any:

@@ -58,23 +58,25 @@ def _conditional(*operands: Any, n_tokens: int) -> list[Any]:
     return lax.cond(_all_true(tokens), list, lambda xs: [_cleared(x) for x in xs], values)
 
 
-def zeros_after(tokens: Sequence[Any], shape: Sequence[int], dtype: Any) -> Any:
+def zeros_after(tokens: Sequence[Any], shape: Sequence[int], dtype: Any, number: int = 0) -> Any:
     """Return zeros that are not there before all `tokens` are: XLA would make constants at the start of a program.
 
     Args:
       tokens: Arrays with elements, of any dtypes, one or more.
       shape: Shape of the zeros.
       dtype: Their dtype; no key.
+      number: Zeros of different numbers are computed differently, so that XLA does not merge them.
     """
-    return lax.broadcast(lax.convert_element_type(lax.bitwise_not(_all_true(tokens)), dtype), tuple(shape))
+    is_true = _all_true(tokens, number)
+    return lax.broadcast(lax.convert_element_type(lax.bitwise_not(is_true), dtype), tuple(shape))
 
 
-def _all_true(tokens: Sequence[Any]) -> jax.Array:
-    """Return True, computed from the first elements of `tokens`."""
-    return functools.reduce(jnp.logical_and, map(_always_true, tokens))
+def _all_true(tokens: Sequence[Any], number: int = 0) -> jax.Array:
+    """Return True, computed from the first elements of `tokens`, in a way of its own for each number."""
+    return functools.reduce(jnp.logical_and, (_always_true(t, number) for t in tokens))
 
 
-def _always_true(token: jax.Array) -> jax.Array:
+def _always_true(token: jax.Array, number: int) -> jax.Array:
     """Return True, computed from the first element of `token`."""
     if jnp.issubdtype(token.dtype, jax.dtypes.prng_key):
         token = jax.random.key_data(token)
@@ -82,7 +84,7 @@ def _always_true(token: jax.Array) -> jax.Array:
     if jnp.issubdtype(element.dtype, jnp.complexfloating):
         element = element.real
     bits = lax.bitcast_convert_type(element.astype(jnp.float32), jnp.uint32)
-    return lax.ne(lax.bitwise_or(bits, jnp.uint32(1)), jnp.uint32(0))
+    return lax.ne(lax.bitwise_or(bits, jnp.uint32(2 * number + 1)), jnp.uint32(0))
 
 
 def _cleared(value: jax.Array) -> jax.Array:

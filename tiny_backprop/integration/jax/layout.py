@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tiny_backprop.graph import COPIED, FLATTENED
+from tiny_backprop.graph import COPIED, FLATTENED, copied
 
 Relaid = tuple[tuple[int, ...], tuple[bool, ...]]
 
@@ -49,7 +49,11 @@ def _dot(eqn: Any) -> Relaid:
         for shape, c, b in zip(shapes, contracted, batch, strict=True)
     ]
     orders = [[*batch[0], *free[0], *contracted[0]], [*batch[1], *contracted[1], *free[1]]]
-    how = [COPIED if _moves(s, order) else FLATTENED for s, order in zip(shapes, orders, strict=True)]
+    is_flat = [all(len(dims) == 1 for dims in (*batch[:1], f, contracted[0])) for f in free]
+    how = [
+        copied(order) if _moves(s, order) else 0 if flat else FLATTENED
+        for s, order, flat in zip(shapes, orders, is_flat, strict=True)
+    ]
     return tuple(h if len(s) > 2 else 0 for h, s in zip(how, shapes, strict=True)), (False,)
 
 

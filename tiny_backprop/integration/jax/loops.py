@@ -29,6 +29,7 @@ class Loop:
     """Some consecutive steps of a `scan`, and their reverse.
 
     Attributes:
+      number: Of the loop among those of its program: what two of them make room for is not to be merged.
       first: The first of them; here they are numbered from 0 on.
       length: Their number.
       n_steps: Steps of the whole scan.
@@ -37,11 +38,13 @@ class Loop:
       advance: The same function without what the step returns.
       step_forward: Function from the same to the next carry and what `step_backward` wants saved.
       step_backward: Function from constants, carry, next carry, elements, saved values and cotangents to gradients.
+      read_carries: Which carries the backward step reads, as they were before the step or are after it.
       n_kept: How many arrays `step_forward` returns to be saved.
       differentiated: Which constants, carries and elements have a gradient.
       cotangent_of: Which of what the step returns has a cotangent; of the carry, those with a gradient have.
     """
 
+    number: int
     first: int
     length: int
     n_steps: int
@@ -51,6 +54,7 @@ class Loop:
     step_forward: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
     step_backward: Callable[[Arrays, Arrays, Arrays, Arrays, Arrays, Arrays], tuple[Arrays, Arrays, Arrays]]
     n_kept: int
+    read_carries: frozenset[int]
     differentiated: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     cotangent_of: tuple[int, ...]
 
@@ -62,6 +66,46 @@ class Loop:
     def elements(self, stacked: Arrays, step: Any) -> Arrays:
         """Return the elements of a step."""
         return [_read(x, self.position(step)) for x in stacked]
+
+    def read_slots(self, schedule: LoopSchedule, slots: Arrays) -> Arrays:
+        """Return those of the arrays of saved values that `run_backward` reads; XLA removes the others."""
+        if schedule.reruns:
+            return slots
+        first_kept = len(slots) - self.n_kept
+        return [x for i, x in enumerate(slots) if i >= first_kept or i in self.read_carries]
+
+    def read_of(self, carry: Arrays) -> Arrays:
+        """Return those of the carries that the backward step reads."""
+        return [x for i, x in enumerate(carry) if i in self.read_carries]
+
+    def with_unread(self, read: Arrays, like: Arrays) -> Arrays:
+        """Return all carries, zeros like some others in the place of those that the backward step does not read."""
+        given = iter(read)
+        return [next(given) if i in self.read_carries else compat.zeros_of(jax.typeof(x)) for i, x in enumerate(like)]
+
+    def without(self, returned: frozenset[int]) -> Loop:
+        """Return the loop without some of what its steps return."""
+
+        def step(consts: Arrays, carry: Arrays, elements: Arrays) -> tuple[Arrays, Arrays]:
+            carry, ys = self.step(consts, carry, elements)
+            return carry, [y for i, y in enumerate(ys) if i not in returned]
+
+        return dataclasses.replace(self, step=step) if returned else self
+
+    def zeros(self, x: Any, n: int | None, after: Sequence[Any]) -> Any:
+        """Return zeros such as x, or room for n arrays such as x, that are not made before all in `after` are.
+
+        Zeros that depend on nothing are made when the program starts, and live until their loop runs. So are those that
+        depend on an argument alone: where a loop runs again, only one of its operands is held, and this is among
+        `after`. Equal zeros of two loops would be made once, at the earlier time, and copied.
+        """
+        aval = x if isinstance(x, compat.ShapedArray) else jax.typeof(x)
+        shape = aval.shape if n is None else (n, *aval.shape)
+        tokens = [t for t in after if t.size and not compat.is_sharded(jax.typeof(t))]
+        if not tokens or compat.is_sharded(aval) or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+            zeros = compat.zeros_of(aval)
+            return zeros if n is None else lax.broadcast(zeros, (n,))
+        return zeros_after(tokens, shape, aval.dtype, self.number)
 
 
 def _loop(start: Any, end: Any, body: Callable[[Any, Any], Any], state: Any, trips: int, runs: int) -> Any:
@@ -87,25 +131,10 @@ def _results(step: Callable[..., tuple[Arrays, Arrays]], *parts: Arrays) -> Arra
     return compat.out_avals(lambda *xs: jax.tree.leaves(step(*jax.tree.unflatten(tree, xs))), map(jax.typeof, flat))
 
 
-def _zeros(x: Any, n: int | None, after: Sequence[Any]) -> Any:
-    """Return zeros such as x, or room for n arrays such as x, that are not made before all in `after` are.
-
-    Zeros that depend on nothing are made when the program starts, and live until their loop runs. So are those that
-    depend on an argument alone: where a loop runs again, only one of its operands is held, and this is among `after`.
-    """
-    aval = x if isinstance(x, compat.ShapedArray) else jax.typeof(x)
-    shape = aval.shape if n is None else (n, *aval.shape)
-    tokens = [t for t in after if t.size and not compat.is_sharded(jax.typeof(t))]
-    if not tokens or compat.is_sharded(aval) or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        zeros = compat.zeros_of(aval)
-        return zeros if n is None else lax.broadcast(zeros, (n,))
-    return zeros_after(tokens, shape, aval.dtype)
-
-
 def room_for_returned(loop: Loop, consts: Arrays, init: Arrays, stacked: Arrays) -> Arrays:
     """Return room for what all steps of the scan return, stacked."""
     results = _results(loop.step, consts, init, loop.elements(stacked, 0))
-    return [_zeros(y, loop.n_steps, [*consts, *init, *stacked]) for y in results[len(init) :]]
+    return [loop.zeros(y, loop.n_steps, [*consts, *init, *stacked]) for y in results[len(init) :]]
 
 
 def run_forward(
@@ -142,7 +171,7 @@ def run_forward(
         )
         return carry, returned, slots
 
-    slots = [_zeros(x, schedule.n_saved, [*consts, *init, *stacked]) for x in init]
+    slots = [loop.zeros(x, schedule.n_saved, [*consts, *init, *stacked]) for x in init]
     return lax.fori_loop(0, len(schedule.forward), run, (init, returned, slots))
 
 
@@ -151,7 +180,7 @@ def _run_keeping_all(
 ) -> tuple[Arrays, Arrays, Arrays]:
     saved = _results(loop.step_forward, consts, init, loop.elements(stacked, 0))[len(init) :]
     after, n = [*consts, *init, *stacked], loop.length
-    carries, kept = [_zeros(x, n + 1, after) for x in init], [_zeros(x, n, after) for x in saved]
+    carries, kept = [loop.zeros(x, n + 1, after) for x in init], [loop.zeros(x, n, after) for x in saved]
 
     def one(k: Any, state: Any) -> Any:
         carry, returned, carries, kept = state
@@ -192,11 +221,13 @@ class _Table:
         return cls(as_table(blocks), as_table(saves), int((stop - start).sum()))
 
 
-def no_gradients(loop: Loop, consts: Arrays, stacked: Arrays, carry_cotangents: Arrays) -> tuple[Arrays, ...]:
-    """Return the gradients with which `run_backward` begins: zeros, and those of the last carry."""
+def no_gradients(
+    loop: Loop, consts: Arrays, stacked: Arrays, carry_cotangents: Arrays, after: Sequence[Any]
+) -> tuple[Arrays, ...]:
+    """Return the gradients with which `run_backward` begins: those of the last carry, and zeros made `after` others."""
     of_consts, _, of_elements = loop.differentiated
     zeros_of_consts, zeros_of_stacked = (
-        [_zeros(x[i], None, carry_cotangents) for i in places]
+        [loop.zeros(x[i], None, [*carry_cotangents, *after]) for i in places]
         for x, places in ((consts, of_consts), (stacked, of_elements))
     )
     return carry_cotangents, zeros_of_consts, zeros_of_stacked
@@ -251,8 +282,8 @@ def run_backward(
     # Of a block: the carry at the start of each step and at its end, and what each step saves.
     size = schedule.block_size if schedule.block_size > 1 else 0
     after = [*gradients[0], *returned_cotangents]
-    rooms = ((first_carry, size + 1), (saved, size))
-    room = tuple([_zeros(x, n, after) for x in arrays] if size else [] for arrays, n in rooms)
+    rooms = ((loop.read_of(first_carry), size + 1), (saved, size))
+    room = tuple([loop.zeros(x, n, after) for x in arrays] if size else [] for arrays, n in rooms)
 
     def reverse_block(first: Any, end: Any, carry: Arrays, room: Any, gradients: Any) -> tuple[Any, Any]:
         if not size:
@@ -261,17 +292,17 @@ def run_backward(
 
         def keep(k: Any, state: tuple[Arrays, Arrays, Arrays]) -> tuple[Arrays, Arrays, Arrays]:
             carry, carries, kept = state
-            carries = _write(carries, carry, k - first)
+            carries = _write(carries, loop.read_of(carry), k - first)
             carry, saved = loop.step_forward(consts, carry, loop.elements(stacked, k))
             return carry, carries, _write(kept, saved, k - first)
 
         def reverse(i: Any, gradients: Any) -> Any:
             k = end - 1 - i
-            carry, following = ([_read(x, k - first + d) for x in carries] for d in (0, 1))
+            carry, following = (loop.with_unread([_read(x, k - first + d) for x in carries], last) for d in (0, 1))
             return gradients_of_step(k, carry, following, [_read(x, k - first) for x in kept], gradients)
 
         last, carries, kept = _loop(first, end, keep, (carry, *room), loop.length, schedule.n_blocks)
-        carries = _write(carries, last, end - first)
+        carries = _write(carries, loop.read_of(last), end - first)
         return (carries, kept), _loop(0, end - first, reverse, gradients, loop.length, schedule.n_blocks)
 
     def advance(k: Any, carry: Arrays) -> Arrays:

@@ -151,7 +151,7 @@ def realized(program: Program, graph: Graph, rewrite_step: RewriteStep) -> tuple
     eqns = list(program.eqns)
     for nested, plan in zip(graph.nested, nested_plans(graph), strict=True):
         eqn, gradient = eqns[nested.forward_node], eqns[nested.backward_node]
-        what = eqn.params["what"].planned(plan, rewrite_step)
+        what = eqn.params["what"].planned(plan, rewrite_step, nested.forward_node)
         outs, saved = eqn.outvars[:-2], eqn.outvars[-2]
         avals = compat.out_avals(what.forward, [v.aval for v in eqn.invars])
         handed_on[saved] = [Var(a) for a in avals[len(outs) :]]
@@ -301,6 +301,8 @@ class _LoopProgram(_NestedProgram):
     def nested(self, forward_node: int, backward_node: int) -> Nested:
         """Return it as the graph has it."""
         carry = self.eqn.invars[self.n_consts : self.n_consts + self.n_carry]
+        of_consts, of_carry, _ = self.differentiated
+        first_cotangent = len(self.eqn.invars) - self.n_carry + 1
         return Nested(
             kind=self.kind,
             forward_node=forward_node,
@@ -308,16 +310,21 @@ class _LoopProgram(_NestedProgram):
             length=self.eqn.params["length"],
             bodies=(self.body.program.graph,),
             carries=tuple(self.body.order.index(i) for i in range(self.n_carry)),
+            first_carry=self.body.program.n_constants + self.n_consts,
             carry_bytes=sum(aval_bytes(v.aval) for v in carry),
+            overwrites=(
+                tuple((self.n_consts + i, i) for i in range(self.n_carry)),
+                tuple((first_cotangent + i, len(of_consts) + i) for i in range(len(of_carry))),
+            ),
             choice={},
         )
 
-    def planned(self, plan: NestedPlan, rewrite_step: RewriteStep) -> _PlannedLoop:
-        """Return it as the plan says."""
+    def planned(self, plan: NestedPlan, rewrite_step: RewriteStep, number: int) -> _PlannedLoop:
+        """Return it as the plan says; among the loops of its program it has a number of its own."""
         first, parts = 0, []
         for part in plan.parts:
             assert part.schedule is not None
-            loop = self._loop(rewrite_step(self.body.program, part.step), first, part.schedule.length)
+            loop = self._loop(rewrite_step(self.body.program, part.step), number, first, part.schedule.length)
             parts.append((loop, part.schedule))
             first += part.schedule.length
         return _PlannedLoop(self, tuple(parts))
@@ -328,7 +335,15 @@ class _LoopProgram(_NestedProgram):
         carry = {outs[k]: i for k, i in enumerate(order) if i < self.n_carry and isinstance(outs[k], Var)}
         return [carry.get(v, -1) for v in outs[jaxprs.n_outs :]]
 
-    def _loop(self, jaxprs: Any, first: int, length: int) -> Loop:
+    def _read_carries(self, backward: Any, from_carry: Sequence[int]) -> frozenset[int]:
+        """Return the carries that a backward step reads, as they were before the step or are after it."""
+        read = {v for e in backward.eqns for v in e.invars if not isinstance(v, Literal)}
+        read.update(v for v in backward.outvars if not isinstance(v, Literal))
+        first = self.body.program.n_constants + self.n_consts
+        carries = backward.invars[first : first + self.n_carry]
+        return frozenset(i for i, v in enumerate(carries) if v in read or i in from_carry)
+
+    def _loop(self, jaxprs: Any, number: int, first: int, length: int) -> Loop:
         """Return the steps from `first` on, so many of them, that run as the jaxprs say."""
         body, n_carry, n_outs, from_carry = self.body, self.n_carry, jaxprs.n_outs, self._from_carry(jaxprs)
         run, advance = compat.jaxpr_as_fun(body.closed), _first_outputs(body.closed, n_carry)
@@ -355,6 +370,7 @@ class _LoopProgram(_NestedProgram):
             return gradients[: ends[0]], gradients[ends[0] : ends[1]], gradients[ends[1] :]
 
         return Loop(
+            number=number,
             first=first,
             length=length,
             n_steps=self.eqn.params["length"],
@@ -364,6 +380,7 @@ class _LoopProgram(_NestedProgram):
             step_forward=step_forward,
             step_backward=step_backward,
             n_kept=sum(is_own),
+            read_carries=self._read_carries(jaxprs.backward.jaxpr, from_carry),
             differentiated=self.differentiated,
             cotangent_of=self.cotangent_of,
         )
@@ -384,13 +401,15 @@ class _PlannedLoop:
 
     program: _LoopProgram
     parts: tuple[tuple[Loop, LoopSchedule], ...]
+    unread: frozenset[int] = frozenset()
 
     def forward(self, *operands: Any) -> Arrays:
-        """Return what the scan returns, and what is saved."""
+        """Return what the scan returns, what is stacked and `unread` apart, and what is saved."""
         n_consts, n_carry = self.program.n_consts, self.program.n_carry
         consts, carry, stacked = _split(operands, n_consts, n_carry)
-        returned, saved = room_for_returned(self.parts[0][0], consts, carry, stacked), []
-        for loop, schedule in self.parts:
+        parts = [(loop.without(self.unread), schedule) for loop, schedule in self.parts]
+        returned, saved = room_for_returned(parts[0][0], consts, carry, stacked), []
+        for loop, schedule in parts:
             carry, returned, of_part = run_forward(loop, schedule, consts, carry, stacked, returned)
             saved += of_part
         return [*carry, *returned, *saved]
@@ -402,11 +421,33 @@ class _PlannedLoop:
         n_stacked = len(program.eqn.invars) - program.n_consts - n_carry
         sizes = program.n_consts, n_stacked, *n_saved, len(program.differentiated[1])
         consts, stacked, *saved, of_carry, of_returned = _split(operands, *sizes)
-        gradients = no_gradients(self.parts[0][0], consts, stacked, of_carry)
+        after = [x for (loop, s), slots in zip(self.parts, saved, strict=True) for x in loop.read_slots(s, slots)]
+        gradients = no_gradients(self.parts[0][0], consts, stacked, of_carry, [*of_returned, *after])
         for (loop, schedule), slots in reversed(list(zip(self.parts, saved, strict=True))):
             gradients = run_backward(loop, schedule, consts, n_carry, stacked, slots, gradients, of_returned)
         of_carry, of_consts, of_stacked = gradients
         return [*of_consts, *of_carry, *of_stacked]
+
+
+def drop_unread(eqns: Sequence[Any], outvars: Sequence[Any]) -> list[Any]:
+    """Return equations whose planned loops do not stack up what no other equation reads, nor is returned.
+
+    XLA would not find out where loops are in loops.
+    """
+    read = {v for e in eqns for v in e.invars if not isinstance(v, Literal)}
+    read.update(v for v in outvars if not isinstance(v, Literal))
+    return [_without_unread(e, read) if e.primitive is nested_p else e for e in eqns]
+
+
+def _without_unread(eqn: Any, read: set[Any]) -> Any:
+    what = eqn.params["what"]
+    if not isinstance(what, _PlannedLoop):
+        return eqn
+    first, end = what.program.n_carry, len(what.program.eqn.outvars)
+    unread = [i for i in range(first, end) if eqn.outvars[i] not in read]
+    outvars = [v for i, v in enumerate(eqn.outvars) if i not in unread]
+    what = dataclasses.replace(what, unread=frozenset(i - first for i in unread))
+    return eqn.replace(outvars=outvars, params={"what": what})
 
 
 def _split(arrays: Sequence[Any], *sizes: int) -> list[Arrays]:
@@ -454,10 +495,11 @@ class _BranchesProgram(_NestedProgram):
     def nested(self, forward_node: int, backward_node: int) -> Nested:
         """Return it as the graph has it."""
         graphs = tuple(body.program.graph for body in self.bodies)
-        return Nested(self.kind, forward_node, backward_node, 1, graphs, (), 0, {})
+        return Nested(self.kind, forward_node, backward_node, 1, graphs, (), 0, 0, ((), ()), {})
 
-    def planned(self, plan: NestedPlan, rewrite_step: RewriteStep) -> _PlannedBranches:
+    def planned(self, plan: NestedPlan, rewrite_step: RewriteStep, number: int) -> _PlannedBranches:
         """Return it as the plan says."""
+        del number  # branches make no room
         jaxprs = tuple(rewrite_step(b.program, p.step) for b, p in zip(self.bodies, plan.parts, strict=True))
         return _PlannedBranches(self, jaxprs)
 

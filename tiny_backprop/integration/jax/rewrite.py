@@ -25,7 +25,7 @@ from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.cost import EXPANDED
 from tiny_backprop.integration.jax.hold import hold_p
-from tiny_backprop.integration.jax.nested import realized
+from tiny_backprop.integration.jax.nested import drop_unread, realized
 from tiny_backprop.integration.jax.pooling import in_slices
 from tiny_backprop.integration.jax.trace import Program
 from tiny_backprop.plan.nested import StepPlan
@@ -104,12 +104,16 @@ def _play(
     early = [v for v in program.gradients if not isinstance(v, Literal) and v in made]
     crossing = list(dict.fromkeys([*(player.env[v] for v in saved), *early]))
     player.at_border = [*range(program.n_primal_inputs), *saved]
-    jaxpr = compat.close_jaxpr(program.input_variables, [*outs, *crossing], player.take_eqns())
+    jaxpr = compat.close_jaxpr(
+        program.input_variables, [*outs, *crossing], drop_unread(player.take_eqns(), [*outs, *crossing])
+    )
     _play_backward(player, program, backward, last)
     gradients = [player.current(v) for v in program.gradients]
     inputs = [*program.input_variables, *crossing, *program.cotangent_variables]
     assert not _free_variables(player.eqns, gradients) - set(inputs), "the backward phase reads what was not saved"
-    return PlannedJaxprs(jaxpr, compat.close_jaxpr(inputs, gradients, player.take_eqns()), len(outs))
+    return PlannedJaxprs(
+        jaxpr, compat.close_jaxpr(inputs, gradients, drop_unread(player.take_eqns(), gradients)), len(outs)
+    )
 
 
 def _depends_on_arguments(program: Program) -> list[bool]:
@@ -251,19 +255,23 @@ class _Player:
         """Return what a segment reads of the forward phase, and the inputs that a recomputation must not share.
 
         Inputs are the caller's, so most reads of them need no hold. But a recomputed node that reads nothing else would
-        be merged with its first run: its smallest operand is held. What a loop hands on to its reverse needs no hold
+        be merged with its first run: its smallest operand is held. Recomputed constants are merged and tell nothing
+        apart. What a loop hands on to its reverse needs no hold
         either, nobody else reads it; and it may be large.
         """
         graph, border = self.graph, self.output_start[self.graph.n_forward]
-        made = set(self.of_loops)
+        made, constant = set(self.of_loops), set[int]()
         apart: dict[int, None] = {}
         for node in steps:
             reads = [self.number[v] for v in self.program.eqns[node].invars if not isinstance(v, Literal)]
-            apart.update((k, None) for k in reads if graph.n_inputs <= k < border and k not in made)
+            apart.update((k, None) for k in reads if graph.n_inputs <= k < border and not (k in made or k in constant))
             if node < graph.n_forward:
-                if reads and not any(k in made or k in apart for k in reads):
-                    apart[min(reads, key=lambda k: graph.value_bytes[k])] = None
-                made.update(range(self.output_start[node], self.output_start[node + 1]))
+                outs = range(self.output_start[node], self.output_start[node + 1])
+                shared = [k for k in reads if k not in constant]
+                if shared and not any(k in made or k in apart for k in shared):
+                    apart[min(shared, key=lambda k: graph.value_bytes[k])] = None
+                is_constant = not shared and not self._is_small_root(node)
+                (constant if is_constant else made).update(outs)
         return list(apart)
 
     def _tokens(self, steps: Sequence[int], tokens_from: Sequence[int]) -> list[int]:

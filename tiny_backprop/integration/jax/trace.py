@@ -138,6 +138,31 @@ def trace_gradient(
       UntraceableError: The function looks at the values of its arguments.
       CaptureError: The function cannot be differentiated in reverse mode, or `has_aux` does not fit what it returns.
     """
+    flat, outputs, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
+    primal = flat.closed()
+    try:
+        traced = _trace_joint(prepare(primal), differentiated, cotangent_of)
+    except Exception as e:
+        raise CaptureError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
+    joint = join_pads(flatten(traced, keep_custom_rules=False))
+    program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
+    return program, [*flat.consts, *joint.consts]
+
+
+def trace_symbolically(call: Call, positions: Sequence[int], has_aux: bool) -> Any:
+    """Return the closed jaxpr of a gradient whose arguments have symbolic dimensions, as JAX traces it.
+
+    Raises:
+      Exception: Whatever JAX or the function raises where it needs a size as a number.
+    """
+    flat, _, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
+    return _trace_joint(flat.closed(), differentiated, cotangent_of)
+
+
+def _differentiated(
+    call: Call, positions: Sequence[int] | None, has_aux: bool
+) -> tuple[FlatJaxpr, Outputs, list[int], tuple[int, ...]]:
+    """Trace the function of a call; return also what is differentiated, and which outputs have a cotangent."""
     flat, outputs = trace_function(call)
     n_constants, n_outs = len(flat.constvars), len(flat.outvars)
     n_differentiable = outputs.main(call.name)[1] if has_aux else n_outs
@@ -149,14 +174,7 @@ def trace_gradient(
     else:
         differentiated = [n_constants + i for i in positions]
     cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if compat.is_inexact(v.aval))
-    primal = flat.closed()
-    try:
-        traced = _trace_joint(prepare(primal), differentiated, cotangent_of)
-    except Exception as e:
-        raise CaptureError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
-    joint = join_pads(flatten(traced, keep_custom_rules=False))
-    program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
-    return program, [*flat.consts, *joint.consts]
+    return flat, outputs, differentiated, cotangent_of
 
 
 def _trace_joint(primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:

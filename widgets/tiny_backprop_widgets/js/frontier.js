@@ -511,7 +511,7 @@ export function renderFrontier({ model, el }) {
     kernelNotice(model, root),
     onChange(model, ["_facts", "_measured"], () => {
       const [n, whole] = [plan.live.length, x0 <= 0 && x1 >= plan.live.length];
-      program.bytes = numbers(model, "_value_bytes", Float64Array);
+      Object.assign(program, readStatic(model));
       plan = readPlan(model, program.bytes);
       const scale = whole ? 0 : plan.live.length / Math.max(1, n);
       if (whole) all();
