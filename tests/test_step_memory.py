@@ -155,7 +155,7 @@ def test_what_is_stacked_up_and_not_read_is_not_made_again():
         return jnp.sum(lax.scan(step, jnp.zeros((64, 32)), x)[1] ** 2)
 
     program, _ = capture_program(Call.of(loss, (W, X), {}), (0, 1))
-    plan = height_compressed_value_and_grad(loss, argnums=(0, 1), block_size=4, on_error="raise").plan(W, X)
+    plan = height_compressed_value_and_grad(loss, argnums=(0, 1), block_size=2, on_error="raise").plan(W, X)
     jaxprs = rewrite(program, plan)
     n_results = [
         [len(e.outvars) for e in j.jaxpr.eqns if e.primitive is nested_p] for j in (jaxprs.forward, jaxprs.backward)

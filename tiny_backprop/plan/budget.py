@@ -42,7 +42,8 @@ def plan_budget(
     The budget holds for `plan.peak_bytes`: temporaries and outputs as XLA is predicted to allocate them, gradients
     included, arguments not; see `materialize` for how well. `verify=True` at the doors asks XLA itself. Loops are
     planned together with what is around them. Blocks, cuts and menus are kept with the graph, so that another budget
-    takes a fraction of the first one's time; so are plans found before, which are taken where they fit.
+    takes a fraction of the first one's time. For what was captured, the plan depends on the budget alone; for a graph
+    made by hand, plans found before are taken where they fit.
 
     Args:
       graph: A gradient graph, forward and backward phase.

@@ -63,10 +63,12 @@ class BudgetPlanner:
       original: The graph that plans are for.
       cost: What is minimised.
       points: The graph, perhaps with other bytes, for different plans of what is nested in it; see `path`.
+      takes_known: Whether what was found for other budgets is taken where it is cheaper; else answers depend on what is
+        asked alone, so that another planner gives the same.
     """
 
-    def __init__(self, original: Graph, points: list[Graph], cost: Cost):
-        self.original, self.points, self.cost = original, points, cost
+    def __init__(self, original: Graph, points: list[Graph], cost: Cost, takes_known: bool = True):
+        self.original, self.points, self.cost, self.takes_known = original, points, cost, takes_known
         self._found: dict[int, Found | None] = {}
 
     @classmethod
@@ -81,7 +83,7 @@ class BudgetPlanner:
     def for_temporaries(self) -> BudgetPlanner:
         """Return a new planner that counts as XLA allocates: what the program returns has buffers of its own all along.
 
-        It has kept no plans: what it answers depends on what it alone was asked.
+        What it answers depends on what is asked alone.
         """
         outputs = self.original.outputs[self.original.outputs >= 0]
         points = []
@@ -89,7 +91,7 @@ class BudgetPlanner:
             n_bytes = graph.value_bytes.copy()
             n_bytes[outputs] = 0
             points.append(dataclasses.replace(graph, value_bytes=n_bytes))
-        return BudgetPlanner(self.original, points, self.cost)
+        return BudgetPlanner(self.original, points, self.cost, takes_known=False)
 
     def plan(self, found: Found, meta: dict[str, Any]) -> Plan:
         """Return the plan of what was found; `meta` is told what the recomputation costs."""
@@ -122,6 +124,8 @@ class BudgetPlanner:
         if budget_bytes not in self._found:
             self._found[budget_bytes] = self._find(budget_bytes)
         own = self._found[budget_bytes]
+        if not self.takes_known:
+            return own
         most = math.inf if own is None else own.cost * (1 - _ROUNDING)
         known = [f for f in self._found.values() if f is not None and f.peak_bytes <= budget_bytes]
         return min((f for f in known if f.cost < most), key=lambda f: f.cost, default=own)
@@ -160,7 +164,7 @@ class BudgetPlanner:
 
     def _at(self, i: int, budget_bytes: int) -> Found | None:
         planner = self._planner(i)
-        candidate = planner.best(budget_bytes)
+        candidate = planner.best(budget_bytes) if self.takes_known else planner.own(budget_bytes)
         return None if candidate is None else Found.of(planner, candidate)
 
     def _find(self, budget_bytes: int) -> Found | None:

@@ -74,11 +74,10 @@ class Ladder:
         return Counted(found, self._count(found))
 
     def fitting(self, budget_bytes: int) -> list[Counted]:
-        """Return schedules found that fit: the program as it is, or what a search of the rungs finds, and others."""
+        """Return schedules that fit: the program as it is, or those on a search of the rungs, and others."""
         if self.everything.n_bytes <= budget_bytes:
             return [self.everything]
-        self._search(budget_bytes)
-        fitting = [c for c in self._rungs.values() if c is not None and c.n_bytes <= budget_bytes]
+        fitting = [c for c in self._search(budget_bytes) if c.n_bytes <= budget_bytes]
         if not fitting or min(c.found.cost for c in fitting) > self.dear_cost:
             fitting += [c for c in self.others if c.n_bytes <= budget_bytes]
         return fitting
@@ -89,28 +88,26 @@ class Ladder:
         others = self.__dict__.get("others", [])
         return [self.everything, *(c for c in self._rungs.values() if c is not None), *others]
 
-    def _search(self, budget_bytes: int) -> None:
-        """Count rungs until the budget is met closely."""
+    def _search(self, budget_bytes: int) -> list[Counted]:
+        """Return the rungs tried until the budget is met closely, which do not depend on what was asked before."""
+        tried: list[Counted] = []
         above, below = 0, self.n_rungs  # the lowest rung that needs too much, the highest that fits or has no plan
-        if self.is_guessed:
-            too_much = [i for i, c in self._rungs.items() if c is not None and c.n_bytes > budget_bytes]
-            above = max(too_much, default=0)
-            below = min((i for i in self._rungs if i > above), default=self.n_rungs)
-        while below - above > 1:
-            best = self._rungs.get(below)
-            if self.is_guessed and best is not None and best.n_bytes >= _CLOSE * budget_bytes:
-                return
+        best: Counted | None = None
+        while below - above > 1 and not (self.is_guessed and best and best.n_bytes >= _CLOSE * budget_bytes):
             rung = self._guess(above, below, budget_bytes) if self.is_guessed else (above + below) // 2
             counted = self.rung(rung)
+            tried += [counted] if counted else []
             if counted is None or counted.n_bytes <= budget_bytes:
-                below = rung
+                below, best = rung, counted
             else:
                 above = rung
+        return tried
 
     def _guess(self, above: int, below: int, budget_bytes: int) -> int:
         """Return a rung between two: where a line through their counts meets the budget, on a logarithmic scale."""
-        high = (self._rungs.get(above) or self.everything).n_bytes
-        low = self._rungs.get(below)  # where it is not known, as if counts were in proportion to memories
+        high = ((above and self._rungs[above]) or self.everything).n_bytes
+        # Where there is no plan below, as if counts were in proportion to memories.
+        low = self._rungs[below] if below < self.n_rungs else None
         ratio = high / low.n_bytes if low else self.memory_bytes(above) / self.memory_bytes(below)
         share = math.log(high / max(budget_bytes, 1)) / math.log(ratio) if ratio > 1 else 0.5
         share = share if 0 < share < 1 else 0.5

@@ -115,12 +115,18 @@ class Planner:
         What was found for other budgets is asked, too: more memory then costs no more than less did before. The nodes
         of its steps are numbered as in `graph`; see `order`.
         """
+        if self.own(budget_bytes) is self.plain:
+            return self.plain
+        known = [c for c in self._answers.values() if c is not None and c.peak_bytes <= budget_bytes]
+        return min(known, key=lambda c: (c.cost, c.peak_bytes), default=None)
+
+    def own(self, budget_bytes: int) -> Candidate | None:
+        """Return what is found for a budget whatever was asked before; see `best`."""
         if self.plain.peak_bytes <= budget_bytes:
             return self.plain
         if budget_bytes not in self._answers:
             self._answers[budget_bytes] = self._find(budget_bytes)
-        known = [c for c in self._answers.values() if c is not None and c.peak_bytes <= budget_bytes]
-        return min(known, key=lambda c: (c.cost, c.peak_bytes), default=None)
+        return self._answers[budget_bytes]
 
     def _find(self, budget_bytes: int) -> Candidate | None:
         if budget_bytes < self.bound_bytes:

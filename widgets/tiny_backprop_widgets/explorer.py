@@ -542,7 +542,7 @@ def explore(fun: Callable[..., Any] | Graph, *args: Any, **kwargs: Any) -> PlanE
       >>> import jax.numpy as jnp
       >>> ui = explore(lambda x: jnp.sum(jnp.sin(jnp.sin(x))), jnp.ones(4))
       >>> ui.plan.peak_bytes
-      52
+      37
     """
     return PlanExplorer(fun, *args, **kwargs)
 
