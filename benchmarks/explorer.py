@@ -41,9 +41,14 @@ def payload(*views):
 """
 _OPEN = "start = time.time(); ui = tb.PlanExplorer(graph); ui"
 _GRAPH = "start = time.time(); view = tb.GraphView(tb.plan_blocks(graph)); view"
+_MAP_CAPTURE = """
+from benchmarks.memory_maps import perceptron
+memory_map = perceptron({n_instructions}).memory_map
+"""
+_MAP = "start = time.time(); view = memory_map.view(); view"
 _WATCH = """() => {
   new MutationObserver(() => {
-    for (const name of ['tb-frontier', 'tb-graph']) {
+    for (const name of ['tb-frontier', 'tb-graph', 'tb-memory-map']) {
       if (document.querySelector(`.${name}[data-paints]`)) (window.firstPaint ??= {})[name] ??= Date.now();
     }
   }).observe(document, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-paints']});
@@ -135,6 +140,28 @@ def graph_figures(lab: Any, browser: Any, n_nodes: int, most_seconds: float) -> 
     return figures
 
 
+def memory_map_figures(lab: Any, browser: Any, n_instructions: int, most_seconds: float) -> list[Figure]:
+    """Time the first sight of a memory map, and panning with most of its tensors in sight."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.add_init_script(f"({_WATCH})()")
+    capture = _CAPTURE.format(root=str(_ROOT), n_nodes=100) + _MAP_CAPTURE.format(n_instructions=n_instructions)
+    book = Notebook(page, lab, [capture, _MAP])
+    page.wait_for_selector(".tb-memory-map[data-paints]", timeout=120_000)
+    shown = page.evaluate("window.firstPaint['tb-memory-map']") / 1e3 - float(book.run("print(start)"))
+    name = f"memory map, {n_instructions:,} instructions"
+    n_bytes = int(book.run("print(payload(view))"))
+    page.get_by_role("button", name="zoom in").click()
+    ms = page.evaluate(_PAN, ["tb-memory-map", _N_PANS])
+    seen = page.locator(".tb-memory-map").get_attribute("data-visible")
+    assert book.problems == [], book.problems
+    page.close()
+    return [
+        Figure(f"{name}: first shown", shown, most_seconds, "s", "decoded map to painted view"),
+        Figure(f"{name}: payload", n_bytes / 1e6, 2.0, "MB", "state of the view, module included"),
+        Figure(f"{name}: panning", ms, 50, "ms", f"a frame; {seen} tensors in sight"),
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure from the command line and return the exit status."""
     argparse.ArgumentParser(prog="python -m benchmarks.explorer", description=__doc__).parse_args(argv)
@@ -143,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for n_nodes, most_ms, most_seconds in ((1_000, 100, 1.0), (10_000, 250, 2.0)):
             figures += explorer_figures(lab, browser, n_nodes, most_ms)
             figures += graph_figures(lab, browser, n_nodes, most_seconds)
+        figures += memory_map_figures(lab, browser, 2_000, 1.0)
     return print_figures(figures)
 
 

@@ -1,6 +1,7 @@
 """The explorer without a browser: what is assigned from Python, what it shows, what it writes."""
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import json
@@ -287,6 +288,43 @@ def test_the_range_of_budgets_and_the_knee_are_told():
     assert f"knee at {format_bytes(knee.peak_bytes)}" in ui._budget_line.value
 
 
+def test_the_range_and_the_knee_are_marked_under_the_budget_slider():
+    ui = PlanExplorer(CHAIN)
+    assert ui.budget._marks.marks == ()
+    ui.budget.value = "13 MiB"
+    low, high = ui.budget.range_bytes
+    assert [(m.name, m.bytes, m.at) for m in ui.budget._marks.marks] == [
+        ("smallest", low, 0.0),
+        ("save everything", high, 1.0),
+    ]
+    knee_bytes = ui.trade_off(n_points=5).knee.peak_bytes
+    assert ui.budget.knee_bytes == knee_bytes
+    assert [m.name for m in ui.budget._marks.marks] == ["smallest", "knee", "save everything"]
+    knee = ui.budget._marks.marks[1]
+    assert knee.bytes == knee_bytes
+    assert [m.row for m in ui.budget._marks.marks] == [1, 0, 1]  # no tick crosses words
+    handle = ui.budget._stops[round(knee.at * (len(ui.budget._stops) - 1))]  # where the slider's handle would be
+    assert abs(np.log(handle / knee_bytes)) <= np.log(high / low) / 100
+    for n, mark in enumerate(ui.budget._marks.marks):
+        assert ui.budget._marks._marks[n]["text"] == f"{mark.name} {format_bytes(mark.bytes)}"
+        ui.budget._marks._handle_custom_msg(n, [])
+        assert (ui.budget.value, ui.plan.meta["budget_bytes"]) == (mark.bytes, mark.bytes)
+    before = ui.plan
+    for content in (3, -1, "0", None, 0.0, {"n": 0}, [1]):  # what no page of ours sends
+        ui.budget._marks._handle_custom_msg(content, [])
+    assert (ui.plan, ui.errors) == (before, [])
+
+
+def test_marks_that_stay_the_same_are_not_sent_again(monkeypatch):
+    ui = PlanExplorer(CHAIN)
+    ui.budget.value = "13 MiB"
+    ui.trade_off(n_points=5)
+    sent = []
+    monkeypatch.setattr(ui.budget._marks, "send_state", lambda key=None: sent.append(key))
+    ui.budget.value = "15 MiB"
+    assert sent == []
+
+
 # ---- the trade-off ----
 
 
@@ -340,6 +378,31 @@ def test_verify_shows_what_xla_allocates_for_this_plan():
     away = measured.peak_bytes - ui.budget.bytes
     assert (f"{format_bytes(away)} above the budget" if away > 0 else "within the budget of") in text
     assert ui._verify_panel.button.layout.display is None
+
+
+def test_once_verified_there_is_a_live_map_of_each_plan_under_the_functions_name(monkeypatch):
+    ui = PlanExplorer(loss, *ARGS)
+    assert ui.memory_map_view is None
+    assert ui._map_tab.children == (ui._map,)
+    assert "Verify asks XLA" in ui._map.value
+    ui.verify()
+    first = ui.memory_map_view
+    assert ui._map_tab.children == (first,)
+    assert first.memory_map is ui.measurement.memory_map
+    assert first._facts["title"].startswith("loss: temporaries ")
+    first.color_by = "scope"
+    ui.block_size.value = 2 if ui.block_size.value != 2 else 3
+    assert (ui.memory_map_view, ui._map_tab.children) == (None, (ui._map,))
+    ui.verify()
+    assert ui.memory_map_view is not first
+    assert ui.memory_map_view.color_by == "scope"  # as it was chosen
+    missing = dataclasses.replace(ui.measurement.memory_map, missing="<b>no such luck</b>")
+    monkeypatch.setattr(type(ui.measurement), "memory_map", missing)
+    ui.block_size.value = 5
+    ui.verify()
+    assert ui.memory_map_view is None
+    assert "No map: &lt;b&gt;no such luck&lt;/b&gt;." in ui._map.value
+    assert ui.errors == []
 
 
 def test_what_was_measured_stays_with_its_plan(monkeypatch):
@@ -420,7 +483,9 @@ def test_sliders_work_while_xla_compiles_and_the_figures_stay_with_their_plan():
     assert ui.measurement is None
     ui.block_size.value = 4
     assert ui.plan == plan
-    assert ui.measurement == compilation.measurement
+    assert ui.measurement == dataclasses.replace(
+        compilation.measurement, name="loss"
+    )  # not what was compiled around it
 
 
 def test_what_cannot_be_exported_is_compiled_in_the_kernel():
@@ -563,6 +628,26 @@ def test_the_trade_off_is_exported_once_it_is_known(tmp_path):
     assert len(pd.read_csv(files["trade-off.csv"])) == len(ui.trade_off_view.pareto) + 3
 
 
+def test_xlas_memory_map_is_exported_once_it_is_known(tmp_path):
+    ui = PlanExplorer(loss, *ARGS)
+    assert not [p for p in ui.export(tmp_path / "before") if "memory-map" in p.name]
+    measured = ui.verify()
+    files = {p.name: p for p in ui.export(tmp_path / "after")}
+    assert files["memory-map.svg"].read_text().startswith("<?xml")
+    buffers = pd.read_csv(files["memory-map.csv"])
+    assert len(buffers) == len(measured.memory_map.buffers)
+    assert buffers.bytes.sum() == sum(b.bytes for b in measured.memory_map.buffers)
+    report = files["report.html"].read_text()
+    assert '<figure data-view="memory_map"><svg' in report
+    data = json.loads(re.search(r'id="tb-data">(.*?)</script>', report, re.DOTALL)[1])
+    assert data["memory_map"]["state"]["_facts"]["peak_live_bytes"] == measured.memory_map.peak_live_bytes
+    assert all(link.startswith("#") for link in Page(report).links)
+    missing = dataclasses.replace(measured.memory_map, missing="it rained")
+    with pytest.raises(tiny_backprop.MeasureError, match="no memory map of loss: it rained"):
+        write_report(tmp_path / "a.html", ui.graph, ui.plan, memory_map=missing)
+    assert not (tmp_path / "a.html").exists()
+
+
 def test_mime_bundle_has_fallbacks():
     ui = PlanExplorer(GRAPH)
     bundle = ui._repr_mimebundle_()
@@ -701,7 +786,7 @@ def test_a_program_with_loops_is_explored_by_every_way_and_shown_from_inside(tmp
     assert len(seen) == 3
     measurement = ui.verify()
     assert measurement.peak_bytes < 1.3 * ui.plan.peak_bytes
-    assert "Memory map" in ui._map.value
+    assert any("trip_count" in loop for loop in ui.memory_map_view._facts["loops"])
     assert {p.name for p in ui.export(tmp_path)} >= {"plan.json", "report.html", "frontier.svg"}
     exec(ui.code(), scope := {"scanned": scanned, "args": args})
     assert scope["plan"] == ui.plan

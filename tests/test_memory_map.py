@@ -325,7 +325,7 @@ def test_table_of_all_buffers(measured):
 def test_representations(measured):
     found = measured("gpt's gradient").memory_map
     assert "\n" not in repr(found)
-    assert repr(found).startswith("MemoryMap(jit_loss: temp ")
+    assert repr(found).startswith("MemoryMap(loss: temp ")
     html = found._repr_html_()
     assert "measured by XLA" in html
     assert "gpt.py" in html

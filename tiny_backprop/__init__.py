@@ -61,6 +61,7 @@ __version__ = "0.1.0"
 _IN_WIDGETS = (
     "FrontierView",
     "GraphView",
+    "MemoryMapView",
     "ParetoView",
     "PlanExplorer",
     "TableView",

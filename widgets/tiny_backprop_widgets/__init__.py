@@ -13,6 +13,7 @@ from tiny_backprop_widgets.frontier import plot_frontier as plot_frontier
 from tiny_backprop_widgets.frontier_view import FrontierView as FrontierView
 from tiny_backprop_widgets.graph_view import GraphView as GraphView
 from tiny_backprop_widgets.memory_map import plot_memory_map as plot_memory_map
+from tiny_backprop_widgets.memory_map_view import MemoryMapView as MemoryMapView
 from tiny_backprop_widgets.pareto import plot_pareto as plot_pareto
 from tiny_backprop_widgets.pareto_view import ParetoView as ParetoView
 from tiny_backprop_widgets.report import write_report as write_report

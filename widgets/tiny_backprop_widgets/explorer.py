@@ -33,6 +33,7 @@ from tiny_backprop_widgets.frontier import export_frontier, plot_frontier, rende
 from tiny_backprop_widgets.frontier_view import FrontierView
 from tiny_backprop_widgets.graph_view import GraphView
 from tiny_backprop_widgets.guard import Guard
+from tiny_backprop_widgets.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.pareto_view import ParetoView
 from tiny_backprop_widgets.report import PRICE_HEADER, price_rows, write_report
 from tiny_backprop_widgets.sliders import (
@@ -157,6 +158,9 @@ class PlanExplorer(widgets.VBox):
         self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
         self._loops, self._map = widgets.HTML(), widgets.HTML(_NO_MAP)
+        self._map_tab = widgets.VBox([self._map])
+        self._map_view: MemoryMapView | None = None
+        self._map_color_by = "kind"  # kept while there is no map
         self._mapped: Measurement | None = None  # whose memory map is shown
         self._export_button = widgets.Button(description="Export", icon="download")
         self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
@@ -166,7 +170,7 @@ class PlanExplorer(widgets.VBox):
                 self.dag,
                 self._loops,
                 self._trade_off,
-                self._map,
+                self._map_tab,
                 widgets.VBox([self._code, _row(self._export_button, self._directory), self._exported]),
             ],
             titles=["Tensors", "Graph", "Loops", "Trade-off", "Memory map", "Code and export"],
@@ -209,6 +213,11 @@ class PlanExplorer(widgets.VBox):
     def measurement(self) -> Measurement | None:
         """What XLA allocates for `plan`, if it has been asked; see `verify`."""
         return self._verify_panel.measured.get(self._plan)
+
+    @property
+    def memory_map_view(self) -> MemoryMapView | None:
+        """The `MemoryMapView` of `measurement`, once there is one; None before."""
+        return self._map_view
 
     @property
     def trade_off_view(self) -> ParetoView | None:
@@ -283,8 +292,8 @@ class PlanExplorer(widgets.VBox):
 
         Returns:
           The files: the frontier as PNG, SVG, PDF, CSV and JSON, the tensors at the peak as CSV, the plan as JSON, the
-          DAG as DOT and SVG and, where Graphviz's `dot` is installed, as PDF and PNG, the trade-off as SVG and CSV if
-          it was worked out, and `report.html`, which needs none of the others.
+          DAG as DOT and SVG and, where Graphviz's `dot` is installed, as PDF and PNG, the trade-off and XLA's memory
+          map as SVG and CSV where they are known, and `report.html`, which needs none of the others.
 
         Raises:
           OSError: A file cannot be written.
@@ -305,7 +314,11 @@ class PlanExplorer(widgets.VBox):
         paths += [drawing.save(folder / f"dag.{s}") for s in (("dot", "pdf", "png") if has_dot() else ("dot",))]
         if self.trade_off_view is not None:
             paths += [self.trade_off_view.save(folder / f"trade-off.{s}") for s in ("svg", "csv")]
-        paths.append(write_report(folder / "report.html", self.graph, plan))
+        memory_map = None
+        if self._map_view is not None:
+            memory_map = self._map_view.memory_map
+            paths += [self._map_view.save(folder / f"memory-map.{s}") for s in ("svg", "csv")]
+        paths.append(write_report(folder / "report.html", self.graph, plan, memory_map=memory_map))
         return paths
 
     def __repr__(self) -> str:
@@ -426,16 +439,23 @@ class PlanExplorer(widgets.VBox):
         memory_map = None if measurement is None else measurement.memory_map
         if memory_map is None or memory_map.missing:
             self.frontier.show_measured([], [])
-            self._map.value = _NO_MAP if memory_map is None else memory_map._repr_html_()
+            self._show_map(_NO_MAP if memory_map is None else memory_map._repr_html_(), None)
             return
-        self._map.value = "Decoding XLA's record…"
         positions, _ = kernels_of_positions(self._plan, memory_map)
         live_bytes = memory_map.live_bytes + memory_map.live_output_bytes
         self.frontier.show_measured(positions[:-1] / max(len(self._plan.materialized.live_bytes), 1), live_bytes)
-        figure = memory_map.plot().get_figure()
-        picture = base64.b64encode(render(figure, "png")).decode()
-        image = f'<img alt="where XLA keeps each tensor, and for how long" src="data:image/png;base64,{picture}">'
-        self._map.value = f"{memory_map._repr_html_()}{image}"
+        self._show_map("", MemoryMapView(memory_map))
+
+    def _show_map(self, text: str, view: MemoryMapView | None) -> None:
+        """Show a memory map, or a text that says why there is none."""
+        before, self._map_view, self._map.value = self._map_view, view, text
+        if before is not None:
+            self._map_color_by = before.color_by
+        if view is not None:
+            view.color_by = self._map_color_by
+        self._map_tab.children = [self._map] if view is None else [view]
+        if before is not None:
+            before.close()
 
     def _loops_text(self) -> str:
         """Show what is inside the loops and branches, as the plan has them."""
@@ -459,7 +479,7 @@ class PlanExplorer(widgets.VBox):
             low, high = self.budget.range_bytes
             text += f"<br>possible: {format_bytes(low)} to {format_bytes(high)}"
         if self.trade_off_view is not None:
-            knee = self.trade_off_view.pareto.knee.peak_bytes
+            self.budget.knee_bytes = knee = self.trade_off_view.pareto.knee.peak_bytes
             text += f"; knee at {format_bytes(knee)}, after which less memory becomes dear"
         self._budget_line.value = text
 

@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[str, str]] = {  # colour and hatch; Okabe-Ito
     "gradient": (BACKWARD, "////"),
     "other": (BASELINE, ""),
 }
-_KIND_NAMES = {
+KIND_NAMES = {
     "saved": "saved for the backward phase",
     "forward": "forward",
     "recomputed": "recomputed",
@@ -37,6 +37,7 @@ _COLORS = (FORWARD, "#E69F00", "#009E73", BACKWARD, "#56B4E9", "#CC79A7", "#F0E4
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oooo")
 _N_COLUMNS, _N_ROWS = 1400, 600  # finer than any screen: what is smaller than a cell is drawn as a whole cell
 _N_HATCHED_ROWS, _N_EDGED_ROWS = 80, 160  # lower rectangles show neither, and hatches take most of the time of drawing
+_N_LEGEND_LETTERS = 30
 _N_LABELS = 24
 _N_BARS = 200
 _WIDTH_OF_LETTER, _HEIGHT_OF_LINE = 0.0088, 0.024  # of a small label, in proportion to the axes
@@ -88,18 +89,18 @@ def plot_memory_map(memory_map: MemoryMap, ax: Axes | None = None, *, color_by: 
 
 
 def _draw(memory_map: MemoryMap, live_bytes: np.ndarray, color_by: str, ax: Axes) -> None:
-    bases = _bases(memory_map)
+    bases = bases_of(memory_map)
     shown = [b for b in memory_map.buffers if b.allocation in bases]
     top_bytes = max(memory_map.temp_bytes + memory_map.output_bytes, 1)
     scale, n = scale_of(top_bytes), max(len(memory_map.schedule), 1)
     ax.set_xlim(0, n)
     ax.set_ylim(0, 1.0 * top_bytes / scale)
-    groups, styles = _by_kind(shown) if color_by == "kind" else _by_scope(shown)
+    groups, styles = by_kind(shown) if color_by == "kind" else by_scope(shown)
     handles = []
     for name, buffers in groups.items():
         color, hatch = styles[name]
         _rectangles(buffers, bases, scale, color, hatch, ax)
-        label = f"{_KIND_NAMES.get(name, name) if color_by == 'kind' else name}"
+        label = KIND_NAMES.get(name, name) if color_by == "kind" else _plain(name[:_N_LEGEND_LETTERS])
         handles.append(Patch(facecolor=color, hatch=hatch, edgecolor="white", linewidth=0, label=label))
     _label_largest(shown, bases, scale, ax)
     _mark_outputs(memory_map, scale, ax)
@@ -109,7 +110,7 @@ def _draw(memory_map: MemoryMap, live_bytes: np.ndarray, color_by: str, ax: Axes
     ax.set_xlabel(f"position in the schedule ({n:,} instructions{', loops opened once' if memory_map.loops else ''})")
     doubts = f"; {len(memory_map.doubts)} doubts, see .doubts" if memory_map.doubts else ""
     ax.set_title(
-        f"{memory_map.name[:50]}: temporaries {format_bytes(memory_map.temp_bytes)}, at most "
+        f"{_plain(memory_map.name[:50])}: temporaries {format_bytes(memory_map.temp_bytes)}, at most "
         f"{format_bytes(memory_map.peak_live_bytes)} of them live; outputs {format_bytes(memory_map.output_bytes)}"
         f" (measured by XLA{doubts})",
         fontsize=10,
@@ -118,10 +119,19 @@ def _draw(memory_map: MemoryMap, live_bytes: np.ndarray, color_by: str, ax: Axes
     )
     if handles:
         style: dict[str, Any] = {"frameon": False, "fontsize": 9, "borderaxespad": 0.2, "handleheight": 1.1}
-        ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(len(handles), 8), **style)
+        legend = ax.legend(
+            handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(len(handles), 8), **style
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
-def _bases(memory_map: MemoryMap) -> dict[int, int]:
+def _plain(text: str) -> str:
+    """Return a text without what no font and no SVG has, such as control characters."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def bases_of(memory_map: MemoryMap) -> dict[int, int]:
     """Return where each allocation begins on the axis: arenas first, then outputs, the largest first."""
     sizes: dict[int, int] = defaultdict(int)
     memory = {}
@@ -134,12 +144,13 @@ def _bases(memory_map: MemoryMap) -> dict[int, int]:
     return {a: int(base) for a, base in zip(order, ends, strict=False)}
 
 
-def _by_kind(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
+def by_kind(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
+    """Group buffers by what they are."""
     groups = {kind: [b for b in buffers if b.kind == kind] for kind in _KINDS}
     return {kind: found for kind, found in groups.items() if found}, _KINDS
 
 
-def _by_scope(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
+def by_scope(buffers: Sequence[Buffer]) -> tuple[dict[str, list[Buffer]], Mapping[str, tuple[str, str]]]:
     """Group buffers by their outermost scope, the smaller scopes together."""
     weight: dict[str, int] = defaultdict(int)
     for b in buffers:
@@ -221,6 +232,7 @@ def _label_largest(buffers: Sequence[Buffer], bases: Mapping[int, int], scale: i
         text = next((t for t in (f"{line}  {b.shape}", line) if t and len(t) <= room), None)
         if text is None:
             continue
+        text = _plain(text)
         x, y = (b.first_use + b.freed_at) / 2, (bases[b.allocation] + b.offset_bytes + b.bytes / 2) / scale
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3}
         ax.text(x, y, text, ha="center", va="center", fontsize=6.5, color="black", bbox=box, parse_math=False)
@@ -307,7 +319,7 @@ def _mark_loops(memory_map: MemoryMap, ax: Axes) -> None:
         ax.add_artist(Rectangle((loop.first, y), width, 0.85 * height, transform=ax.get_xaxis_transform(), **style))
         times = f"× {loop.trip_count:,}" if loop.trip_count is not None else ""
         room = width / n / _WIDTH_OF_LETTER
-        text = next((t for t in (f"{loop.name} {times}".strip(), times) if t and len(t) <= room), "")
+        text = _plain(next((t for t in (f"{loop.name} {times}".strip(), times) if t and len(t) <= room), ""))
         if text and height > 0.02:
             x = loop.first + width / 2
             style = {"ha": "center", "va": "center", "fontsize": 6.5, "color": "black", "parse_math": False}

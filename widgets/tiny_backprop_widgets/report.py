@@ -14,6 +14,7 @@ import pandas as pd
 
 from tiny_backprop import display
 from tiny_backprop.graph import Graph
+from tiny_backprop.integration.jax.memory_map import MemoryMap
 from tiny_backprop.plan import Plan, plan_save_everything
 from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.path import lower_bound_bytes
@@ -23,6 +24,7 @@ from tiny_backprop_widgets import page
 from tiny_backprop_widgets.frontier import DisplayError, plot_frontier, render
 from tiny_backprop_widgets.frontier_view import FrontierView
 from tiny_backprop_widgets.graph_view import GraphView
+from tiny_backprop_widgets.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.table_view import TableView
 from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak, plan_name
 from tiny_backprop_widgets.view import View
@@ -37,24 +39,27 @@ def write_report(
     plans: Plan | Sequence[Plan] | Mapping[str, Plan],
     *,
     measured: pd.DataFrame | None = None,
+    memory_map: MemoryMap | None = None,
 ) -> Path:
     """Write a report on plans for one gradient: prices, frontiers, what is alive at the peak, and the DAG.
 
-    The file holds all it needs and is the same for the same plans. Frontiers, the table of the first plan and its DAG
-    are live: to hover over, zoom and click; where scripts are switched off, pictures stand in their place. The page
-    allows no script but its own, and no request.
+    The file holds all it needs and is the same for the same plans. Frontiers, the table of the first plan, its DAG and
+    the memory map are live: to hover over, zoom and click; where scripts are switched off, pictures stand in their
+    place. The page allows no script but its own, and no request.
 
     Args:
       path: HTML file to write; its folder must exist.
       graph: The gradient graph.
       plans: A plan or several, as a mapping their names too.
       measured: What `tiny_backprop.compare` returned, to be shown as a table measured by XLA.
+      memory_map: `measure(…).memory_map` of the first plan's gradient, to be shown as XLA has it.
 
     Returns:
       The path.
 
     Raises:
       DisplayError: There is no plan.
+      MeasureError: The memory map could not be decoded.
       PlanError: A plan is for another graph.
       OSError: The file cannot be written.
     """
@@ -64,7 +69,7 @@ def write_report(
     for plan in named.values():
         check_fits(plan, graph)
     path = Path(path)
-    path.write_text(_html(graph, named, measured), encoding="utf-8", errors="replace", newline="\n")
+    path.write_text(_html(graph, named, measured, memory_map), encoding="utf-8", errors="replace", newline="\n")
     return path
 
 
@@ -116,7 +121,7 @@ def _named(plans: Plan | Sequence[Plan] | Mapping[str, Plan]) -> dict[str, Plan]
     return named
 
 
-def _html(graph: Graph, plans: Mapping[str, Plan], measured: pd.DataFrame | None) -> str:
+def _html(graph: Graph, plans: Mapping[str, Plan], measured: pd.DataFrame | None, memory_map: MemoryMap | None) -> str:
     plain = plan_save_everything(graph)
     title = f"Memory plan of the gradient of {graph.name[:200]}"
     parts = [
@@ -138,6 +143,9 @@ def _html(graph: Graph, plans: Mapping[str, Plan], measured: pd.DataFrame | None
             parts.append(page.place("table", _peak_table(plan)))
     views["graph"] = graph_view = GraphView(next(iter(plans.values())))
     parts += ["<h2>The JAXPR</h2>", page.place("graph", graph_view.to_svg())]
+    if memory_map is not None:
+        views["memory_map"] = map_view = MemoryMapView(memory_map)
+        parts += ["<h2>Memory map, measured by XLA</h2>", page.place("memory_map", map_view.to_svg())]
     text = page.page(title, "\n".join(parts), views)
     for view in views.values():
         view.close()

@@ -15,6 +15,7 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import check_count, plan_save_everything
 from tiny_backprop.plan.budget import budget_range_bytes, parse_budget
 from tiny_backprop.units import format_bytes
+from tiny_backprop_widgets.slider_marks import Mark, SliderMarks
 
 MAX_LEVELS = 8
 _N_STOPS = 101
@@ -181,12 +182,14 @@ class _Budget(traitlets.TraitType[Any, Any]):
         return value
 
 
-class BudgetSlider(widgets.HBox):
+class BudgetSlider(widgets.VBox):
     """A slider from the smallest peak that the planner can reach to that of save-everything, and a field to type into.
 
     `value` is the budget, as `plan_budget` takes it: bytes, text such as "24 MiB", or a fraction of the save-everything
     peak. Assigning it moves the slider to the nearest stop, and calls observers before the assignment returns. What is
     no budget raises PlanError; a budget that no plan fits into does not.
+
+    Under the slider are marked the smallest budget, the knee once it is told (`knee_bytes`), and save-everything.
     """
 
     value = _Budget()
@@ -194,6 +197,9 @@ class BudgetSlider(widgets.HBox):
     def __init__(self, graph: Graph, complain: Callable[[Exception], None]):
         self.graph, self._complain = graph, complain
         self._stops, self._slider = np.zeros(0, np.int64), None
+        self._knee_bytes: int | None = None
+        self._marks = SliderMarks(self._from_mark, layout=_WIDE)
+        self._marks.add_class("tiny-backprop-marks")
         self._field = widgets.Text(
             continuous_update=False, tooltip="a budget such as 24 MiB or 50%", layout=widgets.Layout(width="6em")
         )
@@ -216,11 +222,21 @@ class BudgetSlider(widgets.HBox):
         """The smallest and the largest budget that the slider goes to; `prepare` must have been called."""
         return int(self._stops[0]), int(self._stops[-1])
 
+    @property
+    def knee_bytes(self) -> int | None:
+        """The peak after which less memory becomes dear, to be marked; None where it is not known."""
+        return self._knee_bytes
+
+    @knee_bytes.setter
+    def knee_bytes(self, knee_bytes: int | None) -> None:
+        self._knee_bytes = knee_bytes
+        self._mark()
+
     def show_graph(self, graph: Graph) -> None:
         """Be the slider of another graph; it has to be prepared anew. A budget that was never chosen follows it."""
         if graph is not self.graph:
             was_chosen, self.graph = self.value != self._most_bytes, graph
-            self._slider, self.children = None, [self._field]
+            self._slider, self._knee_bytes, self.children = None, None, [self._field]
             self._most_bytes = plan_save_everything(graph).peak_bytes
             if not was_chosen:
                 self.value = self._most_bytes
@@ -244,7 +260,26 @@ class BudgetSlider(widgets.HBox):
             style=STYLE,
         )
         self._slider.observe(self._from_slider, "value")
-        self.children = [self._slider, self._field]
+        self.children = [widgets.HBox([self._slider, self._field]), self._marks]
+        self._mark()
+
+    def _mark(self) -> None:
+        """Mark what is known of the budgets."""
+        if self._slider is None:
+            return
+        low, high = self.range_bytes
+        row = 0 if self._knee_bytes is None else 1  # below the knee, whose tick would cross their words
+        marks = [Mark("smallest", low, 0.0, row, "the smallest budget that a plan was found for")]
+        if self._knee_bytes is not None:
+            stop = np.interp(self._knee_bytes, self._stops, np.arange(len(self._stops)))
+            at = float(stop / max(len(self._stops) - 1, 1))
+            marks.append(Mark("knee", self._knee_bytes, at, 0, "the knee, after which less memory becomes dear"))
+        if high > low:
+            marks.append(Mark("save everything", high, 1.0, row, "what saving everything takes"))
+        self._marks.show(marks)
+
+    def _from_mark(self, mark: Mark) -> None:
+        self.value = mark.bytes
 
     def _nearest(self) -> int:
         """Return the number of the stop that is nearest to the budget."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable
@@ -64,9 +65,13 @@ class VerifyPanel(widgets.Box):
         plan = self._plan()
         if plan not in self.measured:
             fun, arrays = self._gradient(plan)
-            self.measured[plan] = measure(jit(fun).lower(arrays))
+            self._keep(plan, measure(jit(fun).lower(arrays)))
             self.refresh()
         return self.measured[plan]
+
+    def _keep(self, plan: Plan, measurement: Measurement) -> None:
+        """Keep a measurement under the name of the user's function, not that of what was compiled around it."""
+        self.measured[plan] = dataclasses.replace(measurement, name=plan.graph.name)
 
     def refresh(self) -> None:
         """Show what XLA allocates for the plan, or that it is being asked."""
@@ -117,7 +122,7 @@ class VerifyPanel(widgets.Box):
                 return
             self.compilation = None
             if compilation.measurement is not None:
-                self.measured[plan] = compilation.measurement
+                self._keep(plan, compilation.measurement)
             elif compilation.error is not None:
                 self._guard.fail(compilation.error)
             self._show_buttons()

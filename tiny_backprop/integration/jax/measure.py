@@ -94,7 +94,7 @@ class Measurement:
         """
         if self.program is None:
             raise MeasureError(f"{self!r} holds no program to decode: take the measurement with measure(fun, *args).")
-        return decode(self.program)
+        return dataclasses.replace(decode(self.program), name=self.name[:200])
 
     @property
     def peak_bytes(self) -> int:

@@ -238,6 +238,20 @@ class MemoryMap:
         """
         return importlib.import_module("tiny_backprop_widgets").plot_memory_map(self, ax=ax, color_by=color_by)
 
+    def view(self, *, color_by: str = "kind") -> Any:
+        """Open the arena as a live view to zoom, pan, hover and click; see `tiny_backprop_widgets.MemoryMapView`.
+
+        Args:
+          color_by: `"kind"` or `"scope"`.
+
+        Returns:
+          The view; a notebook shows it.
+
+        Raises:
+          MeasureError: There is no map.
+        """
+        return importlib.import_module("tiny_backprop_widgets").MemoryMapView(self, color_by=color_by)
+
     def _live(self, memory: str) -> np.ndarray:
         self._check()
         own = [b for b in self.buffers if b.memory == memory]

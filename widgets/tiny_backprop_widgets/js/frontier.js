@@ -1,6 +1,7 @@
 // @ts-check
 /** The frontier view: live bytes of a plan over its steps, the largest tensors as bands; zoom, pan, hover, choose. */
 import { chosenLives, columnsOf, lifeAt, livesOf, stacked } from "./bands.js";
+import { listen } from "./gestures.js";
 import {
   buttons,
   canvasIn,
@@ -344,7 +345,11 @@ export function renderFrontier({ model, el }) {
     c.textAlign = "left";
     c.fillText("live bytes, predicted", 4, 12);
     c.textAlign = "right";
-    c.fillText(`${plan.facts.word} of ${plan.live.length.toLocaleString("en")}, recomputation included`, width - RIGHT, 12);
+    c.fillText(
+      `${plan.facts.word} of ${plan.live.length.toLocaleString("en")}, recomputation included`,
+      width - RIGHT,
+      12,
+    );
     c.textAlign = "center";
     c.font = "italic 11px system-ui, sans-serif";
     const border = plan.facts.n_forward_steps;
@@ -436,65 +441,28 @@ export function renderFrontier({ model, el }) {
     if (run) tip.show(lines(life), Math.max(LEFT, xOf(drawn.columns.starts[run.column])), yOf(run.low));
   }
 
-  let pressed = /** @type {{ x: number, x0: number, x1: number, moved: boolean } | null} */ (null);
-  canvas.addEventListener("pointerdown", (e) => {
-    pressed = { x: e.offsetX, x0, x1, moved: false };
-    canvas.setPointerCapture(e.pointerId);
-  });
-  canvas.addEventListener("pointermove", (e) => {
-    if (pressed && (pressed.moved || Math.abs(e.offsetX - pressed.x) > 3)) {
-      pressed.moved = true;
-      tip.hide();
-      const by = ((pressed.x - e.offsetX) / plotWidth()) * (pressed.x1 - pressed.x0);
-      show(pressed.x0 + by, pressed.x1 + by);
-    } else hover(e.offsetX, e.offsetY);
-  });
-  canvas.addEventListener("pointerup", (e) => {
-    if (pressed && !pressed.moved) {
-      const found = at(e.offsetX, e.offsetY);
-      if (found) choose(found.life >= 0 ? plan.lives.value[found.life] : null);
-    }
-    pressed = null;
-  });
-  canvas.addEventListener("pointerleave", () => {
-    hovered = null;
-    tip.hide();
-    touch();
-  });
-  canvas.addEventListener("blur", tip.hide);
-  canvas.addEventListener("dblclick", all);
-  canvas.addEventListener(
-    "wheel",
-    (e) => {
-      // Without the key, or the canvas chosen first, the wheel scrolls the page.
-      if (!e.ctrlKey && !e.metaKey && document.activeElement !== canvas) return;
-      e.preventDefault();
-      zoom(Math.exp(Math.max(-60, Math.min(60, e.deltaY)) / 200), stepAt(e.offsetX));
+  listen(canvas, {
+    pan: (dx) => {
+      const by = (dx / plotWidth()) * (x1 - x0);
+      show(x0 - by, x1 - by);
     },
-    { passive: false },
-  );
-  canvas.addEventListener("keydown", (e) => {
-    const by = (x1 - x0) / 8;
-    const acts = /** @type {Record<string, () => void>} */ ({
-      ArrowLeft: () => show(x0 - by, x1 - by),
-      ArrowRight: () => show(x0 + by, x1 + by),
-      "+": () => zoom(0.7),
-      "=": () => zoom(0.7),
-      "-": () => zoom(1 / 0.7),
-      0: all,
-      y: rescale,
-      n: () => walk(1),
-      p: () => walk(-1),
-      Escape: () => {
-        tip.hide();
-        choose(null);
-      },
-    });
-    const act = acts[e.key];
-    if (!act || e.ctrlKey || e.metaKey || e.altKey) return;
-    e.preventDefault();
-    e.stopPropagation();
-    act();
+    zoom: (magnification, x) => zoom(1 / magnification, x === undefined ? undefined : stepAt(x)),
+    stride: () => [plotWidth() / 8, 0],
+    all,
+    hover,
+    leave: () => {
+      hovered = null;
+      tip.hide();
+      touch();
+    },
+    click: (x, y) => {
+      const found = at(x, y);
+      if (found) choose(found.life >= 0 ? plan.lives.value[found.life] : null);
+    },
+    twice: all,
+    walk,
+    clear: () => choose(null),
+    keys: { y: rescale },
   });
 
   function drawLegend() {

@@ -1,5 +1,6 @@
 // @ts-check
 /** The graph view: boxes of equations that open and close; pan, zoom, hover, choose, search. Positions come from Python. */
+import { listen } from "./gestures.js";
 import { buttons, canvasIn, element, formatBytes, numbers, onChange, pattern, themeOf, tooltipIn } from "./shared.js";
 
 const HEIGHT = 520;
@@ -357,60 +358,34 @@ export function renderGraph({ model, el }) {
     tip.show([...drawing.boxes[i].lines, ...drawing.boxes[i].more], p.x + p.w, p.y);
   }
 
-  let pressed = /** @type {{ x: number, y: number, moved: boolean } | null} */ (null);
-  canvas.addEventListener("pointerdown", (e) => {
-    pressed = { x: e.offsetX, y: e.offsetY, moved: false };
-    canvas.setPointerCapture(e.pointerId);
-  });
-  canvas.addEventListener("pointermove", (e) => {
-    if (pressed) {
-      const far = Math.abs(e.offsetX - pressed.x) + Math.abs(e.offsetY - pressed.y) > 3;
-      if (!far && !pressed.moved) return;
-      tip.hide();
-      pan(e.offsetX - pressed.x, e.offsetY - pressed.y);
-      pressed = { x: e.offsetX, y: e.offsetY, moved: true };
-      return;
-    }
-    const found = at(e.offsetX, e.offsetY);
+  /** @param {number} x @param {number} y */
+  function hover(x, y) {
+    const found = at(x, y);
     if (!found || (found.box.open && !found.box.level)) return void tip.hide();
     const [saved, recomputed] = numbers(model, "_box_bytes", Float64Array).subarray(3 * found.i, 3 * found.i + 2);
     const fate = found.box.backward ? [] : [`saved ${formatBytes(saved)}, recomputed ${formatBytes(recomputed)}`];
-    tip.show([...found.box.lines, ...fate, ...found.box.more], e.offsetX, e.offsetY);
-  });
-  canvas.addEventListener("pointerup", (e) => {
-    const found = pressed && !pressed.moved ? at(e.offsetX, e.offsetY) : null;
-    pressed = null;
-    if (!found) return;
-    if (found.onButton) toggle(found.i);
-    else if (!found.box.open) choose(found.box.start);
-  });
-  canvas.addEventListener("pointerleave", tip.hide);
-  canvas.addEventListener("blur", tip.hide);
-  canvas.addEventListener("dblclick", (e) => {
-    const found = at(e.offsetX, e.offsetY);
-    if (found && !found.onButton) toggle(found.i);
-  });
-  canvas.addEventListener(
-    "wheel",
-    (e) => {
-      if (!e.ctrlKey && !e.metaKey && document.activeElement !== canvas) return;
-      e.preventDefault();
-      zoom(Math.exp(-Math.max(-60, Math.min(60, e.deltaY)) / 200), e.offsetX, e.offsetY);
+    tip.show([...found.box.lines, ...fate, ...found.box.more], x, y);
+  }
+
+  listen(canvas, {
+    pan,
+    zoom,
+    stride: () => [60, 60],
+    all: fit,
+    hover,
+    leave: tip.hide,
+    click: (x, y) => {
+      const found = at(x, y);
+      if (found?.onButton) toggle(found.i);
+      else if (found && !found.box.open) choose(found.box.start);
     },
-    { passive: false },
-  );
-  canvas.addEventListener("keydown", (e) => {
-    const acts = /** @type {Record<string, () => void>} */ ({
-      ArrowLeft: () => pan(60, 0),
-      ArrowRight: () => pan(-60, 0),
-      ArrowUp: () => pan(0, 60),
-      ArrowDown: () => pan(0, -60),
-      "+": () => zoom(1.3),
-      "=": () => zoom(1.3),
-      "-": () => zoom(1 / 1.3),
-      0: fit,
-      n: () => walk(1),
-      p: () => walk(-1),
+    twice: (x, y) => {
+      const found = at(x, y);
+      if (found && !found.onButton) toggle(found.i);
+    },
+    walk,
+    clear: () => choose(null),
+    keys: {
       Enter: () => {
         const node = model.get("value");
         const i = drawing.boxes.findLastIndex(
@@ -418,16 +393,7 @@ export function renderGraph({ model, el }) {
         );
         if (i >= 0) toggle(i);
       },
-      Escape: () => {
-        tip.hide();
-        choose(null);
-      },
-    });
-    const act = acts[e.key];
-    if (!act || e.ctrlKey || e.metaKey || e.altKey) return;
-    e.preventDefault();
-    e.stopPropagation();
-    act();
+    },
   });
 
   const caption = element("span");

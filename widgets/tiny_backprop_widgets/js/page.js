@@ -2,11 +2,18 @@
 /** The views in a page of their own, without a kernel: a report. What is chosen in one is chosen in the others. */
 import { renderFrontier } from "./frontier.js";
 import { renderGraph } from "./graph.js";
+import { renderMemoryMap } from "./memory_map.js";
 import { renderPareto } from "./pareto.js";
 import { renderTable } from "./table.js";
 
 /** @type {Record<string, (context: { model: any, el: HTMLElement }) => void>} */
-const RENDERERS = { frontier: renderFrontier, graph: renderGraph, pareto: renderPareto, table: renderTable };
+const RENDERERS = {
+  frontier: renderFrontier,
+  graph: renderGraph,
+  memory_map: renderMemoryMap,
+  pareto: renderPareto,
+  table: renderTable,
+};
 
 /** The traits of a view as anywidget's model has them, without a kernel behind them. */
 export class LocalModel {

@@ -358,11 +358,13 @@ function onChangeOf(model, event, callback) {
  * @param {[string, string, () => void][]} entries
  */
 export function buttons(parent, entries) {
+  const group = element("span", "tb-buttons"); // they wrap together
   for (const [label, title, act] of entries) {
     const button = element("button", "tb-button", label);
     button.title = title;
     button.setAttribute("aria-label", title);
     button.addEventListener("click", act);
-    parent.append(button);
+    group.append(button);
   }
+  parent.append(group);
 }

@@ -2,39 +2,25 @@
 /** The table of tensors that are alive at the peak, largest first; a row can be chosen. */
 import { element, formatBytes, onChange, onTheme, shortened, shortPath, themeOf } from "./shared.js";
 
-/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
-export function renderTable({ model, el }) {
-  const root = element("div", "tb-view tb-tensors");
+/**
+ * A table whose rows can be chosen by mouse and keys.
+ * @param {HTMLElement} root
+ * @param {(value: number) => void} choose
+ */
+export function rowsIn(root, choose) {
   const caption = element("div", "tb-bar");
   const scroll = element("div", "tb-scroll");
   const table = element("table", "tb-table");
   scroll.append(table);
   root.append(caption, scroll);
-  el.append(root);
-  const themed = () => {
-    root.dataset.theme = themeOf(el).isDark ? "dark" : "light";
-  };
 
-  // Not before the frontier has been painted: a slider is being dragged. And not in a tab that is hidden.
-  let request = 0;
-  let isStale = false;
-  const shown = new ResizeObserver(() => {
-    if (isStale && root.offsetParent) draw();
-  });
-  shown.observe(root);
-  const later = () => {
-    isStale = true;
-    if (!root.offsetParent) return;
-    cancelAnimationFrame(request);
-    request = requestAnimationFrame(() => {
-      request = requestAnimationFrame(draw);
-    });
-  };
-
-  function draw() {
-    isStale = false;
-    themed();
-    const { header, rows, caption: text } = model.get("_rows");
+  /**
+   * Show rows, each a number to choose it by, bytes and texts.
+   * @param {string[]} header
+   * @param {[number, number, ...string[]][]} rows
+   * @param {string} text the caption
+   */
+  function fill(header, rows, text) {
     caption.textContent = text;
     const head = element("thead");
     const names = element("tr");
@@ -43,7 +29,6 @@ export function renderTable({ model, el }) {
     const body = element("tbody");
     for (const [value, bytes, ...cells] of rows) body.append(row(value, [formatBytes(bytes), ...cells]));
     table.replaceChildren(head, body);
-    mark();
   }
 
   /** @param {number} value @param {string[]} cells */
@@ -70,23 +55,59 @@ export function renderTable({ model, el }) {
     return tr;
   }
 
-  /** @param {number} value */
-  function choose(value) {
-    model.set("value", value);
-    model.save_changes();
-    mark();
-  }
-
-  /** Mark the chosen row and bring it into sight, inside the table alone: the page stays where it is. */
-  function mark() {
+  /** Mark a row and bring it into sight, inside the table alone: the page stays where it is. @param {number | null} value */
+  function mark(value) {
     for (const tr of table.querySelectorAll("tbody tr")) {
-      const isChosen = /** @type {HTMLElement} */ (tr).dataset.value === String(model.get("value"));
+      const isChosen = /** @type {HTMLElement} */ (tr).dataset.value === String(value);
       tr.setAttribute("aria-selected", String(isChosen));
       const { offsetTop, offsetHeight } = /** @type {HTMLElement} */ (tr);
       const isInSight =
         offsetTop >= scroll.scrollTop + 24 && offsetTop + offsetHeight <= scroll.scrollTop + scroll.clientHeight;
       if (isChosen && !isInSight) scroll.scrollTop = offsetTop - scroll.clientHeight / 2;
     }
+  }
+  return { fill, mark };
+}
+
+/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
+export function renderTable({ model, el }) {
+  const root = element("div", "tb-view tb-tensors");
+  const table = rowsIn(root, choose);
+  el.append(root);
+  const themed = () => {
+    root.dataset.theme = themeOf(el).isDark ? "dark" : "light";
+  };
+  const mark = () => table.mark(model.get("value"));
+
+  // Not before the frontier has been painted: a slider is being dragged. And not in a tab that is hidden.
+  let request = 0;
+  let isStale = false;
+  const shown = new ResizeObserver(() => {
+    if (isStale && root.offsetParent) draw();
+  });
+  shown.observe(root);
+  const later = () => {
+    isStale = true;
+    if (!root.offsetParent) return;
+    cancelAnimationFrame(request);
+    request = requestAnimationFrame(() => {
+      request = requestAnimationFrame(draw);
+    });
+  };
+
+  function draw() {
+    isStale = false;
+    themed();
+    const { header, rows, caption } = model.get("_rows");
+    table.fill(header, rows, caption);
+    mark();
+  }
+
+  /** @param {number} value */
+  function choose(value) {
+    model.set("value", value);
+    model.save_changes();
+    mark();
   }
 
   draw();
