@@ -127,7 +127,9 @@ class Ladder:
     def rung(self, i: int) -> Counted | None:
         """Return the schedule of a rung, from 1 to n_rungs - 1, and its bytes; None where there is none."""
         if i not in self._rungs:
-            found = self.planner.tightest(self.memory_bytes(i))
+            # Below what the planner can reach by its own count, other plans are as good, and take less time to find.
+            ask = self.planner.best if self.is_guessed else self.planner.tightest
+            found = ask(self.memory_bytes(i))
             self._rungs[i] = None if found is None else Counted(found, self._count(found))
         return self._rungs[i]
 
