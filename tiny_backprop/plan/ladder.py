@@ -108,7 +108,7 @@ class Ladder:
         high = ((above and self._rungs[above]) or self.everything).n_bytes
         # Where there is no plan below, as if counts were in proportion to memories.
         low = self._rungs[below] if below < self.n_rungs else None
-        ratio = high / low.n_bytes if low else self.memory_bytes(above) / self.memory_bytes(below)
+        ratio = high / max(low.n_bytes, 1) if low else self.memory_bytes(above) / self.memory_bytes(below)
         share = math.log(high / max(budget_bytes, 1)) / math.log(ratio) if ratio > 1 else 0.5
         share = share if 0 < share < 1 else 0.5
         return min(max(round(above + share * (below - above)), above + 1), below - 1)

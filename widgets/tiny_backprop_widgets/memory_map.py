@@ -37,6 +37,7 @@ _COLORS = (FORWARD, "#E69F00", "#009E73", BACKWARD, "#56B4E9", "#CC79A7", "#F0E4
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oooo")
 _N_COLUMNS, _N_ROWS = 1400, 600  # finer than any screen: what is smaller than a cell is drawn as a whole cell
 _N_HATCHED_ROWS, _N_EDGED_ROWS = 80, 160  # lower rectangles show neither, and hatches take most of the time of drawing
+_N_WIDE_CELLS = 8  # nor do narrower ones, of which there may be thousands
 _N_LEGEND_LETTERS = 30
 _N_LABELS = 24
 _N_BARS = 200
@@ -205,7 +206,8 @@ def _rectangles(
         1,
     )
     per_axis = ax.get_ylim()[1] / np.maximum(corners[:, 3] - corners[:, 2], 1e-30)
-    hatched, edged = per_axis < _N_HATCHED_ROWS, per_axis < _N_EDGED_ROWS
+    is_wide = corners[:, 1] - corners[:, 0] >= _N_WIDE_CELLS * cell_x
+    hatched, edged = is_wide & (per_axis < _N_HATCHED_ROWS), is_wide & (per_axis < _N_EDGED_ROWS)
     _add(np.unique(cells, axis=0), ax, facecolor=color, linewidth=0, antialiased=False)
     _add(corners[~small & ~edged], ax, facecolor=color, linewidth=0, antialiased=False)
     _add(corners[edged & ~hatched], ax, facecolor=color, edgecolor="white", linewidth=0.3)
