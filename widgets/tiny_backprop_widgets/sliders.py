@@ -243,7 +243,7 @@ class BudgetSlider(widgets.VBox):
             self._field.value = self._text()
 
     def prepare(self) -> None:
-        """Make the slider, unless it is there: where it begins takes the planner up to some seconds to find."""
+        """Make the slider, unless it is there: where it begins takes the planner about a second to find."""
         if self._slider is not None:
             return
         least_bytes, _ = budget_range_bytes(self.graph)
