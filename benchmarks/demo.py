@@ -183,7 +183,7 @@ def _heading(config: gpt.GPTConfig, graph: tb.Graph) -> str:
     return (
         f"\nValue and gradient of a GPT of {_count(config.n_layers, 'layer')} ({sizes}):\n"
         f"{graph.n_forward:,} forward and {graph.n_backward:,} backward equations.\n"
-        f"Predicted: counted by the plan's referee. Measured: by XLA, of the program compiled for "
+        f"Predicted: worked out from the plan. Measured: by XLA, of the program compiled for "
         f"{jax.default_backend()};\n"
         "ratios are to jax.value_and_grad. The predicted peak is to be held against the measured temp + output.\n"
     )
