@@ -136,6 +136,36 @@ def test_sizes_of_one_are_traced_because_jax_broadcasts_them():
     assert_equal_at(symbolic, loss, args, {"batch": 1}, {"batch": 2})
 
 
+@pytest.mark.parametrize(
+    ("loss", "args", "sizes"),
+    [
+        (
+            lambda w, x: jnp.sum(jnp.sin((w @ x).reshape(x.shape[1], 4))),
+            lambda batch: (jnp.ones((4, 4)), struct(4, batch)),
+            [(3,), (4,), (8,)],
+        ),
+        (
+            lambda w, x: jnp.sum(jnp.sin(w * x).reshape(x.shape[1], x.shape[0])),
+            lambda rows, columns: (jnp.ones(()), struct(rows, columns)),
+            [(3, 5), (5, 5)],
+        ),
+        (
+            lambda w, x: jnp.sum(jax.image.resize(w * x, (x.shape[0], 16), "linear")),
+            lambda batch, pixels: (jnp.ones(()), struct(batch, pixels)),
+            [(8, 16), (16, 12)],
+        ),
+    ],
+    ids=["reshape", "square", "resize"],
+)
+def test_sizes_where_jax_leaves_an_operation_out_are_traced(loss, args, sizes):
+    names = list(args.__code__.co_varnames)
+    dimensions = symbolic_sizes(", ".join(names), constraints=[f"{n} >= 3" for n in names])
+    symbolic = capture_symbolic_gradient(loss, *args(**dimensions))
+    n_nodes = {symbolic.at(**dict(zip(names, s, strict=True))).n_nodes for s in sizes}
+    assert len(n_nodes) == 2
+    assert_equal_at(symbolic, loss, args, *(dict(zip(names, s, strict=True)) for s in sizes))
+
+
 def test_nothing_is_traced_again():
     n_traces = 0
 
@@ -290,6 +320,15 @@ def test_number_that_is_no_multiple_of_a_dimension_is_refused():
         return jnp.sum(x @ w) + jnp.zeros(3 if not isinstance(n, int) else n.bit_length() ** 2 % 7 + n**3 % 5).sum()
 
     assert "becomes another program with" in refused(loss)
+
+
+def test_order_of_contraction_that_depends_on_sizes_is_refused_unless_a_constraint_decides_it():
+    loss = lambda w, x: jnp.sum(jnp.einsum("bi,ij,jk->bk", x, w, w.T))  # noqa: E731
+    args = lambda batch: (jnp.ones((64, 256)), struct(batch, 64))  # noqa: E731
+    with pytest.raises(CaptureError, match=r"another program with batch=17 than with batch=1048576: node(.|\n)*<= 64"):
+        capture_symbolic_gradient(loss, *args(*symbolic_shape("batch")))
+    symbolic = capture_symbolic_gradient(loss, *args(*symbolic_shape("batch", constraints=["batch <= 32"])))
+    assert_equal_at(symbolic, loss, args, {"batch": 2}, {"batch": 32})
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Template:
     n_eqns: int
     _program: Any
     _avals: Sequence[tuple[Any, Any]]
+    _unlike: Sequence[tuple[Any, Any]]
 
     @classmethod
     def of(cls, first: Program, second: Program) -> Template:
@@ -54,7 +55,12 @@ class Template:
         """
         common = _Common()
         program = common.program(first, second)
-        return cls(list(common.numbers), len(first.eqns), program, common.avals)
+        return cls(list(common.numbers), len(first.eqns), program, common.avals, common.unlike())
+
+    def has_idle_operation(self, numbers: Sequence[int]) -> bool:
+        """Return whether an operation that changed a shape no longer does: JAX leaves some of these out."""
+        filling = _Filling(numbers, ())
+        return any(_filled(a, filling) == _filled(b, filling) for a, b in self._unlike)
 
     def graph(self, numbers: Sequence[int]) -> Graph:
         """Return the graph of the program with these in the places of `numbers`."""
@@ -196,7 +202,17 @@ class _Common:
         self._aval_of: dict[Any, int | None] = {}
         self._variables: dict[Any, tuple[Any, Any]] = {}
         self._objects: dict[tuple[int, int], Any] = {}
+        self._resized: dict[tuple[Any, Any], tuple[Any, Any]] = {}
         self._line = ""
+
+    def unlike(self) -> list[tuple[Any, Any]]:
+        """Return the shapes of operands and results of an operation that may be alike at other sizes only."""
+        pairs = ((self._aval_shape(a), self._aval_shape(b)) for a, b in self._resized.values())
+        return [pair for pair in pairs if _has_place(pair)]
+
+    def _aval_shape(self, v: Any) -> Any:
+        index = self._aval_of[v.aval, self._variables[v][0].aval]
+        return v.aval.shape if index is None else self.avals[index][1]
 
     def program(self, a: Program, b: Program) -> Any:
         """Return the place of a program."""
@@ -300,9 +316,17 @@ class _Common:
         invars = self._all(a.invars, b.invars, "operands")
         params = {k: self.common(x, b.params[k]) for k, x in a.params.items()}
         outvars = self._all(a.outvars, b.outvars, "results")
+        self._note_resizing(a)
         self._line = outer
         params = {k: x for k, x in params.items() if isinstance(x, _Place)}
         return _Eqn(a, invars, outvars, params) if params or _has_place(invars) or _has_place(outvars) else a
+
+    def _note_resizing(self, eqn: Any) -> None:
+        for v in (v for v in eqn.invars if isinstance(v, Var)):
+            for out in eqn.outvars:
+                shapes = getattr(v.aval, "shape", ()), getattr(out.aval, "shape", ())
+                if shapes[0] != shapes[1] and len(shapes[0]) == len(shapes[1]):
+                    self._resized.setdefault((v.aval, out.aval), (v, out))
 
     def _jaxpr(self, a: Any, b: Any) -> Any:
         a_open, b_open = (getattr(x, "jaxpr", x) for x in (a, b))
