@@ -24,11 +24,11 @@ import tiny_backprop as tb
 from benchmarks.demo import MOST_EPSILONS, MOST_FLOPS_RATIO, MOST_TEMP_RATIO, Difference, best_row, difference
 from benchmarks.models import flax_gpt2, gpt
 from tiny_backprop.plan import Materialized
+from tiny_backprop.plan.budget import budget_range_bytes
 from tiny_backprop.units import format_bytes
 
 _PLAIN = "jax.value_and_grad"
-# Pairs of levels and block size that come near the least temporaries within the FLOPs. XLA fuses, which no prediction
-# sees, so that the order of such plans is found only by compiling them.
+# Pairs of levels and block size that come near the least temporaries within the FLOPs, found by compiling them.
 GPT_SHAPES = ((1, 45), (1, 60), (1, 72))
 FLAX_SHAPES = ((1, 40), (1, 50), (1, 60), (1, 75), (1, 100), (2, 20), (2, 30))
 
@@ -258,7 +258,16 @@ def budget_figures(n_nodes: int, most_seconds: float, most_new_seconds: float) -
             f"the slowest of {len(seconds)}: {slowest}; the median {1e3 * statistics.median(seconds.values()):.3g} ms"
         )
         figures.append(Figure(f"{name}: a new budget", 1e3 * seconds[slowest], 1e3 * most_new_seconds, "ms", note))
+        if graph.backend:
+            ranges = statistics.median(_range_seconds(g) for g in copies)
+            figures.append(Figure(f"{name}: the range of budgets", ranges, most_seconds, "s", "after these plans"))
     return figures
+
+
+def _range_seconds(graph: tb.Graph) -> float:
+    start = time.perf_counter()
+    budget_range_bytes(graph)
+    return time.perf_counter() - start
 
 
 def _seconds(graph: tb.Graph, budget: float) -> float:

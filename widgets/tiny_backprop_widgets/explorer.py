@@ -143,7 +143,8 @@ class PlanExplorer(widgets.VBox):
         self.tensors = TableView(self._plan)
         gradient = None
         if not isinstance(graph_or_fun, Graph):
-            gradient = functools.partial(self._gradient, graph_or_fun, args, kwargs, argnums, has_aux)
+            of_plan = functools.partial(_gradient, graph_or_fun, argnums, has_aux)
+            gradient = functools.partial(self._at_sizes, of_plan, args, kwargs)
         self._verify_panel = VerifyPanel(gradient, lambda: self._plan, self._show_measurement, self._guarded)
         self._trade_off = TradeOffPanel(self.graph, lambda: self._plan, self._take, self._tell_budget, self._guarded)
         super().__init__(self._build())
@@ -417,19 +418,13 @@ class PlanExplorer(widgets.VBox):
 
         return DimensionSlider(name, self._sizes[name], check, self._guarded.refuse)
 
-    def _gradient(
-        self,
-        fun: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        argnums: int | Sequence[int],
-        has_aux: bool,
-        plan: Plan,
+    def _at_sizes(
+        self, of_plan: Callable[..., Program], args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan
     ) -> Program:
-        """Return what to compile for a plan that is shown."""
+        """Return what to compile for a plan, its arguments at the sizes that are shown."""
         if self._symbolic is not None:
             args, kwargs = self._symbolic.args_at(**self._sizes)
-        return _gradient(fun, args, kwargs, argnums, has_aux, plan)
+        return of_plan(args, kwargs, plan)
 
     def _show_measurement(self, measurement: Measurement | None) -> None:
         """Lay XLA's live bytes over the frontier, and show its memory map; neither where they are not known."""
@@ -554,10 +549,10 @@ def _row(*children: widgets.Widget) -> widgets.Box:
 
 def _gradient(
     fun: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
     argnums: int | Sequence[int],
     has_aux: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     plan: Plan,
 ) -> Program:
     """Return the gradient along a plan as a function of a list of arrays, and those; the rest are constants of it."""

@@ -74,12 +74,7 @@ def plot_memory_map(memory_map: MemoryMap, ax: Axes | None = None, *, color_by: 
       >>> plot_memory_map(m.memory_map).get_ylabel()
       'offset in memory, by XLA (KiB)'
     """
-    if not isinstance(memory_map, MemoryMap):
-        raise DisplayError(
-            f"plot_memory_map needs a MemoryMap; found {type(memory_map).__name__}. Try measure(fun, *args).memory_map."
-        )
-    if color_by not in ("kind", "scope"):
-        raise DisplayError(f"color_by={color_by!r}: expected 'kind' or 'scope'.")
+    check_map("plot_memory_map", memory_map, color_by)
     live_bytes = memory_map.live_bytes  # raises where there is no map
     if ax is None:
         figure = Figure(figsize=(9.6, 5.4))
@@ -87,6 +82,16 @@ def plot_memory_map(memory_map: MemoryMap, ax: Axes | None = None, *, color_by: 
         ax = figure.add_axes(NotebookAxes(figure, (0.085, 0.115 + bars, 0.895, 0.745 - bars)))
     _draw(memory_map, live_bytes, color_by, ax)
     return ax
+
+
+def check_map(what: str, memory_map: Any, color_by: Any) -> None:
+    """Raise DisplayError unless something can draw a map, coloured as asked."""
+    if not isinstance(memory_map, MemoryMap):
+        raise DisplayError(
+            f"{what} needs a MemoryMap; found {type(memory_map).__name__}. Try measure(fun, *args).memory_map."
+        )
+    if color_by not in ("kind", "scope"):
+        raise DisplayError(f"color_by={color_by!r}: expected 'kind' or 'scope'.")
 
 
 def _draw(memory_map: MemoryMap, live_bytes: np.ndarray, color_by: str, ax: Axes) -> None:

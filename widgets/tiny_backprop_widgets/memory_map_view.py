@@ -14,8 +14,8 @@ import traitlets
 from tiny_backprop.integration.jax.memory_map import Buffer, MemoryMap
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import assets
-from tiny_backprop_widgets.frontier import DisplayError, render
-from tiny_backprop_widgets.memory_map import KIND_NAMES, bases_of, by_kind, by_scope, plot_memory_map
+from tiny_backprop_widgets.frontier import render
+from tiny_backprop_widgets.memory_map import KIND_NAMES, bases_of, by_kind, by_scope, check_map, plot_memory_map
 from tiny_backprop_widgets.view import View, packed
 
 _TEXTS = ("memory", "kind", "shape", "instruction", "op_name", "scope", "source", "loop")  # as memory_map.js has them
@@ -71,13 +71,7 @@ class MemoryMapView(View):
     _facts = traitlets.Dict().tag(sync=True)
 
     def __init__(self, memory_map: MemoryMap, *, color_by: str = "kind"):
-        if not isinstance(memory_map, MemoryMap):
-            raise DisplayError(
-                f"a MemoryMapView needs a MemoryMap; found {type(memory_map).__name__}. "
-                "Try measure(fun, *args).memory_map."
-            )
-        if color_by not in ("kind", "scope"):
-            raise DisplayError(f"color_by={color_by!r}: expected 'kind' or 'scope'.")
+        check_map("a MemoryMapView", memory_map, color_by)
         self.memory_map = memory_map
         super().__init__(color_by=color_by, **_state(memory_map))
 

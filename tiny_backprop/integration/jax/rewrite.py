@@ -256,8 +256,7 @@ class _Player:
 
         Inputs are the caller's, so most reads of them need no hold. But a recomputed node that reads nothing else would
         be merged with its first run: its smallest operand is held. Recomputed constants are merged and tell nothing
-        apart. What a loop hands on to its reverse needs no hold
-        either, nobody else reads it; and it may be large.
+        apart. What a loop hands on to its reverse needs no hold either, nobody else reads it; and it may be large.
         """
         graph, border = self.graph, self.output_start[self.graph.n_forward]
         made, constant = set(self.of_loops), set[int]()

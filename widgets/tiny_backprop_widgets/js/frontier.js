@@ -8,11 +8,13 @@ import {
   element,
   formatBytes,
   kernelNotice,
+  line,
   lowerBound,
   numbers,
   onChange,
   onTheme,
   pattern,
+  plate,
   shortPath,
   themeOf,
   ticks,
@@ -258,12 +260,9 @@ export function renderFrontier({ model, el }) {
       c.strokeStyle = theme.backward;
       c.setLineDash([8, 4]);
       c.lineWidth = 1.5;
-      c.beginPath();
-      c.moveTo(LEFT, yOf(budget));
-      c.lineTo(right, yOf(budget));
-      c.stroke();
+      line(c, LEFT, yOf(budget), right, yOf(budget));
       c.setLineDash([]);
-      boxed(c, theme, `budget ${formatBytes(budget)}`, right - 4, yOf(budget) - 9, "right");
+      plate(c, theme, `budget ${formatBytes(budget)}`, right - 4, yOf(budget) - 9, "right");
     }
     const measured = numbers(model, "_measured", Float64Array);
     if (measured.length) {
@@ -279,10 +278,7 @@ export function renderFrontier({ model, el }) {
     c.strokeStyle = theme.faint;
     c.lineWidth = 1;
     c.setLineDash([1, 3]);
-    c.beginPath();
-    c.moveTo(border, TOP);
-    c.lineTo(border, TOP + plotHeight());
-    c.stroke();
+    line(c, border, TOP, border, TOP + plotHeight());
     c.setLineDash([]);
     const [x, y] = [xOf(plan.facts.peak_step + 0.5), yOf(plan.facts.peak_bytes)];
     c.fillStyle = theme.mark;
@@ -292,30 +288,11 @@ export function renderFrontier({ model, el }) {
     c.lineTo(x + 6, y - 10);
     c.fill();
     const side = x > LEFT + plotWidth() * 0.6 ? "right" : "left";
-    boxed(c, theme, `peak ${formatBytes(plan.facts.peak_bytes)}`, side === "right" ? x - 10 : x + 10, y - 8, side);
+    plate(c, theme, `peak ${formatBytes(plan.facts.peak_bytes)}`, side === "right" ? x - 10 : x + 10, y - 8, side);
     if (hovered) {
       c.strokeStyle = theme.faint;
-      c.beginPath();
-      c.moveTo(hovered.x + 0.5, TOP);
-      c.lineTo(hovered.x + 0.5, TOP + plotHeight());
-      c.stroke();
+      line(c, hovered.x + 0.5, TOP, hovered.x + 0.5, TOP + plotHeight());
     }
-  }
-
-  /** Text on a plate of the ground's colour. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {string} text @param {number} x @param {number} y @param {"left" | "right"} align */
-  function boxed(c, theme, text, x, y, align) {
-    c.font = "bold 11px system-ui, sans-serif";
-    c.textAlign = align;
-    c.textBaseline = "middle";
-    const width = c.measureText(text).width;
-    c.globalAlpha = 0.85;
-    c.fillStyle = theme.panel;
-    c.fillRect(align === "right" ? x - width - 2 : x - 2, y - 8, width + 4, 15);
-    c.globalAlpha = 1;
-    c.fillStyle = theme.text;
-    c.fillText(text, x, y);
-    c.font = "11px system-ui, sans-serif";
-    c.textAlign = "left";
   }
 
   /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} width */
@@ -327,10 +304,7 @@ export function renderFrontier({ model, el }) {
     c.textAlign = "right";
     for (const bytes of ticks(0, topBytes(), 5, 1024)) {
       const y = Math.round(yOf(bytes)) + 0.5;
-      c.beginPath();
-      c.moveTo(LEFT - 4, y);
-      c.lineTo(LEFT, y);
-      c.stroke();
+      line(c, LEFT - 4, y, LEFT, y);
       c.fillText(formatBytes(bytes), LEFT - 7, y);
     }
     c.textAlign = "center";

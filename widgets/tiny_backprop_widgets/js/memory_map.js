@@ -8,10 +8,12 @@ import {
   element,
   formatBytes,
   kernelNotice,
+  line,
   numbers,
   onChange,
   onTheme,
   pattern,
+  plate,
   shortened,
   shortPath,
   themeOf,
@@ -231,8 +233,8 @@ export function renderMemoryMap({ model, el }) {
       c.strokeStyle = theme.text;
       c.setLineDash([6, 3]);
       line(c, LEFT, y, LEFT + plotWidth(), y);
-      boxed(c, theme, "outputs", LEFT + 4, y - 9, "left");
-      boxed(c, theme, "temporaries", LEFT + 4, y + 9, "left");
+      plate(c, theme, "outputs", LEFT + 4, y - 9, "left");
+      plate(c, theme, "temporaries", LEFT + 4, y + 9, "left");
     }
     if (facts.peak_live_bytes) {
       const x = xOf(facts.peak_position + 0.5);
@@ -247,7 +249,7 @@ export function renderMemoryMap({ model, el }) {
       c.lineTo(x + 6, TOP);
       c.fill();
       const side = x > LEFT + plotWidth() * 0.6 ? "right" : "left";
-      boxed(
+      plate(
         c,
         theme,
         `peak: ${formatBytes(facts.peak_live_bytes)} live`,
@@ -262,30 +264,6 @@ export function renderMemoryMap({ model, el }) {
       c.strokeStyle = theme.text;
       line(c, x, TOP, x, TOP + plotHeight());
     }
-  }
-
-  /** @param {CanvasRenderingContext2D} c @param {number} a @param {number} b @param {number} x @param {number} y */
-  function line(c, a, b, x, y) {
-    c.beginPath();
-    c.moveTo(a, b);
-    c.lineTo(x, y);
-    c.stroke();
-  }
-
-  /** Text on a plate of the ground's colour. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {string} words @param {number} x @param {number} y @param {"left" | "right"} align */
-  function boxed(c, theme, words, x, y, align) {
-    c.font = "bold 11px system-ui, sans-serif";
-    c.textAlign = align;
-    c.textBaseline = "middle";
-    const width = c.measureText(words).width;
-    c.globalAlpha = 0.85;
-    c.fillStyle = theme.panel;
-    c.fillRect(align === "right" ? x - width - 2 : x - 2, y - 8, width + 4, 15);
-    c.globalAlpha = 1;
-    c.fillStyle = theme.text;
-    c.fillText(words, x, y);
-    c.font = "11px system-ui, sans-serif";
-    c.textAlign = "left";
   }
 
   /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} width */

@@ -368,3 +368,42 @@ export function buttons(parent, entries) {
   }
   parent.append(group);
 }
+
+/**
+ * A straight line, in the style that is set.
+ * @param {CanvasRenderingContext2D} c
+ * @param {number} a
+ * @param {number} b
+ * @param {number} x
+ * @param {number} y
+ */
+export function line(c, a, b, x, y) {
+  c.beginPath();
+  c.moveTo(a, b);
+  c.lineTo(x, y);
+  c.stroke();
+}
+
+/**
+ * Words on a plate of the ground's colour.
+ * @param {CanvasRenderingContext2D} c
+ * @param {Theme} theme
+ * @param {string} words
+ * @param {number} x
+ * @param {number} y
+ * @param {"left" | "right"} align
+ */
+export function plate(c, theme, words, x, y, align) {
+  c.font = "bold 11px system-ui, sans-serif";
+  c.textAlign = align;
+  c.textBaseline = "middle";
+  const width = c.measureText(words).width;
+  c.globalAlpha = 0.85;
+  c.fillStyle = theme.panel;
+  c.fillRect(align === "right" ? x - width - 2 : x - 2, y - 8, width + 4, 15);
+  c.globalAlpha = 1;
+  c.fillStyle = theme.text;
+  c.fillText(words, x, y);
+  c.font = "11px system-ui, sans-serif";
+  c.textAlign = "left";
+}
