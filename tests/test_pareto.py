@@ -35,6 +35,13 @@ def test_it_spans_save_everything_to_the_smallest_peak(graph):
     assert p.plans[-1].peak_bytes < by_liveness.peak_bytes, "the smallest by liveness is not the smallest in truth"
 
 
+def test_what_was_captured_needs_its_outputs(graph):
+    """Fused values take no memory, so that a bound by liveness is none of what XLA allocates."""
+    p = pareto(graph)
+    assert p.bound == (graph.output_bytes, "outputs alone")
+    assert p.bound[0] < p.peak_bytes.min()
+
+
 @settings(max_examples=40)
 @given(training_graphs(max_forward=10, in_order=True))
 def test_it_is_monotone(graph):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tiny_backprop.plan.plan import Plan
 
 _SCOPE = (
-    "for this order of the backward phase and this cost model; whatever the order of the forward phase, and however "
-    "often nodes run again"
+    "by liveness, for this order of the backward phase and this cost model; whatever the order of the forward phase, "
+    "and however often nodes run again"
 )
 _LOOPS = "; loops and branches planned as they are here"
 _MOST_NODES = 30_000

@@ -15,8 +15,10 @@ from tiny_backprop import display
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import check_count, check_gradient, plan_save_everything
+from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.plan.budget import budget_range_bytes, plan_budget
 from tiny_backprop.plan.cost import Cost, cost_unit, least_cost, node_costs
+from tiny_backprop.plan.exact import backward_order
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES, plan_policy
 from tiny_backprop.units import format_bytes
@@ -76,6 +78,18 @@ class Pareto:
         x = (x - x.min()) / (np.ptp(x) or 1.0)
         y = (y - y.min()) / (np.ptp(y) or 1.0)
         return self.plans[int((x + y).argmin())]
+
+    @functools.cached_property
+    def bound(self) -> tuple[int, str]:
+        """Bytes that no plan needs less than, and in words what they are.
+
+        What was captured needs its outputs at least, whose memory XLA takes all along. By liveness, which is how graphs
+        made by hand are counted, it is the working-set bound in this order of the backward phase.
+        """
+        if self.graph.backend:
+            return self.graph.output_bytes, "outputs alone"
+        least = self.plans[-1]
+        return working_set_bound(least.graph, backward_order(least)), "bound in this order"
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per plan and reference: predicted peak, cost, their ratios to saving everything, the knee."""

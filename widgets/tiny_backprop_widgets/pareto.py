@@ -7,8 +7,6 @@ from matplotlib.figure import Figure
 
 from tiny_backprop.display import BACKWARD, BASELINE, FORWARD
 from tiny_backprop.plan import Pareto, Plan
-from tiny_backprop.plan.bounds import working_set_bound
-from tiny_backprop.plan.exact import backward_order
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.frontier import DisplayError, render, scale_of
 
@@ -29,8 +27,7 @@ def plot_pareto(pareto: Pareto, ax: Axes | None = None) -> Axes:
 
     Between two plans the curve stays level: a budget that lies there gets the plan on its left. The knee is marked, and
     so is what the policies of `jax.checkpoint` around the whole function would do. Left of the dotted line there is no
-    plan with this order of the backward phase: it is the working-set bound. Neither pyplot nor any global setting is
-    touched.
+    plan: see `Pareto.bound`. Neither pyplot nor any global setting is touched.
 
     Args:
       pareto: What `tiny_backprop.pareto` returned.
@@ -58,7 +55,7 @@ def plot_pareto(pareto: Pareto, ax: Axes | None = None) -> Axes:
 
 
 def _draw(pareto: Pareto, ax: Axes) -> None:
-    bound = working_set_bound(pareto.plans[-1].graph, backward_order(pareto.plans[-1]))
+    bound, bound_name = pareto.bound
     references = list(pareto.references.values())
     peaks = [p.peak_bytes for p in (*pareto.plans, *references)]
     scale = scale_of(max(*peaks, bound, 1))
@@ -73,7 +70,7 @@ def _draw(pareto: Pareto, ax: Axes) -> None:
     ax.plot(x, y, label="jax.checkpoint around the function", **style)
     _label_references(pareto, scale, ax)
     _mark_knee(pareto, scale, ax)
-    name = f"bound in this order: {format_bytes(bound)}"
+    name = f"{bound_name}: {format_bytes(bound)}"
     ax.axvline(bound / scale, color="black", linewidth=0.9, linestyle=":", label=name)
     ax.axhline(0, color=BASELINE, linewidth=0.6, zorder=0)
     ax.set_xlabel(f"peak bytes, predicted ({format_bytes(scale).split()[-1]})")

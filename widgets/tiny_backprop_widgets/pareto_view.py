@@ -11,8 +11,6 @@ from typing import Any
 import traitlets
 
 from tiny_backprop.plan import Pareto, Plan
-from tiny_backprop.plan.bounds import working_set_bound
-from tiny_backprop.plan.exact import backward_order
 from tiny_backprop_widgets import assets
 from tiny_backprop_widgets.frontier import DisplayError, render
 from tiny_backprop_widgets.pareto import plot_pareto
@@ -107,7 +105,8 @@ def _curve(pareto: Pareto, current: Plan | None) -> dict[str, Any]:
         "points": [_point(pareto, p) for p in pareto.plans],
         "references": [{**_point(pareto, p), "name": name, "label": ""} for name, p in pareto.references.items()],
         "knee": pareto.plans.index(pareto.knee),
-        "bound_bytes": working_set_bound(pareto.plans[-1].graph, backward_order(pareto.plans[-1])),
+        "bound_bytes": pareto.bound[0],
+        "bound_name": pareto.bound[1],
         "unit": "FLOPs" if pareto.unit == "flops" else pareto.unit,
         "current": None if current is None else _point(pareto, current),
     }

@@ -262,7 +262,9 @@ export function renderFrontier({ model, el }) {
       c.lineWidth = 1.5;
       line(c, LEFT, yOf(budget), right, yOf(budget));
       c.setLineDash([]);
-      plate(c, theme, `budget ${formatBytes(budget)}`, right - 4, yOf(budget) - 9, "right");
+      const isPeakRight = plan.facts.peak_step > x0 + 0.6 * (x1 - x0); // its words stand there, too
+      const at = /** @type {["left" | "right", number]} */ (isPeakRight ? ["left", LEFT + 4] : ["right", right - 4]);
+      plate(c, theme, `budget ${formatBytes(budget)}`, at[1], yOf(budget) - 9, at[0]);
     }
     const measured = numbers(model, "_measured", Float64Array);
     if (measured.length) {
@@ -448,7 +450,7 @@ export function renderFrontier({ model, el }) {
       ["recomputed", theme.recomputed, "repeating-linear-gradient(-45deg, #0009 0 1px, transparent 1px 4px)"],
       ["gradient", theme.gradient, "radial-gradient(circle, #0009 1px, transparent 1.2px) 0 0 / 5px 5px"],
       ["forward, freed at once", theme.transient, ""],
-      ["smaller tensors together", theme.rest, ""],
+      [plan.facts.word === "kernel" ? "smaller tensors, room for outputs" : "smaller tensors together", theme.rest, ""],
     ]);
     for (const [name, colour, image] of keys) {
       const key = element("span", "tb-key");

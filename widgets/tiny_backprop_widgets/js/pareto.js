@@ -31,7 +31,7 @@ export function renderPareto({ model, el }) {
     root.dataset.theme = theme.isDark ? "dark" : "light";
     const width = frame.clientWidth;
     if (!width) return;
-    const { points, references, bound_bytes, knee, unit, current } = model.get("_curve");
+    const { points, references, bound_bytes, bound_name, knee, unit, current } = model.get("_curve");
     const everyone = [...points, ...references, ...(current ? [current] : [])];
     const most = Math.max(1, bound_bytes, ...everyone.map((p) => p.peak_bytes)) * 1.06;
     const top = Math.max(1e-6, ...everyone.map((p) => p.percent)) * 1.12;
@@ -101,7 +101,7 @@ export function renderPareto({ model, el }) {
       shape(
         "text",
         { ...font, x: MARGIN.left + 4, y: HEIGHT - 8 },
-        `dotted: no plan in this order needs less than ${formatBytes(bound_bytes)}`,
+        `dotted: ${bound_name}, ${formatBytes(bound_bytes)}; no plan needs less`,
       ),
     );
     const line = points.map(
