@@ -2,15 +2,21 @@
 
 Compiles, for each of thirteen models, the plain gradient and eight planned ones, and holds each plan's prediction
 against XLA's temporary and output bytes. Both predictions are shown: that of the model of what XLA:CPU materialises,
-and plain liveness, the referee's count of every value as if nothing were fused. Ends with an error where a target is
-missed.
+and plain liveness, the referee's count of every value as if nothing were fused. Then the gradients of a model are
+run in turn, and the time of each, in proportion to the plain one's, is held against what a cost model predicts that
+was calibrated just before. Two cruder predictions stand beside it: that every gradient takes as long as the plain one,
+and that time goes as FLOPs do. Ends with an error where a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
+import gc
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +30,7 @@ import tiny_backprop as tb
 from benchmarks.figures import Figure, print_figures
 from benchmarks.models import gpt, resnet, small, unet, vit
 from tiny_backprop.plan.materialized import materialize
+from tiny_backprop.plan.step_time import step_seconds
 from tiny_backprop.units import format_bytes
 
 MODELS: dict[str, Callable[[], small.Example]] = {
@@ -44,9 +51,11 @@ MODELS: dict[str, Callable[[], small.Example]] = {
     "diffusion-unet": lambda: unet.example(unet.UNetConfig(widths=(32, 64), n_blocks=1, n_pixels=32, n_batch=4)),
 }
 MOST_MEDIAN, MOST_P90, MOST_WORST, LEAST_RANK_CORRELATION = 0.05, 0.12, 0.25, 0.95
+MOST_TIME_MEDIAN = 0.2
 SAVE_EVERYTHING = "save everything"
 _BUDGETS = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)
 _N_PLANS = 8
+_N_ROUNDS, _N_RUNS = 5, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +105,9 @@ class Comparison:
       liveness_bytes: Peak by plain liveness.
       predicted_bytes: Peak by the model of what XLA materialises.
       xla_bytes: XLA's temporary and output bytes.
+      flops: FLOPs by the plan.
+      predicted_seconds: Seconds of a step, by the calibrated cost model.
+      seconds: Median seconds of a step, by the clock.
     """
 
     model: str
@@ -103,27 +115,72 @@ class Comparison:
     liveness_bytes: int
     predicted_bytes: int
     xla_bytes: int
+    flops: float
+    predicted_seconds: float
+    seconds: float
 
 
-def compare_model(name: str, bar: tqdm) -> list[Comparison]:
-    """Compile the gradients of a model and hold predictions against them."""
+def compare_model(name: str, model: tb.CostModel, bar: tqdm) -> list[Comparison]:
+    """Compile the gradients of a model, run them, and hold predictions against them."""
     loss, args = MODELS[name]()
-    found = []
+    found, programs = [], []
     for case in cases(loss, args):
         bar.set_description(f"{name}: {case.name}")
-        plan, measured = case.plan, tb.measure(tb.jit(case.gradient), *args)
-        predicted_bytes = plan.peak_bytes
+        plan, program = case.plan, tb.jit(case.gradient).lower(*args).compile()
+        predicted = plan.materialized
         if case.name == SAVE_EVERYTHING and plan.graph.nested:  # it is JAX's own gradient that is compiled
             steps, n_forward_steps = plan.timeline.steps, plan.timeline.n_forward_steps
-            predicted_bytes = materialize(plan.graph, steps, n_forward_steps, is_planned=False).peak_bytes
-        found.append(Comparison(name, case.name, plan.liveness_peak_bytes, predicted_bytes, measured.peak_bytes))
+            predicted = materialize(plan.graph, steps, n_forward_steps, is_planned=False)
+        seconds, measured_bytes = step_seconds(predicted, model), tb.measure(program).peak_bytes
+        sizes = plan.liveness_peak_bytes, predicted.peak_bytes, measured_bytes
+        found.append(Comparison(name, case.name, *sizes, plan.flops, seconds, seconds=0.0))
+        programs.append(program)
         bar.update()
-    return found
+    bar.set_description(f"{name}: run")
+    times = median_seconds(programs, args)
+    return [dataclasses.replace(c, seconds=s) for c, s in zip(found, times, strict=True)]
+
+
+def median_seconds(programs: Sequence[jax.stages.Compiled], args: tuple[Any, ...]) -> list[float]:
+    """Return the median seconds of each program, run in turn, each a few times and once uncounted before.
+
+    Between two programs freed memory goes back to the system, so that each comes by its memory as if it ran alone.
+    """
+    taken: list[list[float]] = [[] for _ in programs]
+    for _ in range(_N_ROUNDS):
+        for program, of_program in zip(programs, taken, strict=True):
+            _release_memory()
+            for k in range(_N_RUNS + 1):
+                start = time.perf_counter()
+                jax.block_until_ready(program(*args))
+                if k:
+                    of_program.append(time.perf_counter() - start)
+    return [statistics.median(of_program) for of_program in taken]
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def errors(table: pd.DataFrame, column: str) -> pd.Series:
     """Return |predicted - XLA| / XLA for each row."""
     return (table[column] / table.xla_bytes - 1).abs()
+
+
+def time_errors(table: pd.DataFrame, column: str | None) -> pd.Series:
+    """Return |predicted / measured - 1| of times in proportion to those of the plain gradient, which is left out.
+
+    Args:
+      table: Rows of `Comparison`.
+      column: What stands for time; None for the prediction that it does not change.
+    """
+    plain = table[table.case == SAVE_EVERYTHING].set_index("model")
+    planned = table[table.case != SAVE_EVERYTHING]
+    measured = planned.seconds / planned.model.map(plain.seconds)
+    predicted = 1.0 if column is None else planned[column] / planned.model.map(plain[column])
+    return (predicted / measured - 1).abs()
 
 
 def rank_correlation(table: pd.DataFrame, column: str) -> float:
@@ -140,6 +197,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             off = errors(of_model, column)
             row |= {f"{words}: median": f"{off.median():.1%}", f"{words}: worst": f"{off.max():.1%}"}
             row[f"{words}: rank"] = f"{rank_correlation(of_model, column):.3f}"
+        row["time: median"] = f"{time_errors(of_model, 'predicted_seconds').median():.1%}"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -152,11 +210,16 @@ def figures(table: pd.DataFrame) -> list[Figure]:
     of_model = {name: rank_correlation(t, "predicted_bytes") for name, t in table.groupby("model", sort=False)}
     least = min(of_model, key=lambda k: of_model[k])
     worst = table.loc[off.idxmax()]
+    by_time = time_errors(table, "predicted_seconds")
+    cruder = {"no change": time_errors(table, None), "FLOPs alone": time_errors(table, "flops")}
+    time_note = "; ".join(f"by {k} {e.median():.3f}, {e.quantile(0.9):.3f}" for k, e in cruder.items())
+    time_note = f"90th percentile {by_time.quantile(0.9):.3f}; {time_note}"
     return [
         Figure("peak: median error", off.median(), MOST_MEDIAN, "×", f"{note}{plain.median():.3f}"),
         Figure("peak: 90th percentile", off.quantile(0.9), MOST_P90, "×", f"{note}{plain.quantile(0.9):.3f}"),
         Figure("peak: worst error", off.max(), MOST_WORST, "×", f"{worst.model}, {worst.case}; {plain.max():.3f}"),
         Figure("1 - least rank correlation", 1 - of_model[least], 1 - LEAST_RANK_CORRELATION, "", str(least)),
+        Figure("time / plain: median error", by_time.median(), MOST_TIME_MEDIAN, "×", time_note),
     ]
 
 
@@ -167,8 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/truth"), help="folder to write; default: %(default)s")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
+    model = tb.calibrate(again=True, cache_directory=options.out)
     with tqdm(total=len(options.only) * (_N_PLANS + 1), unit="gradient", leave=False) as bar:
-        found = [c for name in options.only for c in compare_model(name, bar)]
+        found = [c for name in options.only for c in compare_model(name, model, bar)]
     table = pd.DataFrame([dataclasses.asdict(c) for c in found])
     table.to_csv(options.out / "truth.csv", index=False)
     print(summary(table).to_string(index=False, line_width=10_000), end="\n\n", flush=True)

@@ -19,7 +19,7 @@ from tiny_backprop.integration.jax.rewrite import rewrite
 from tiny_backprop.plan.nested import with_nested
 from tiny_backprop.plan.path import options
 from tiny_backprop.plan.schedule import schedule
-from tiny_backprop.plan.step_memory import Body, body_bytes
+from tiny_backprop.plan.step_memory import Body, predict_body
 
 X = jax.random.normal(jax.random.key(0), (64, 64, 32))
 W = 0.1 * jax.random.normal(jax.random.key(1), (32, 32))
@@ -177,7 +177,7 @@ def test_a_branch_counts_nothing_twice():
 
 def test_a_body_that_runs_nothing_takes_nothing():
     graph = capture_gradient(lambda h: jnp.sum(jnp.sin(h)), STATE)
-    assert body_bytes(graph, Body([], 0)) == 0
+    assert predict_body(graph, Body([], 0)).n_bytes == 0
     made = int(graph.output_start[0])
-    assert body_bytes(graph, Body([0], 1, returned=[made])) == 0
-    assert body_bytes(graph, Body([0], 1, state=[(0, made)])) == 0
+    assert predict_body(graph, Body([0], 1, returned=[made])).n_bytes == 0
+    assert predict_body(graph, Body([0], 1, state=[(0, made)])).n_bytes == 0

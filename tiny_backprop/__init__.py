@@ -28,6 +28,7 @@ from tiny_backprop.integration.jax import Measurement as Measurement
 from tiny_backprop.integration.jax import MemoryMap as MemoryMap
 from tiny_backprop.integration.jax import PlannedGradient as PlannedGradient
 from tiny_backprop.integration.jax import SymbolicGraph as SymbolicGraph
+from tiny_backprop.integration.jax import calibrate as calibrate
 from tiny_backprop.integration.jax import capture_gradient as capture_gradient
 from tiny_backprop.integration.jax import capture_graph_jaxpr as capture_graph_jaxpr
 from tiny_backprop.integration.jax import capture_symbolic_gradient as capture_symbolic_gradient

@@ -8,6 +8,7 @@ from tiny_backprop.plan.bounds import working_set_bound as working_set_bound
 from tiny_backprop.plan.budget import plan_budget as plan_budget
 from tiny_backprop.plan.certificate import Certificate as Certificate
 from tiny_backprop.plan.certificate import certify as certify
+from tiny_backprop.plan.cost import PRESETS as PRESETS
 from tiny_backprop.plan.cost import CostModel as CostModel
 from tiny_backprop.plan.exact import plan_exact as plan_exact
 from tiny_backprop.plan.loops import LoopChoice as LoopChoice

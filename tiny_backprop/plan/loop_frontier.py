@@ -52,8 +52,8 @@ def _forward(part: Part, carry_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     steps = np.arange(schedule.length)
     if schedule.reruns:
         n_slots = np.searchsorted(schedule.forward[:, 1], steps, side="right")
-        return steps, n_slots * carry_bytes + part.step.forward_bytes
-    return steps, (steps + 1) * (carry_bytes + part.step.kept_bytes) + part.step.forward_bytes
+        return steps, n_slots * carry_bytes + part.step.forward.n_bytes
+    return steps, (steps + 1) * (carry_bytes + part.step.kept_bytes) + part.step.forward.n_bytes
 
 
 def _backward(part: Part, carry_bytes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,11 +70,11 @@ def _backward(part: Part, carry_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     for _, start, stop, _, end in schedule.backward.tolist():
         advanced, block = np.arange(start, stop), np.arange(stop, end)
         steps.append(advanced)
-        live.append(np.full(len(advanced), saved_bytes + carry_bytes + part.step.forward_bytes))
+        live.append(np.full(len(advanced), saved_bytes + carry_bytes + part.step.forward.n_bytes))
         kept = np.array([part.block_bytes(n) if schedule.block_size > 1 else 0 for n in (block - stop + 1).tolist()])
         if schedule.block_size > 1:
             steps.append(block)
-            live.append(saved_bytes + kept + carry_bytes + part.step.forward_bytes)
+            live.append(saved_bytes + kept + carry_bytes + part.step.forward.n_bytes)
         steps.append(block[::-1])
         live.append(saved_bytes + kept[::-1] + reversed_bytes)
     return np.concatenate(steps), np.concatenate(live)

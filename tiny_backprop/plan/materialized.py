@@ -51,6 +51,20 @@ OP_NAMES = (*(op.name.lower() for op in Op), *_NAMES.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class PlannedProgram:
+    """What runs, as `materialize` is given it."""
+
+    graph: Graph
+    steps: np.ndarray
+    n_forward_steps: int
+    is_planned: bool
+
+    def fused(self) -> Fusion:
+        """Return what of it takes memory, and what is computed inside its readers."""
+        return _without_unread(fuse(unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Materialized:
     """What XLA is predicted to allocate; kernels are numbered in the order in which they are predicted to run.
 
@@ -58,6 +72,7 @@ class Materialized:
       graph: The graph.
       backend: The backend that was modelled; `""` where values are counted by plain liveness, each from the step that
         makes it to the last that reads it, and a kernel is a step of the plan.
+      program: What runs.
       kernel_nodes: The node that each kernel ends with, or what else it is for, as in `nodes`; int64 (n_kernels,).
       n_forward_kernels: How many kernels come before the backward phase.
       live_bytes: Bytes of temporaries and outputs while each kernel runs, int64 of shape (n_kernels,); outputs count
@@ -75,6 +90,7 @@ class Materialized:
 
     graph: Graph
     backend: str
+    program: PlannedProgram
     kernel_nodes: np.ndarray
     n_forward_kernels: int
     live_bytes: np.ndarray
@@ -193,7 +209,8 @@ def materialize(
     """
     if backend not in BACKENDS:
         raise PlanError(f"backend={backend!r} was asked for; what XLA allocates is modelled for {', '.join(BACKENDS)}")
-    fusion = _without_unread(fuse(unroll(graph, steps, n_forward_steps, is_planned)))
+    program = PlannedProgram(graph, steps, n_forward_steps, is_planned)
+    fusion = program.fused()
     of, buffers = fusion.instructions, np.flatnonzero(fusion.has_buffer)
     n_kernels, first = _kernels(fusion, buffers)
     last = first.copy()
@@ -211,6 +228,7 @@ def materialize(
     return Materialized(
         graph=graph,
         backend=backend,
+        program=program,
         kernel_nodes=kernel_nodes,
         n_forward_kernels=_border(kernel_nodes, graph.n_forward),
         live_bytes=live,
@@ -276,6 +294,7 @@ def by_liveness(graph: Graph, ops: np.ndarray, targets: np.ndarray, timeline: Ti
     return Materialized(
         graph=graph,
         backend="",
+        program=PlannedProgram(graph, steps, timeline.n_forward_steps, is_planned=False),
         kernel_nodes=steps,
         n_forward_kernels=timeline.n_forward_steps,
         live_bytes=timeline.live_bytes,

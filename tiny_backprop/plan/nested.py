@@ -21,7 +21,7 @@ from tiny_backprop.plan.cost import Cost, costs_of, node_costs
 from tiny_backprop.plan.loops import LoopChoice, LoopSchedule
 from tiny_backprop.plan.menu import menus
 from tiny_backprop.plan.segments import Segments
-from tiny_backprop.plan.step_memory import Body, body_bytes
+from tiny_backprop.plan.step_memory import Body, BodyPrediction, predict_body
 from tiny_backprop.plan.steps import Rerun, peak_bytes
 
 _COTANGENT = "cotangent "
@@ -119,30 +119,35 @@ class StepPlan:
         return peak_bytes(self.graph, np.array(self.steps, np.int64))
 
     @functools.cached_property
-    def forward_bytes(self) -> int:
-        """What XLA is predicted to need in the body of a loop, or a branch, that runs the forward part."""
+    def forward(self) -> BodyPrediction:
+        """What XLA is predicted to make of the body of a loop, or a branch, that runs the forward part."""
         n, returned, _ = self.n_forward_steps, *_returned(self.graph, self.nested.carries)
         if not self._is_in_loop:
-            return body_bytes(self.graph, Body(self.steps[:n], n, returned=[*returned, *self.saved]))
+            return predict_body(self.graph, Body(self.steps[:n], n, returned=[*returned, *self.saved]))
         stored = dict.fromkeys([*returned, *self.saved])
         for _, new in self._carries:
             stored.pop(new, None)
         body = Body(self.steps[:n], n, self._elements, self._carries, [v for v in stored if v >= self.graph.n_inputs])
-        return body_bytes(self.graph, body)
+        return predict_body(self.graph, body)
 
     @functools.cached_property
-    def backward_bytes(self) -> int:
+    def backward(self) -> BodyPrediction:
         """The same for the backward part, what was saved for it being read from outside."""
         if not self._is_in_loop:
-            return body_bytes(self.graph, self._backward(self.steps[self.n_forward_steps :]))
+            return predict_body(self.graph, self._backward(self.steps[self.n_forward_steps :]))
         sliced = [*self.saved, *(v for v, _ in self._carries), *self._elements]
-        return body_bytes(self.graph, self._backward(self.steps[self.n_forward_steps :], sliced))
+        return predict_body(self.graph, self._backward(self.steps[self.n_forward_steps :], sliced))
 
     @functools.cached_property
-    def rerun_bytes(self) -> int:
+    def rerun(self) -> BodyPrediction:
         """The same where the forward part runs just before in the same body, from a carry that the body holds."""
         steps = self.steps if not self.is_lean else self.steps[self.n_forward_steps :]
-        return self.nested.carry_bytes + body_bytes(self.graph, self._backward(steps, self._elements))
+        return predict_body(self.graph, self._backward(steps, self._elements))
+
+    @property
+    def rerun_bytes(self) -> int:
+        """Bytes that `rerun` needs, the carry that it holds among them."""
+        return self.nested.carry_bytes + self.rerun.n_bytes
 
     @property
     def _is_in_loop(self) -> bool:
@@ -263,10 +268,10 @@ class Part:
         """Return the bytes that the backward phase needs beside what was saved, its operands and results."""
         schedule, step = self.schedule, self.step
         if schedule is None or not schedule.reruns:
-            return step.backward_bytes
+            return step.backward.n_bytes
         if schedule.block_size == 1:
             return step.rerun_bytes
-        return self.block_bytes(schedule.block_size) + max(carry_bytes + step.forward_bytes, step.backward_bytes)
+        return self.block_bytes(schedule.block_size) + max(carry_bytes + step.forward.n_bytes, step.backward.n_bytes)
 
     def block_bytes(self, size: int) -> int:
         """Return the bytes that so many steps keep together, which have run again, for their backward steps."""
@@ -347,7 +352,7 @@ class NestedPlan:
     @functools.cached_property
     def forward_scratch_bytes(self) -> int:
         """Bytes that the forward phase needs beside its operands and results."""
-        return max(p.step.forward_bytes for p in self.parts)
+        return max(p.step.forward.n_bytes for p in self.parts)
 
     @functools.cached_property
     def backward_scratch_bytes(self) -> int:

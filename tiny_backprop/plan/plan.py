@@ -16,6 +16,8 @@ from tiny_backprop import display
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph, read_json
 from tiny_backprop.liveness import frontier
+from tiny_backprop.plan import step_time
+from tiny_backprop.plan.cost import Cost, cost_model, node_costs
 from tiny_backprop.plan.materialized import Materialized, by_liveness, materialize
 from tiny_backprop.plan.nested import NestedPlan, keeping_everything, nested_plans, with_choices
 from tiny_backprop.plan.simulate import Op, Timeline, simulate
@@ -152,6 +154,24 @@ class Plan:
         if not self.graph.backend:
             return by_liveness(self.graph, self.ops, self.targets, self.timeline)
         return predict_allocation(self.graph, self.timeline.steps)
+
+    def step_seconds(self, cost: Cost = "seconds") -> float:
+        """Predict how long a step of the gradient takes; see `tiny_backprop.plan.step_time`.
+
+        Meant for ratios between plans: seconds themselves are right to a factor of about two, on a calibrated machine.
+        Takes about as long as the prediction of memory. A graph made by hand is priced node by node.
+
+        Args:
+          cost: A `CostModel`, such as `tiny_backprop.calibrate` returns, the name of a preset, or `"seconds"`, the
+            default one.
+
+        Raises:
+          PlanError: `cost` is none of these.
+        """
+        model = cost_model(cost)
+        if not self.graph.backend:
+            return float(node_costs(self.graph, model)[self.timeline.steps].sum())
+        return step_time.step_seconds(self.materialized, model)
 
     @property
     def saved_bytes(self) -> int:

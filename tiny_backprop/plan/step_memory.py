@@ -49,8 +49,21 @@ class Body:
     returned: Sequence[int] = ()
 
 
-def body_bytes(graph: Graph, body: Body) -> int:
-    """Return the bytes that XLA:CPU is predicted to need inside a body; results and carries have theirs outside.
+@dataclasses.dataclass(frozen=True, eq=False)
+class BodyPrediction:
+    """What XLA:CPU is predicted to make of a body.
+
+    Attributes:
+      n_bytes: The bytes that it needs; results and carries have theirs outside.
+      allocated: Its kernels and buffers, those outside among them.
+    """
+
+    n_bytes: int
+    allocated: Materialized
+
+
+def predict_body(graph: Graph, body: Body) -> BodyPrediction:
+    """Return what XLA:CPU is predicted to make of a body.
 
     Args:
       graph: The gradient graph of a step or a branch.
@@ -66,7 +79,7 @@ def body_bytes(graph: Graph, body: Body) -> int:
     steps = [*first, *(i + len(sources) for i in body.steps), *last]
     n_forward_steps = len(sources) + body.n_first_steps
     found = materialize(program, np.array(steps, np.int64), n_forward_steps, is_planned=True, lends=False)
-    return _inside(found, [(now[old], now[new]) for old, new in changed], {now[v] for v in olds})
+    return BodyPrediction(_inside(found, [(now[old], now[new]) for old, new in changed], {now[v] for v in olds}), found)
 
 
 def _inside(found: Materialized, changed: Sequence[tuple[int, int]], olds: Iterable[int]) -> int:
@@ -106,7 +119,11 @@ def _program(
     first_sink = len(order) - len(sinks)
     operands = np.where(graph.operands >= 0, now[graph.operands], graph.operands)
     starts = len(own) + graph.output_start - graph.n_inputs
-    none, no_text = np.zeros(k + n + len(sinks)), ("",) * (k + n + len(sinks))
+
+    def moved(values: Iterable[int]) -> np.ndarray:
+        return 2.0 * graph.value_bytes[np.fromiter(values, np.int64)]
+
+    around, no_text = (k, len(sinks)), ("",) * (k + n + len(sinks))
     nested = [
         dataclasses.replace(x, forward_node=x.forward_node + k, backward_node=x.backward_node + k) for x in graph.nested
     ]
@@ -114,11 +131,11 @@ def _program(
         name=graph.name,
         primitives=(*(p for _, p in sources), *graph.primitives, *(p for _, p in sinks)),
         is_backward=np.concatenate([np.zeros(k, bool), graph.is_backward, np.ones(len(sinks), bool)]),
-        flops=none,
-        bytes_moved=none,
-        rerun_flops=none,
-        rerun_bytes_moved=none,
-        has_effect=none.astype(bool),
+        flops=np.pad(graph.flops, around),
+        bytes_moved=np.concatenate([moved(made), graph.bytes_moved, moved(v for v, _ in sinks)]),
+        rerun_flops=np.pad(graph.rerun_flops, around),
+        rerun_bytes_moved=np.pad(graph.rerun_bytes_moved, around),
+        has_effect=np.pad(graph.has_effect, around),
         sources=no_text,
         scopes=no_text,
         operand_start=np.concatenate(
@@ -136,4 +153,6 @@ def _program(
         n_primal_outputs=0,
         nested=tuple(nested),
     )
+    if "nested plans" in graph.memo:
+        program.memo["nested plans"] = graph.memo["nested plans"]
     return program, now

@@ -1,5 +1,7 @@
 """The JAX side: capture a program, rewrite it along a plan, run it, and measure what XLA made of it."""
 
+from tiny_backprop.integration.jax.calibration import calibrate as calibrate
+from tiny_backprop.integration.jax.calibration import read_calibration as read_calibration
 from tiny_backprop.integration.jax.capture import capture_gradient as capture_gradient
 from tiny_backprop.integration.jax.capture import capture_graph_jaxpr as capture_graph_jaxpr
 from tiny_backprop.integration.jax.checkpoint import checkpoint as checkpoint

@@ -13,7 +13,7 @@ from tiny_backprop.integration.jax.call import Call, check_argnums
 from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.gradient import height_compressed_value_and_grad
 from tiny_backprop.integration.jax.measure import Measurement, measure
-from tiny_backprop.plan import Plan, plan_blocks, plan_height_compressed, plan_save_everything
+from tiny_backprop.plan import CostModel, Plan, plan_blocks, plan_height_compressed, plan_save_everything
 
 _STOCK_POLICIES = (
     "nothing_saveable",
@@ -30,6 +30,7 @@ def compare(
     has_aux: bool = False,
     stock_policies: Sequence[str] = _STOCK_POLICIES,
     run: bool = False,
+    cost_model: CostModel | None = None,
     progress: Callable[[str], None] | None = None,
     **kwargs: Any,
 ) -> pd.DataFrame:
@@ -46,6 +47,7 @@ def compare(
       has_aux: Whether `fun` returns a pair whose second part is not differentiated.
       stock_policies: Names in `jax.checkpoint_policies` to put around the whole function, each a row of its own.
       run: Whether to time each, too.
+      cost_model: By which step times are predicted; see `calibrate`. Without one they are not.
       progress: Called with the name of each row before it is compiled.
       **kwargs: Keyword arguments of `fun`.
 
@@ -53,7 +55,9 @@ def compare(
       One row each for `jax.value_and_grad`, the plans and the policies. `predicted_*` columns are empty where there is
       no plan; `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries, `measured_peak_bytes`
       temporaries and outputs together, to be held against `predicted_peak_bytes`; `measured_flops` is counted in the
-      compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to the first row.
+      compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to the first row; so is `time_ratio`,
+      which is there with `run`, as `measured_step_seconds` is. `predicted_step_seconds` is there with a `cost_model`;
+      of it, too, only the ratios mean much.
 
     Raises:
       PlanError: A plan does not fit, or a policy has no such name.
@@ -80,7 +84,7 @@ def compare(
     for name, way, plan in ways:
         if progress:
             progress(name)
-        rows[name] = _row(plan, measure(way, *args, run=run, **kwargs))
+        rows[name] = _row(plan, measure(way, *args, run=run, **kwargs), cost_model)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("gradient")
     first = table.iloc[0]
     table["temp_ratio"] = table.measured_temp_bytes / first.measured_temp_bytes
@@ -98,7 +102,7 @@ def _named(plans: Sequence[Plan]) -> dict[str, Plan]:
     return named
 
 
-def _row(plan: Plan | None, m: Measurement) -> dict[str, Any]:
+def _row(plan: Plan | None, m: Measurement, cost_model: CostModel | None) -> dict[str, Any]:
     row = {
         "predicted_peak_bytes": plan.peak_bytes if plan else None,
         "predicted_saved_bytes": plan.saved_bytes if plan else None,
@@ -109,6 +113,8 @@ def _row(plan: Plan | None, m: Measurement) -> dict[str, Any]:
         "measured_flops": m.flops,
         "compile_seconds": m.compile_seconds,
     }
+    if cost_model is not None:
+        row["predicted_step_seconds"] = plan.step_seconds(cost_model) if plan else None
     if m.step_seconds is not None:
         row["measured_step_seconds"] = m.step_seconds
     return row

@@ -1,0 +1,269 @@
+"""How fast this machine runs each class of primitives, measured once and kept in the user's cache directory.
+
+Small programs, one or two for each class, are compiled and timed on arrays of a few MiB, as those of a model are, and
+held against what `cost` counts for them: FLOPs where arithmetic takes the time, bytes where memory does. The least of
+several runs counts, since other processes can only make a run slower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import platformdirs
+from jax import lax
+
+from tiny_backprop.errors import MeasureError
+from tiny_backprop.integration.jax.cost import jaxpr_cost
+from tiny_backprop.plan.cost import CostModel
+
+_N_RUNS = 7
+_SIDE = 1024  # a matrix of 4 MiB
+_N_SMALL, _N_STEPS, _DEGREE = 200, 2000, 32
+_LEAST_FRESH_BYTES = 32 << 20
+"""From this size on the C library asks the system for an allocation's memory (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
+_FORMAT = "tiny_backprop.calibration"
+_VERSION = 1
+
+Probe = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def calibrate(*, again: bool = False, cache_directory: str | os.PathLike[str] | None = None) -> CostModel:
+    """Return how fast JAX's default device is, measured now or, on an earlier call, on the same machine.
+
+    Measuring takes a few seconds, with the device otherwise idle, it is hoped. The figures are kept in a file for each
+    device, number of cores and version of JAX, so that later calls only read it.
+
+    Args:
+      again: Whether to measure even if there is such a file, which is then replaced.
+      cache_directory: Where files are kept; default: the user's cache directory, as `platformdirs` finds it.
+
+    Returns:
+      The cost model, for `Plan.step_seconds` and as `cost` of planners.
+
+    Raises:
+      MeasureError: The file cannot be written, or is none that `calibrate` wrote.
+
+    Example:
+      >>> import tiny_backprop as tb
+      >>> model = tb.calibrate()  # doctest: +SKIP
+      >>> plan.step_seconds(model)  # doctest: +SKIP
+      0.0123
+    """
+    path = _path(cache_directory)
+    if not again and (model := read_calibration(cache_directory)) is not None:
+        return model
+    model = _measured()
+    data = {"format": _FORMAT, "version": _VERSION, "cost_model": dataclasses.asdict(model)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(json.dumps(data, indent=1))
+        partial.replace(path)
+    except OSError as error:
+        raise MeasureError(
+            f"the calibration cannot be kept in {path}: {error}. Name another cache_directory."
+        ) from error
+    return model
+
+
+def read_calibration(cache_directory: str | os.PathLike[str] | None = None) -> CostModel | None:
+    """Return what `calibrate` has kept for JAX's default device, or None if it was never called here.
+
+    Args:
+      cache_directory: See `calibrate`.
+
+    Raises:
+      MeasureError: The file is none that `calibrate` wrote.
+    """
+    path = _path(cache_directory)
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != _FORMAT or data["version"] != _VERSION:
+            raise ValueError(f"format {data['format']!r}, version {data['version']!r}")
+        return CostModel(**data["cost_model"])
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise MeasureError(
+            f"{path} is no calibration that this version wrote ({error}). Measure anew: calibrate(again=True)."
+        ) from error
+
+
+def _path(cache_directory: str | os.PathLike[str] | None) -> Path:
+    device = jax.devices()[0]
+    directory = cache_directory or platformdirs.user_cache_dir("tiny_backprop", appauthor=False)
+    cores = f"-{os.cpu_count()}-cores" if device.platform == "cpu" else ""
+    kind = "".join(c if c.isalnum() else "-" for c in device.device_kind.lower())
+    return Path(directory) / f"calibration-{device.platform}-{kind}{cores}-jax-{jax.__version__}.json"
+
+
+# ---- measuring ----
+
+
+def _measured() -> CostModel:
+    start = _seconds((lambda x: x + 1, (jnp.zeros(()),)))
+    moved = _speed(_elementwise(), 1, start)
+    by_class = {
+        "matmul": (_speed(_matmuls(), 0, start), moved),
+        "convolution": (_speed(_convolutions(), 0, start), moved),
+        "kernel_gradient": (_speed(_kernel_gradients(), 0, start), moved),
+        "transcendental": (_speed(_transcendentals(), 0, start), moved),
+        "elementwise": (_speed([(_horner, (_array(_SIDE, _SIDE),))], 0, start), moved),
+        "random": (_speed(_random(), 0, start), moved),
+    }
+    for name, probes in (
+        ("reduction", _reductions()),
+        ("movement", _movements()),
+        ("transpose", _transposes()),
+        ("scatter", _scatters()),
+    ):
+        fused = [(lambda x, *rest, f=f: f(_horner(x), *rest), args) for f, args in probes]
+        by_class[name] = _speed(fused, 0, start), _speed(probes, 1, start)
+    return CostModel(
+        flops_per_second=by_class["matmul"][0],
+        bytes_per_second=moved,
+        by_class=by_class,
+        seconds_per_kernel=_seconds_per_kernel(start),
+        seconds_per_loop_step=_seconds_per_loop_step(start),
+        seconds_per_fresh_byte=_seconds_per_fresh_byte(),
+        least_fresh_bytes=_LEAST_FRESH_BYTES,
+    )
+
+
+def _seconds(probe: Probe) -> float:
+    """Return the seconds of the fastest of a few runs, after one that is not counted."""
+    fun, args = probe
+    compiled = jax.jit(fun).lower(*args).compile()
+    taken = []
+    for _ in range(_N_RUNS + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(compiled(*args))
+        taken.append(time.perf_counter() - begin)
+    return min(taken[1:])
+
+
+def _speed(probes: Iterable[Probe], unit: int, start_seconds: float) -> float:
+    """Return FLOPs (unit 0) or bytes moved (unit 1) per second of some programs, each taken for as important."""
+    amount, seconds = 0.0, 0.0
+    for fun, args in probes:
+        work = jaxpr_cost(jax.make_jaxpr(fun)(*args))[unit]
+        taken = max(_seconds((fun, args)) - start_seconds, 1e-9)
+        amount, seconds = amount + 1.0, seconds + taken / work
+    return amount / seconds
+
+
+def _array(*shape: int) -> jax.Array:
+    return jax.random.uniform(jax.random.key(0), shape, minval=0.5)
+
+
+def _elementwise() -> list[Probe]:
+    return [(lambda x, y: x + y, (_array(_SIDE, _SIDE), _array(_SIDE, _SIDE)))]
+
+
+def _matmuls() -> list[Probe]:
+    return [
+        (lambda x, y: x @ y, (_array(512, 512), _array(512, 512))),
+        (lambda x, y: x @ y, (_array(32, 128, 64), _array(32, 64, 128))),
+    ]
+
+
+def _convolutions() -> list[Probe]:
+    return [(_convolution, (x, kernel)) for x, kernel in _images()]
+
+
+def _kernel_gradients() -> list[Probe]:
+    def gradient(x: jax.Array, kernel: jax.Array, y: jax.Array) -> Any:
+        return jax.linear_transpose(lambda kernel: _convolution(x, kernel), kernel)(y)
+
+    return [(gradient, (x, kernel, x)) for x, kernel in _images()]
+
+
+def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _images() -> list[tuple[jax.Array, jax.Array]]:
+    """Images and kernels: large and shallow, small and deep."""
+    return [(_array(4, 32, 32, 32), _array(3, 3, 32, 32)), (_array(4, 8, 8, 128), _array(3, 3, 128, 128))]
+
+
+def _transcendentals() -> list[Probe]:
+    x = _array(_SIDE, _SIDE)
+    return [(f, (x,)) for f in (jnp.exp, jnp.tanh, jnp.log, lax.erf, lax.rsqrt)]
+
+
+def _horner(x: jax.Array) -> jax.Array:
+    """A polynomial in x, which costs much arithmetic for each byte."""
+    y = x
+    for _ in range(_DEGREE):
+        y = y * x + 0.5
+    return y
+
+
+def _random() -> list[Probe]:
+    return [(lambda key: jax.random.bits(key, (_SIDE, _SIDE)), (jax.random.key(0),))]
+
+
+def _reductions() -> list[Probe]:
+    x = _array(_SIDE, _SIDE)
+    return [(lambda x: x.sum(1), (x,)), (lambda x: x.sum(0), (x,)), (lambda x: x.max(1), (x,))]
+
+
+def _movements() -> list[Probe]:
+    x = _array(_SIDE, _SIDE)
+    rows = jax.random.randint(jax.random.key(0), (_SIDE,), 0, _SIDE)
+    return [
+        (lambda x: jnp.concatenate([x, x]), (x,)),
+        (lambda x: jnp.pad(x, ((1, 1), (2, 2))), (x,)),
+        (lambda x, rows: x.at[rows].get(mode="clip"), (x, rows)),
+    ]
+
+
+def _transposes() -> list[Probe]:
+    """Copies into another order, and the loops that they are mostly fused into, which go through memory as badly."""
+    x, heads = _array(_SIDE, _SIDE), _array(8, 128, 16, 64)
+    return [
+        (lambda x: x.T, (x,)),
+        (lambda x: x.transpose(0, 2, 1, 3), (heads,)),
+        (lambda x: (x * x + x).T, (x,)),
+        (lambda x, y, z: (x * y + z).T, (x, x + 1, x + 2)),
+    ]
+
+
+def _scatters() -> list[Probe]:
+    x = _array(_SIDE, _SIDE)
+    rows = jax.random.randint(jax.random.key(0), (_SIDE,), 0, _SIDE)
+    return [(lambda x, rows, y: x.at[rows].add(y, mode="drop"), (x, rows, x))]
+
+
+def _seconds_per_kernel(start_seconds: float) -> float:
+    """Return what each of many kernels takes that hardly do anything."""
+
+    def chain(x: jax.Array) -> jax.Array:
+        for _ in range(_N_SMALL):
+            x = x @ x
+        return x
+
+    return max(_seconds((chain, (_array(4, 4) / 8,))) - start_seconds, 0.0) / _N_SMALL
+
+
+def _seconds_per_loop_step(start_seconds: float) -> float:
+    def loop(x: jax.Array) -> jax.Array:
+        return lax.scan(lambda x, _: (x * 0.5 + 0.25, None), x, None, length=_N_STEPS)[0]
+
+    return max(_seconds((loop, (jnp.zeros(()),))) - start_seconds, 0.0) / _N_STEPS
+
+
+def _seconds_per_fresh_byte() -> float:
+    """Return what a byte costs more where the system has to map it, by filling arrays on both sides of the border."""
+    used, fresh = _LEAST_FRESH_BYTES // 2, 4 * _LEAST_FRESH_BYTES
+    per_byte = [_seconds((lambda x, n=n: jnp.full((n // 4,), x), (jnp.float32(1),))) / n for n in (used, fresh)]
+    return max(per_byte[1] - per_byte[0], 0.0)
