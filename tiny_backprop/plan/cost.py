@@ -16,6 +16,7 @@ CLASSES = (
     "convolution",
     "kernel_gradient",
     "transcendental",
+    "special",
     "elementwise",
     "reduction",
     "movement",
@@ -28,17 +29,19 @@ CLASSES = (
 _PRIMITIVES = {
     "matmul": "dot_general ragged_dot_general scaled_dot scaled_matmul",
     "convolution": "conv_general_dilated",
-    "transcendental": "acos acosh asin asinh atan atan2 atanh cbrt cos cosh div erf exp exp2 expm1 log log1p logistic "
-    "pow rem rsqrt sin sinh sqrt tan tanh",
+    "transcendental": "erf exp exp2 expm1 log log1p logistic tanh",
+    # Those that XLA:CPU computes element by element, or several times slower than the ones above.
+    "special": "acos acosh asin asinh atan atan2 atanh cbrt cos cosh pow rem rsqrt sin sinh tan",
     # With those that XLA writes out as many cheap operations, which `flops` counts.
     "elementwise": "abs add add_any and bessel_i0e bessel_i1e bitcast_convert_type ceil clamp clz complex conj "
-    "convert_element_type copy digamma eq eq_to erf_inv erfc floor ge gt imag integer_pow is_finite le le_to lgamma lt "
-    "lt_to max min mul ne neg nextafter not or population_count real reduce_precision round select_n shift_left "
-    "shift_right_arithmetic shift_right_logical sign square sub xor",
+    "convert_element_type copy digamma div eq eq_to erf_inv erfc floor ge gt imag integer_pow is_finite "
+    "le le_to lgamma lt lt_to max min mul ne neg nextafter not or population_count real reduce_precision "
+    "round select_n shift_left shift_right_arithmetic shift_right_logical sign sqrt square sub xor",
     "reduction": "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min "
-    "reduce_or reduce_prod reduce_sum reduce_window reduce_window_max reduce_window_min reduce_window_sum reduce_xor",
-    "movement": "broadcast_in_dim concatenate dynamic_slice dynamic_update_slice gather iota pad reshape "
-    "rev slice split squeeze stack tile unstack",
+    "reduce_or reduce_prod reduce_sum reduce_window reduce_window_max reduce_window_min reduce_window_sum "
+    "reduce_xor",
+    "movement": "broadcast_in_dim concatenate dynamic_slice dynamic_update_slice gather iota pad reshape rev slice "
+    "split squeeze stack tile unstack",
     "transpose": "transpose",
     "scatter": "scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub select_and_gather_add "
     "select_and_scatter select_and_scatter_add",

@@ -14,7 +14,6 @@ import numpy as np
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.cost import CLASSES, node_classes
 from tiny_backprop.plan.fusion import Fusion
-from tiny_backprop.plan.materialized import PlannedProgram
 from tiny_backprop.plan.node_facts import Kind
 from tiny_backprop.plan.simulate import ranges
 from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE
@@ -40,10 +39,10 @@ class KernelWork:
     bytes_moved: np.ndarray
 
 
-def kernel_work(program: PlannedProgram) -> KernelWork:
-    """Return what the kernels of a program do; takes about as long as to predict what it allocates."""
-    fusion, graph = program.fused(), program.graph
-    of, n_bytes = fusion.instructions, fusion.instructions.n_bytes.astype(float)
+def kernel_work(fusion: Fusion) -> KernelWork:
+    """Return what the kernels of a program do that was fused."""
+    of = fusion.instructions
+    graph, n_bytes = of.graph, of.n_bytes.astype(float)
     written = np.flatnonzero(fusion.has_buffer)
     kernel = np.full(len(of), -1)
     steps, first, kernel[written] = np.unique(of.steps[written], return_index=True, return_inverse=True)

@@ -37,6 +37,7 @@ import pandas as pd
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.fusion import Fusion, fuse
+from tiny_backprop.plan.kernel_work import KernelWork, kernel_work
 from tiny_backprop.plan.sharing import share
 from tiny_backprop.plan.simulate import Op, Timeline, ranges
 from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE
@@ -58,6 +59,11 @@ class PlannedProgram:
     steps: np.ndarray
     n_forward_steps: int
     is_planned: bool
+
+    @functools.cached_property
+    def work(self) -> KernelWork:
+        """What its kernels do; takes about as long to find as what it allocates."""
+        return kernel_work(self.fused())
 
     def fused(self) -> Fusion:
         """Return what of it takes memory, and what is computed inside its readers."""

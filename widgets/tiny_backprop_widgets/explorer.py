@@ -21,10 +21,10 @@ from tiny_backprop import capture_gradient, capture_symbolic_gradient, display, 
 from tiny_backprop.analysis import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax import Measurement
+from tiny_backprop.integration.jax import Measurement, read_calibration
 from tiny_backprop.integration.jax.explain import kernels_of_positions
 from tiny_backprop.integration.jax.symbolic import has_symbolic_dimensions
-from tiny_backprop.plan import Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
+from tiny_backprop.plan import CostModel, Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as save_everything
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.compiling import Program
@@ -88,6 +88,7 @@ class PlanExplorer(widgets.VBox):
         size and levels) or `"budget"` (`plan_budget`). Changing a slider chooses it.
       frontier: The `FrontierView`.
       dag: The `GraphView`.
+      cost_model: What `tiny_backprop.calibrate` has kept for this machine, for predicted step times; else None.
       tensors: The `TableView` of what is alive at the peak. A tensor that is chosen in one view is chosen in all.
 
     End a notebook with `assert not ui.errors`: an exception in a callback fails no cell.
@@ -114,6 +115,7 @@ class PlanExplorer(widgets.VBox):
     ):
         self._guarded, self._is_linking, self._is_resizing = Guard(), False, False
         self._symbolic, self._sizes = None, {}
+        self.cost_model: CostModel | None = None
         if callable(graph_or_fun) and has_symbolic_dimensions((args, kwargs)):
             self._symbolic = capture_symbolic_gradient(graph_or_fun, *args, argnums=argnums, has_aux=has_aux, **kwargs)
             self._sizes = self._symbolic.example_sizes()
@@ -149,6 +151,7 @@ class PlanExplorer(widgets.VBox):
         self._trade_off = TradeOffPanel(self.graph, lambda: self._plan, self._take, self._tell_budget, self._guarded)
         super().__init__(self._build())
         self.add_class("tiny-backprop-explorer")
+        self._guarded(self._read_calibration)
         self._connect()
         self._show_sliders()
         self._guarded(lambda: self._show(self._plan))
@@ -319,7 +322,8 @@ class PlanExplorer(widgets.VBox):
         if self._map_view is not None:
             memory_map = self._map_view.memory_map
             paths += [self._map_view.save(folder / f"memory-map.{s}") for s in ("svg", "csv")]
-        paths.append(write_report(folder / "report.html", self.graph, plan, memory_map=memory_map))
+        report = folder / "report.html"
+        paths.append(write_report(report, self.graph, plan, memory_map=memory_map, cost_model=self.cost_model))
         return paths
 
     def __repr__(self) -> str:
@@ -331,7 +335,7 @@ class PlanExplorer(widgets.VBox):
     def _pictures(self) -> dict[str, str]:
         """Return a static picture and table, which stand in where there is no kernel."""
         picture = base64.b64encode(render(plot_frontier(self._plan, baseline=self._plain), "png")).decode()
-        rows = price_rows({"this plan": self._plan, "save everything": self._plain}, self._plain)
+        rows = price_rows({"this plan": self._plan, "save everything": self._plain}, self._plain, self.cost_model)
         image = f'<img alt="live bytes over the steps of the plan" src="data:image/png;base64,{picture}">'
         table = display.table(rows, PRICE_HEADER) + self._verify_panel.text()
         return {"image/png": picture, "text/html": f"<div><p>{html.escape(repr(self))}</p>{table}{image}</div>"}
@@ -397,7 +401,7 @@ class PlanExplorer(widgets.VBox):
 
     def _show(self, plan: Plan) -> None:
         """Show a plan everywhere; the frontier comes first, and only when it has worked is the plan the one shown."""
-        rows = price_rows({"this plan": plan, "save everything": self._plain}, self._plain)
+        rows = price_rows({"this plan": plan, "save everything": self._plain}, self._plain, self.cost_model)
         price = display.table(rows, PRICE_HEADER)
         self.frontier.plan = plan
         self._plan, self._price.value = plan, price
@@ -451,6 +455,9 @@ class PlanExplorer(widgets.VBox):
         self._map_tab.children = [self._map] if view is None else [view]
         if before is not None:
             before.close()
+
+    def _read_calibration(self) -> None:
+        self.cost_model = read_calibration()
 
     def _loops_text(self) -> str:
         """Show what is inside the loops and branches, as the plan has them."""

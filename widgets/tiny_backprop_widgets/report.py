@@ -16,7 +16,7 @@ from tiny_backprop import display
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.memory_map import MemoryMap
 from tiny_backprop.plan import Plan, plan_save_everything
-from tiny_backprop.plan.cost import node_costs
+from tiny_backprop.plan.cost import CostModel
 from tiny_backprop.plan.path import lower_bound_bytes
 from tiny_backprop.plan.plan import check_fits
 from tiny_backprop.units import format_bytes, format_flops
@@ -40,6 +40,7 @@ def write_report(
     *,
     measured: pd.DataFrame | None = None,
     memory_map: MemoryMap | None = None,
+    cost_model: CostModel | None = None,
 ) -> Path:
     """Write a report on plans for one gradient: prices, frontiers, what is alive at the peak, and the DAG.
 
@@ -53,6 +54,7 @@ def write_report(
       plans: A plan or several, as a mapping their names too.
       measured: What `tiny_backprop.compare` returned, to be shown as a table measured by XLA.
       memory_map: `measure(…).memory_map` of the first plan's gradient, to be shown as XLA has it.
+      cost_model: By which step times are predicted, as `tiny_backprop.calibrate` returns it.
 
     Returns:
       The path.
@@ -69,12 +71,22 @@ def write_report(
     for plan in named.values():
         check_fits(plan, graph)
     path = Path(path)
-    path.write_text(_html(graph, named, measured, memory_map), encoding="utf-8", errors="replace", newline="\n")
+    path.write_text(
+        _html(graph, named, measured, memory_map, cost_model), encoding="utf-8", errors="replace", newline="\n"
+    )
     return path
 
 
-def price_rows(plans: Mapping[str, Plan], plain: Plan) -> list[tuple[str, ...]]:
-    """Return, for each plan, the cells under `PRICE_HEADER`, all predicted; `plain` is save-everything."""
+def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | None) -> list[tuple[str, ...]]:
+    """Return, for each plan, the cells under `PRICE_HEADER`, all predicted.
+
+    Args:
+      plans: The plans by name.
+      plain: Save-everything.
+      cost_model: That of the machine; without one, ratios of step times are by the default model, and say so.
+    """
+    model = cost_model or CostModel()
+    plain_seconds = max(plain.step_seconds(model), 1e-12)
     plain_bytes = max(plain.peak_bytes, 1)
     bound_bytes = max(lower_bound_bytes(plain.graph), 1)
     return [
@@ -85,7 +97,7 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan) -> list[tuple[str, ...]]:
             format_bytes(p.saved_bytes),
             f"+{p.recompute_fraction:.1%} ({format_flops(p.recompute_flops)})",
             f"{len(p.timeline.steps):,}",
-            format_seconds(float(node_costs(p.graph, "seconds")[p.timeline.steps].sum())),
+            _step_time(p.step_seconds(model), plain_seconds, cost_model is not None),
             f"{p.liveness_peak_bytes / bound_bytes:.2f} × {format_bytes(bound_bytes)}",
         )
         for name, p in plans.items()
@@ -99,9 +111,13 @@ PRICE_HEADER = (
     "saved",
     "recompute",
     "steps",
-    "time",
+    "step time",
     "liveness, of its lower bound",
 )
+
+
+def _step_time(seconds: float, plain_seconds: float, is_calibrated: bool) -> str:
+    return f"{seconds / plain_seconds:.2f} × ({format_seconds(seconds) if is_calibrated else 'not calibrated'})"
 
 
 def format_seconds(seconds: float) -> str:
@@ -121,13 +137,19 @@ def _named(plans: Plan | Sequence[Plan] | Mapping[str, Plan]) -> dict[str, Plan]
     return named
 
 
-def _html(graph: Graph, plans: Mapping[str, Plan], measured: pd.DataFrame | None, memory_map: MemoryMap | None) -> str:
+def _html(
+    graph: Graph,
+    plans: Mapping[str, Plan],
+    measured: pd.DataFrame | None,
+    memory_map: MemoryMap | None,
+    cost_model: CostModel | None,
+) -> str:
     plain = plan_save_everything(graph)
     title = f"Memory plan of the gradient of {graph.name[:200]}"
     parts = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(_introduction(graph))}</p>",
         "<h2>Prices, predicted</h2>",
-        display.table(price_rows({"save everything": plain, **plans}, plain), PRICE_HEADER),
+        display.table(price_rows({"save everything": plain, **plans}, plain, cost_model), PRICE_HEADER),
     ]
     if measured is not None:
         parts += ["<h2>Measured by XLA</h2>", _measured_table(measured)]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,23 @@ import platformdirs
 from jax import lax
 
 from tiny_backprop.errors import MeasureError
-from tiny_backprop.integration.jax.cost import jaxpr_cost
+from tiny_backprop.integration.jax.cost import aval_bytes, jaxpr_cost
 from tiny_backprop.plan.cost import CostModel
 
 _N_RUNS = 7
+_LEAST_SECONDS = 1e-9
+_MOST_CHANGE = 1.4
 _SIDE = 1024  # a matrix of 4 MiB
 _N_SMALL, _N_STEPS, _DEGREE = 200, 2000, 32
 _LEAST_FRESH_BYTES = 32 << 20
 """From this size on the C library asks the system for an allocation's memory (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
 _FORMAT = "tiny_backprop.calibration"
 _VERSION = 1
+
+
+class CalibrationWarning(UserWarning):
+    """A machine was busy while it was calibrated. Silence it with `warnings.simplefilter("ignore", …)`."""
+
 
 Probe = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -89,7 +98,7 @@ def read_calibration(cache_directory: str | os.PathLike[str] | None = None) -> C
         if data["format"] != _FORMAT or data["version"] != _VERSION:
             raise ValueError(f"format {data['format']!r}, version {data['version']!r}")
         return CostModel(**data["cost_model"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:
         raise MeasureError(
@@ -110,14 +119,35 @@ def _path(cache_directory: str | os.PathLike[str] | None) -> Path:
 
 def _measured() -> CostModel:
     start = _seconds((lambda x: x + 1, (jnp.zeros(()),)))
-    moved = _speed(_elementwise(), 1, start)
+    return _steadily(lambda: _all_speeds(start), start)
+
+
+def _steadily(measure: Callable[[], CostModel], start: float) -> CostModel:
+    """Return what is measured, with a warning where the machine was not as fast before as after."""
+    before = _flops_per_second(_matmuls(), start)
+    model = measure()
+    after = _flops_per_second(_matmuls(), start)
+    change = max(before, after) / min(before, after)
+    if change > _MOST_CHANGE:
+        warnings.warn(
+            f"while it was calibrated, this machine became {change:.1f} times as fast or slow: something else is "
+            "running. The figures are kept; when it is quiet, measure anew: calibrate(again=True).",
+            CalibrationWarning,
+            stacklevel=4,
+        )
+    return model
+
+
+def _all_speeds(start: float) -> CostModel:
+    moved = _bytes_per_second(_elementwise(), start)
     by_class = {
-        "matmul": (_speed(_matmuls(), 0, start), moved),
-        "convolution": (_speed(_convolutions(), 0, start), moved),
-        "kernel_gradient": (_speed(_kernel_gradients(), 0, start), moved),
-        "transcendental": (_speed(_transcendentals(), 0, start), moved),
-        "elementwise": (_speed([(_horner, (_array(_SIDE, _SIDE),))], 0, start), moved),
-        "random": (_speed(_random(), 0, start), moved),
+        "matmul": (_flops_per_second(_matmuls(), start), moved),
+        "convolution": (_flops_per_second(_convolutions(), start), moved),
+        "kernel_gradient": (_flops_per_second(_kernel_gradients(), start), moved),
+        "transcendental": (_flops_per_second(_transcendentals(), start), moved),
+        "special": (_flops_per_second(_specials(), start), moved),
+        "elementwise": (_flops_per_second([(_horner, (_array(_SIDE, _SIDE),))], start), moved),
+        "random": (_flops_per_second(_random(), start), moved),
     }
     for name, probes in (
         ("reduction", _reductions()),
@@ -126,13 +156,14 @@ def _measured() -> CostModel:
         ("scatter", _scatters()),
     ):
         fused = [(lambda x, *rest, f=f: f(_horner(x), *rest), args) for f, args in probes]
-        by_class[name] = _speed(fused, 0, start), _speed(probes, 1, start)
+        by_class[name] = _flops_per_second(fused, start), _bytes_per_second(probes, start)
+    seconds_per_kernel = _seconds_per_kernel(start)
     return CostModel(
         flops_per_second=by_class["matmul"][0],
         bytes_per_second=moved,
         by_class=by_class,
-        seconds_per_kernel=_seconds_per_kernel(start),
-        seconds_per_loop_step=_seconds_per_loop_step(start),
+        seconds_per_kernel=seconds_per_kernel,
+        seconds_per_loop_step=_seconds_per_loop_step(start, seconds_per_kernel),
         seconds_per_fresh_byte=_seconds_per_fresh_byte(),
         least_fresh_bytes=_LEAST_FRESH_BYTES,
     )
@@ -150,14 +181,22 @@ def _seconds(probe: Probe) -> float:
     return min(taken[1:])
 
 
-def _speed(probes: Iterable[Probe], unit: int, start_seconds: float) -> float:
-    """Return FLOPs (unit 0) or bytes moved (unit 1) per second of some programs, each taken for as important."""
-    amount, seconds = 0.0, 0.0
+def _flops_per_second(probes: Iterable[Probe], start_seconds: float) -> float:
+    """Return the speed of some programs, each taken for as important; FLOPs are counted as `cost` counts them."""
+    return _speed(probes, start_seconds, lambda jaxpr: jaxpr_cost(jaxpr)[0])
+
+
+def _bytes_per_second(probes: Iterable[Probe], start_seconds: float) -> float:
+    """The same by the bytes of what goes in and comes out, since all between is fused."""
+    return _speed(probes, start_seconds, lambda j: sum(aval_bytes(v.aval) for v in (*j.jaxpr.invars, *j.jaxpr.outvars)))
+
+
+def _speed(probes: Iterable[Probe], start_seconds: float, work: Callable[[Any], float]) -> float:
+    slowness = []
     for fun, args in probes:
-        work = jaxpr_cost(jax.make_jaxpr(fun)(*args))[unit]
-        taken = max(_seconds((fun, args)) - start_seconds, 1e-9)
-        amount, seconds = amount + 1.0, seconds + taken / work
-    return amount / seconds
+        seconds = max(_seconds((fun, args)) - start_seconds, _LEAST_SECONDS)
+        slowness.append(seconds / work(jax.make_jaxpr(fun)(*args)))
+    return 1 / statistics.fmean(slowness)
 
 
 def _array(*shape: int) -> jax.Array:
@@ -196,8 +235,11 @@ def _images() -> list[tuple[jax.Array, jax.Array]]:
 
 
 def _transcendentals() -> list[Probe]:
-    x = _array(_SIDE, _SIDE)
-    return [(f, (x,)) for f in (jnp.exp, jnp.tanh, jnp.log, lax.erf, lax.rsqrt)]
+    return [(f, (_array(_SIDE, _SIDE),)) for f in (jnp.exp, jnp.tanh, jnp.log, lax.erf)]
+
+
+def _specials() -> list[Probe]:
+    return [(f, (_array(_SIDE, _SIDE),)) for f in (jnp.sin, lax.rsqrt, lambda x: x**1.7)]
 
 
 def _horner(x: jax.Array) -> jax.Array:
@@ -255,11 +297,14 @@ def _seconds_per_kernel(start_seconds: float) -> float:
     return max(_seconds((chain, (_array(4, 4) / 8,))) - start_seconds, 0.0) / _N_SMALL
 
 
-def _seconds_per_loop_step(start_seconds: float) -> float:
-    def loop(x: jax.Array) -> jax.Array:
-        return lax.scan(lambda x, _: (x * 0.5 + 0.25, None), x, None, length=_N_STEPS)[0]
+def _seconds_per_loop_step(start_seconds: float, seconds_per_kernel: float) -> float:
+    """Return what a step of a loop takes beside the one such kernel that it runs."""
 
-    return max(_seconds((loop, (jnp.zeros(()),))) - start_seconds, 0.0) / _N_STEPS
+    def loop(x: jax.Array) -> jax.Array:
+        return lax.scan(lambda x, _: (x @ x, None), x, None, length=_N_STEPS)[0]
+
+    each = (_seconds((loop, (_array(4, 4) / 8,))) - start_seconds) / _N_STEPS
+    return max(each - seconds_per_kernel, 0.0)
 
 
 def _seconds_per_fresh_byte() -> float:
