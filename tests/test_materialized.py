@@ -107,6 +107,13 @@ RULES = {
         (jnp.ones((4, 64, 256)), jnp.ones((256, 4, 16))),
         5 + 5 / 16,
     ),
+    "a dot that sums nothing is a multiplication (11)": (
+        lambda x, h: jnp.sin(jnp.einsum("bhqk,h->bhqk", x * 2, h)),
+        (HEADS.reshape(4, 4, 64, 64), jnp.ones(4)),
+        1,
+    ),
+    "so is an outer product (11)": (lambda x, y: jnp.sin(x @ y), (X[:, :1], X[:1]), 1),
+    "a matrix transposed twice is itself": (lambda x, w: jnp.sin((x @ w).T.T), (X, W), 1),
     "a scatter writes into its operand": (lambda x, w, i: (x @ w).at[i].add(x[:4]), (X, W, jnp.arange(4)), 1),
 }
 

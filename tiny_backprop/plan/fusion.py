@@ -12,6 +12,7 @@
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
 10. What is concatenated along the last dimension takes memory; the result is computed in the loop that reads it.
+11. A dot that sums nothing is a multiplication.
 
 `tests/test_materialized.py` holds each rule against XLA.
 """

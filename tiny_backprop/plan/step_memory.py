@@ -114,7 +114,7 @@ def _program(
         name=graph.name,
         primitives=(*(p for _, p in sources), *graph.primitives, *(p for _, p in sinks)),
         is_backward=np.concatenate([np.zeros(k, bool), graph.is_backward, np.ones(len(sinks), bool)]),
-        flops=none,
+        flops=np.concatenate([np.zeros(k), graph.flops, np.zeros(len(sinks))]),
         bytes_moved=none,
         rerun_flops=none,
         rerun_bytes_moved=none,

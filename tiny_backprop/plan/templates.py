@@ -99,7 +99,8 @@ class Templates:
         if facts.kinds[node] == Kind.ALIAS:
             self.made_at[0, start] = 0
             operands = (~0,) if facts.reads[node] else ()
-            return [Row(Kind.ALIAS, node, start, operands, ("alias", facts.shapes[start]), (0, 1), follows=True)]
+            key, moves = ("alias", facts.shapes[start]), node not in facts.cancelled
+            return [Row(Kind.ALIAS, node, start, operands, key, (0, 1), moves=moves, follows=True)]
         rows, operands = self._prepared(node)
         if node in facts.waits_for:
             place = {v: k for k, v in enumerate(facts.reads[node])}
@@ -108,7 +109,7 @@ class Templates:
             rows.append(Row(Kind.CHEAP, PREDICATE, NONE, tokens))
         key = None
         if facts.is_merged[node]:
-            key = (self.graph.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start])
+            key = (facts.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start])
         traits = facts.is_unary[node], facts.moves[node], facts.is_shared_exp[node]
         for v in range(start, end):
             self.made_at[0, v] = len(rows)
@@ -130,7 +131,7 @@ class Templates:
         for k, (v, how) in enumerate(facts.reads[node].items()):
             operands.append(len(rows))
             if how >= COPIED:
-                is_dot = self.graph.primitives[node] == "dot_general"
+                is_dot = facts.primitives[node] == "dot_general"
                 if how > COPIED:  # the order of dimensions is known
                     rows.append(Row(Kind.CHEAP, COPY, v, (~k,), ("copy", is_dot, how), (k, 1)))
                     continue
@@ -183,7 +184,7 @@ class Templates:
         self.is_merged = np.array([r.key is not None for r in rows])
         self.key_start = np.array([r.key_reads[0] for r in rows])
         self.n_key_reads = np.array([r.key_reads[1] for r in rows])
-        names = [graph.primitives[r.node] if r.node >= 0 else _PRIMITIVES.get(r.node, "") for r in rows]
+        names = [self.facts.primitives[r.node] if r.node >= 0 else _PRIMITIVES.get(r.node, "") for r in rows]
         self.primitive_names = tuple(dict.fromkeys(names))
         self.primitives = _numbers(names)
 
