@@ -13,6 +13,7 @@
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
 10. What is concatenated along the last dimension takes memory; the result is computed in the loop that reads it.
 11. A dot that sums nothing is a multiplication.
+12. Division by what a broadcast repeats is multiplication by the reciprocal of what it repeats, which takes memory.
 
 `tests/test_materialized.py` holds each rule against XLA.
 """

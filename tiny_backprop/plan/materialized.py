@@ -39,13 +39,20 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.plan.fusion import Fusion, fuse
 from tiny_backprop.plan.sharing import share
 from tiny_backprop.plan.simulate import Op, Timeline, ranges
-from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE
+from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE, RECIPROCAL
 from tiny_backprop.plan.unrolled import distinct, starts_of, unroll
 from tiny_backprop.units import format_bytes
 
 BACKENDS = ("cpu",)
 """Backends whose allocation is modelled."""
-_NAMES = {HELD: "hold", PREDICATE: "predicate", COPY: "copy", BROADCAST: "broadcast", FLAT: "reshape"}
+_NAMES = {
+    HELD: "hold",
+    PREDICATE: "predicate",
+    COPY: "copy",
+    BROADCAST: "broadcast",
+    FLAT: "reshape",
+    RECIPROCAL: "reciprocal",
+}
 OP_NAMES = (*(op.name.lower() for op in Op), *_NAMES.values())
 """The word for each entry of `Materialized.kernel_ops`."""
 

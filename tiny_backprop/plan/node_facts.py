@@ -102,6 +102,7 @@ class NodeFacts:
         for i, p in enumerate(self.primitives):
             if p == "div" and self.kinds[i] == Kind.EXPENSIVE and self.is_broadcast[self.operands[i][1]]:
                 self.kinds[i] = Kind.CHEAP  # XLA multiplies by the reciprocal of what was broadcast
+        self.reciprocals = dict(self._reciprocals())
         self.moves = [p in _MOVES for p in self.primitives]
         self.is_unary = [self._is_unary(i) for i in range(graph.n_nodes)]
         self.is_merged = [
@@ -194,6 +195,20 @@ class NodeFacts:
         divisor = self.operands[i][1]
         is_full = divisor != LITERAL and self.sizes[divisor] >= self.sizes[self.starts[i]]
         return Kind.EXPENSIVE if is_full else Kind.CHEAP
+
+    def _reciprocals(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield the divisions for which XLA computes 1 / x of a smaller array first, with the divisor and that array.
+
+        Not those by what depends on literals alone, which XLA computes while it compiles, nor those of integers.
+        """
+        for i, p in enumerate(self.primitives):
+            if p != "div" or self.kinds[i] != Kind.CHEAP or "float" not in self.dtypes[self.starts[i]]:
+                continue
+            divisor = v = self.operands[i][1]
+            while v >= 0 and self.is_broadcast[v]:
+                v = next(iter(self.reads[self.makers[v]]), LITERAL)
+            if v >= 0 and divisor != self.operands[i][0]:
+                yield i, (divisor, v)
 
     def _broadcasts(self) -> list[bool]:
         found = [False] * (self.graph.n_values + 1)  # the last entry stands for literals

@@ -14,10 +14,10 @@ import numpy as np
 from tiny_backprop.graph import COPIED, Graph
 from tiny_backprop.plan.node_facts import Kind, NodeFacts
 
-HELD, PREDICATE, COPY, BROADCAST, FLAT = -1, -2, -3, -4, -5
+HELD, PREDICATE, COPY, BROADCAST, FLAT, RECIPROCAL = -1, -2, -3, -4, -5, -6
 """Stand in `Instructions.nodes` for what no node of the graph makes."""
 NONE = -1
-_PRIMITIVES = {BROADCAST: "broadcast_in_dim", FLAT: "reshape"}
+_PRIMITIVES = {BROADCAST: "broadcast_in_dim", FLAT: "reshape", RECIPROCAL: "reciprocal"}
 
 
 class Row(NamedTuple):
@@ -125,7 +125,7 @@ class Templates:
         return rows
 
     def _prepared(self, node: int) -> tuple[list[Row], tuple[int, ...]]:
-        """Return copies and broadcasts of what a node reads, and what it then reads."""
+        """Return copies, reciprocals and broadcasts of what a node reads, and what it then reads."""
         facts, out = self.facts, self.facts.starts[node]
         rows, operands = [], []
         for k, (v, how) in enumerate(facts.reads[node].items()):
@@ -139,11 +139,16 @@ class Templates:
                 rows.append(Row(Kind.CHEAP, COPY, v, (~k,), key, (k, 1), is_second=k > 0 and not key[-1]))
             elif how:
                 rows.append(Row(Kind.ALIAS, FLAT, v, (~k,), ("flat",), (k, 1), follows=True))
-            elif facts.is_widened[node] and 1 < facts.sizes[v] < facts.sizes[out]:
-                key = ("broadcast", facts.shapes[out], facts.shapes[v])
-                rows.append(Row(Kind.CHEAP, BROADCAST, out, (~k,), key, (k, 1)))
             else:
-                operands[-1] = ~k
+                operand, is_inverse = ~k, facts.reciprocals.get(node, (NONE,))[0] == v
+                if is_inverse:
+                    operand = len(rows)
+                    rows.append(Row(Kind.EXPENSIVE, RECIPROCAL, facts.reciprocals[node][1], (~k,), ("1/x",), (k, 1)))
+                if facts.is_widened[node] and 1 < facts.sizes[v] < facts.sizes[out]:
+                    key = ("broadcast", is_inverse, facts.shapes[out], facts.shapes[v])
+                    rows.append(Row(Kind.CHEAP, BROADCAST, out, (operand,), key, (k, 1)))
+                    operand = len(rows) - 1
+                operands[-1] = operand
         return rows, tuple(operands)
 
     def _rows_with_holds(self, node: int) -> list[Row]:

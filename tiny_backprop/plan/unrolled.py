@@ -33,7 +33,8 @@ class Instructions:
       graph: The graph.
       returned: The instructions that the program returns, each with its first place among the outputs.
       kinds: `Kind` of each.
-      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST` or `FLAT`.
+      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST`, `FLAT` or
+        `RECIPROCAL`.
       values: The value of the graph that it stands for, -1 for a predicate.
       n_bytes: Its size.
       shapes: A number for its shape, -1 for a predicate.
