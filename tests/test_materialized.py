@@ -115,6 +115,21 @@ RULES = {
     "so is an outer product (11)": (lambda x, y: jnp.sin(x @ y), (X[:, :1], X[:1]), 1),
     "a matrix transposed twice is itself": (lambda x, w: jnp.sin((x @ w).T.T), (X, W), 1),
     "1 / x is computed before it is repeated (12)": (lambda x, y: x / y, (X.reshape(4, 64, 256), Y[None, :64]), 1.25),
+    "a literal in two reductions is one array (13)": (
+        lambda x, y: (jnp.sum(jnp.tanh(x) * 0.5, 1), jnp.sum(jnp.tanh(y) * 0.5, 1)),
+        (X, Y),
+        1,
+    ),
+    "two literals are none (13)": (
+        lambda x, y: (jnp.sum(jnp.tanh(x) * 0.5, 1), jnp.sum(jnp.tanh(y) * 0.25, 1)),
+        (X, Y),
+        0,
+    ),
+    "a literal for a softmax and a loop is one (13)": (
+        lambda x, y, w: (jax.nn.softmax(0.5 * (x @ y)) @ w, jax.nn.softmax(0.5 * (y @ x)) @ w),
+        (X, Y, W[:, :16]),
+        3 + 2 / 16,
+    ),
     "a scatter writes into its operand": (lambda x, w, i: (x @ w).at[i].add(x[:4]), (X, W, jnp.arange(4)), 1),
 }
 

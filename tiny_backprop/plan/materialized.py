@@ -20,7 +20,8 @@ reads; what passes through it is lent no memory of outputs. What its steps need 
 The rules are those of XLA:CPU (JAX 0.10, with YNNPACK's kernels), each held against it in `tests/test_materialized.py`;
 `python -m benchmarks.truth` says how far the predictions are off. Known weak spots: the order in which kernels that
 become ready together run; kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller
-than their kernels become; values of literals, which the graph does not know; and room that XLA leaves between buffers.
+than their kernels become; values of literals, of which the graph knows no more than which are equal; and room that XLA
+leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
 1,000 nodes takes some 3 ms, one of 10,000 nodes 20 to 30 ms: `python -m benchmarks.figures --only planning`.

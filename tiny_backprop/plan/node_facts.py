@@ -67,6 +67,7 @@ _MERGED = names(
     "broadcast_in_dim exp tanh neg mul add sub div convert_element_type max min log rsqrt sqrt square select_n logistic"
 )
 """Element-wise primitives whose result is told by operands, shape and dtype alone."""
+_SCALES = names("add sub mul div")
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
 _LEAST_SHARED_BYTES = 4096
@@ -113,6 +114,7 @@ class NodeFacts:
             self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and not self.moves[i] and len(self.reads[i]) > 1
             for i in range(graph.n_nodes)
         ]
+        self.literals = self._literals(relaid)
         self.is_shared_exp = self._shared_exponentials()
         self.is_held_when_made, self.varies = _held_when_made(graph), self._varies()
         self.waits_for = dict(self._waits())
@@ -236,6 +238,32 @@ class NodeFacts:
             and (moves or self.sizes[v] >= size)
         ]
         return len(full) <= 1
+
+    def _literals(self, numbers: list[int]) -> dict[int, int]:
+        """Return the nodes that scale or shift by a literal that another one shares, with the literal's number.
+
+        Left out are literals of which no user can be inside a reduction or a softmax: nothing else needs the array.
+        """
+        users: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
+        for i, p in enumerate(self.primitives):
+            if p in _SCALES and self.kinds[i] == Kind.CHEAP and LITERAL in self.operands[i] and len(self.reads[i]) == 1:
+                out = self.starts[i]
+                number = numbers[self.graph.operand_start[i] + self.operands[i].index(LITERAL)]
+                if number and self.sizes[out] > 1:
+                    users.setdefault((number, self.shapes[out], self.dtypes[out]), []).append(i)
+        groups = (g for g in users.items() if any(map(self._is_reduced, g[1])))
+        return {i: number for (number, *_), nodes in groups for i in nodes}
+
+    def _is_reduced(self, i: int) -> bool:
+        """Return whether a node is scaled or shifted on the way into a reduction that alone reads it, or a softmax."""
+        while self.kinds[i] < Kind.REDUCTION:
+            readers = self.readers[self.starts[i]]
+            if len(readers) == 2 and any(self.primitives[r] == "reduce_max" for r in readers):
+                return True
+            if len(readers) != 1:
+                return False
+            i = readers[0]
+        return self.kinds[i] == Kind.REDUCTION
 
     def _shared_exponentials(self) -> list[bool]:
         """Return which nodes are exp(-x * x) beside an erfc(x)."""

@@ -102,6 +102,10 @@ class Templates:
             key, moves = ("alias", facts.shapes[start]), node not in facts.cancelled
             return [Row(Kind.ALIAS, node, start, operands, key, (0, 1), moves=moves, follows=True)]
         rows, operands = self._prepared(node)
+        if node in facts.literals:
+            operands = (*operands, len(rows))
+            key = ("literal", facts.literals[node], facts.shapes[start], facts.dtypes[start])
+            rows.append(Row(Kind.CHEAP, BROADCAST, start, (), key))
         if node in facts.waits_for:
             place = {v: k for k, v in enumerate(facts.reads[node])}
             tokens = tuple(~place[v] for v in dict.fromkeys(facts.waits_for[node]))
