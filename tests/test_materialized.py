@@ -107,6 +107,29 @@ RULES = {
         (jnp.ones((4, 64, 256)), jnp.ones((256, 4, 16))),
         5 + 5 / 16,
     ),
+    "a dot that sums nothing is a multiplication (11)": (
+        lambda x, h: jnp.sin(jnp.einsum("bhqk,h->bhqk", x * 2, h)),
+        (HEADS.reshape(4, 4, 64, 64), jnp.ones(4)),
+        1,
+    ),
+    "so is an outer product (11)": (lambda x, y: jnp.sin(x @ y), (X[:, :1], X[:1]), 1),
+    "a matrix transposed twice is itself": (lambda x, w: jnp.sin((x @ w).T.T), (X, W), 1),
+    "1 / x is computed before it is repeated (12)": (lambda x, y: x / y, (X.reshape(4, 64, 256), Y[None, :64]), 1.25),
+    "a literal in two reductions is one array (13)": (
+        lambda x, y: (jnp.sum(jnp.tanh(x) * 0.5, 1), jnp.sum(jnp.tanh(y) * 0.5, 1)),
+        (X, Y),
+        1,
+    ),
+    "two literals are none (13)": (
+        lambda x, y: (jnp.sum(jnp.tanh(x) * 0.5, 1), jnp.sum(jnp.tanh(y) * 0.25, 1)),
+        (X, Y),
+        0,
+    ),
+    "a literal for a softmax and a loop is one (13)": (
+        lambda x, y, w: (jax.nn.softmax(0.5 * (x @ y)) @ w, jax.nn.softmax(0.5 * (y @ x)) @ w),
+        (X, Y, W[:, :16]),
+        3 + 2 / 16,
+    ),
     "a scatter writes into its operand": (lambda x, w, i: (x @ w).at[i].add(x[:4]), (X, W, jnp.arange(4)), 1),
 }
 
@@ -122,6 +145,18 @@ def test_rule(name):
     xla = tb.measure(jax.jit(fun), *args).peak_bytes / UNIT
     assert xla == pytest.approx(units, abs=0.04), "XLA has changed"
     assert predicted(fun, args).peak_bytes / UNIT == pytest.approx(units, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    "fun",
+    [lambda x, y: x / y, lambda x, y: jnp.sum(x / y, 1), lambda x, y: jnp.sum(x / y, 0), lambda x, y: x / y[0, 0]],
+)
+def test_division_by_what_is_repeated_is_a_kernel_that_computes_the_reciprocal(fun):
+    """Rule 12: small as it is, it tells when its readers run."""
+    table = predicted(fun, (X, Y[:, :1])).to_pandas()
+    assert "reciprocal" in set(table.made_by)
+    xla = tb.measure(jax.jit(fun), X, Y[:, :1])
+    assert predicted(fun, (X, Y[:, :1])).peak_bytes == xla.peak_bytes
 
 
 def softmax_gradient(x, w, a, e, v):

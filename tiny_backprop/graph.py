@@ -179,7 +179,7 @@ class Graph:
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
       relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED`,
-        or what `copied` returns.
+        or what `copied` returns. For a literal that an array is scaled or shifted by, a number for its value.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.

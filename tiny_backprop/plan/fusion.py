@@ -12,6 +12,10 @@
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
 10. What is concatenated along the last dimension takes memory; the result is computed in the loop that reads it.
+11. A dot that sums nothing is a multiplication.
+12. Division by what a broadcast repeats is multiplication by the reciprocal of what it repeats, which takes memory.
+13. A literal that two instructions of one shape scale or shift by is an array that both read: it takes memory where one
+    of them is inside a reduction.
 
 `tests/test_materialized.py` holds each rule against XLA.
 """

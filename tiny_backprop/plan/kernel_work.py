@@ -16,10 +16,17 @@ from tiny_backprop.plan.cost import CLASSES, node_classes
 from tiny_backprop.plan.fusion import Fusion
 from tiny_backprop.plan.node_facts import Kind
 from tiny_backprop.plan.simulate import ranges
-from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE
+from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE, RECIPROCAL
 from tiny_backprop.plan.unrolled import distinct, starts_of
 
-_CLASS_OF = {HELD: "movement", PREDICATE: "other", COPY: "transpose", BROADCAST: "movement", FLAT: "movement"}
+_CLASS_OF = {
+    HELD: "movement",
+    PREDICATE: "other",
+    COPY: "transpose",
+    BROADCAST: "movement",
+    FLAT: "movement",
+    RECIPROCAL: "elementwise",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

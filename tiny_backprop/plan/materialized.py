@@ -20,7 +20,8 @@ reads; what passes through it is lent no memory of outputs. What its steps need 
 The rules are those of XLA:CPU (JAX 0.10, with YNNPACK's kernels), each held against it in `tests/test_materialized.py`;
 `python -m benchmarks.truth` says how far the predictions are off. Known weak spots: the order in which kernels that
 become ready together run; kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller
-than their kernels become; values of literals, which the graph does not know; and room that XLA leaves between buffers.
+than their kernels become; values of literals, of which the graph knows no more than which are equal; and room that XLA
+leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
 1,000 nodes takes some 3 ms, one of 10,000 nodes 20 to 30 ms: `python -m benchmarks.figures --only planning`.
@@ -40,13 +41,20 @@ from tiny_backprop.plan.fusion import Fusion, fuse
 from tiny_backprop.plan.kernel_work import KernelWork, kernel_work
 from tiny_backprop.plan.sharing import share
 from tiny_backprop.plan.simulate import Op, Timeline, ranges
-from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE
+from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE, RECIPROCAL
 from tiny_backprop.plan.unrolled import distinct, starts_of, unroll
 from tiny_backprop.units import format_bytes
 
 BACKENDS = ("cpu",)
 """Backends whose allocation is modelled."""
-_NAMES = {HELD: "hold", PREDICATE: "predicate", COPY: "copy", BROADCAST: "broadcast", FLAT: "reshape"}
+_NAMES = {
+    HELD: "hold",
+    PREDICATE: "predicate",
+    COPY: "copy",
+    BROADCAST: "broadcast",
+    FLAT: "reshape",
+    RECIPROCAL: "reciprocal",
+}
 OP_NAMES = (*(op.name.lower() for op in Op), *_NAMES.values())
 """The word for each entry of `Materialized.kernel_ops`."""
 

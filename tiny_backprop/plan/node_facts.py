@@ -67,6 +67,7 @@ _MERGED = names(
     "broadcast_in_dim exp tanh neg mul add sub div convert_element_type max min log rsqrt sqrt square select_n logistic"
 )
 """Element-wise primitives whose result is told by operands, shape and dtype alone."""
+_SCALES = names("add sub mul div")
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
 _LEAST_SHARED_BYTES = 4096
@@ -95,21 +96,25 @@ class NodeFacts:
                 if v != LITERAL:
                     reads[v] = max(reads.get(v, 0), c)
             self.reads.append(reads)
+        self.primitives = [self._primitive(i) for i in range(graph.n_nodes)]
+        self.cancelled = self._cancelled()
         self.kinds = [self._kind(i) for i in range(graph.n_nodes)]
         self.is_broadcast = self._broadcasts()
-        for i, p in enumerate(graph.primitives):
+        for i, p in enumerate(self.primitives):
             if p == "div" and self.kinds[i] == Kind.EXPENSIVE and self.is_broadcast[self.operands[i][1]]:
                 self.kinds[i] = Kind.CHEAP  # XLA multiplies by the reciprocal of what was broadcast
-        self.moves = [p in _MOVES for p in graph.primitives]
+        self.reciprocals = dict(self._reciprocals())
+        self.moves = [p in _MOVES for p in self.primitives]
         self.is_unary = [self._is_unary(i) for i in range(graph.n_nodes)]
         self.is_merged = [
             self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and p in _MERGED and bool(o) and LITERAL not in o
-            for i, (p, o) in enumerate(zip(graph.primitives, self.operands, strict=True))
+            for i, (p, o) in enumerate(zip(self.primitives, self.operands, strict=True))
         ]
         self.is_widened = [
             self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and not self.moves[i] and len(self.reads[i]) > 1
             for i in range(graph.n_nodes)
         ]
+        self.literals = self._literals(relaid)
         self.is_shared_exp = self._shared_exponentials()
         self.is_held_when_made, self.varies = _held_when_made(graph), self._varies()
         self.waits_for = dict(self._waits())
@@ -141,8 +146,24 @@ class NodeFacts:
             found[i] = n_bytes[i] > _SMALL_BYTES and all(m >= 0 and found[m] for m in makers)
         return found
 
+    def _primitive(self, i: int) -> str:
+        """Return the primitive of a node, `mul` for a dot that sums nothing: XLA multiplies instead."""
+        primitive, out = self.graph.primitives[i], self.starts[i]
+        sums_nothing = primitive == "dot_general" and self.graph.flops[i] == 2 * self.sizes[out] > 0
+        return "mul" if sums_nothing else primitive
+
+    def _cancelled(self) -> set[int]:
+        """Return the transpositions of matrices that come in pairs, of which the first is for the second alone."""
+        found, returned = set[int](), set(self.graph.outputs.tolist())
+        for i, p in enumerate(self.primitives):
+            v = next(iter(self.reads[i]), LITERAL)
+            before = self.makers[v] if p == "transpose" and len(self.shapes[v]) == 2 else LITERAL
+            if before >= 0 and self.primitives[before] == "transpose" and before not in found and v not in returned:
+                found |= {before, i} if len(self.readers[v]) == 1 else set()
+        return found
+
     def _kind(self, i: int) -> Kind:
-        kind = _KINDS.get(self.graph.primitives[i], Kind.KERNEL)
+        kind = _KINDS.get(self.primitives[i], Kind.KERNEL)
         if self.starts[i] == self.starts[i + 1]:
             return kind
         first = next(iter(self.reads[i]), None)
@@ -150,34 +171,50 @@ class NodeFacts:
 
     def _is_alias(self, i: int, operand: int, out: int) -> bool:
         """Return whether a node that could do more only relabels its operand, or XLA folds it into a dot."""
-        primitive = self.graph.primitives[i]
+        primitive = self.primitives[i]
         if primitive == "broadcast_in_dim" or (_KINDS.get(primitive) == Kind.REDUCTION and primitive[:3] != "arg"):
             return self.sizes[operand] == self.sizes[out]
         if primitive == "convert_element_type":
             return self.dtypes[operand] == self.dtypes[out]
         if primitive != "transpose":
             return False
+        if i in self.cancelled:
+            return True
         before, after = ([d for d in self.shapes[v] if d != 1] for v in (operand, out))
         if before == after and len(set(before)) == len(before):
             return True
         if len(self.shapes[out]) != 2:
             return False
         maker = self.makers[operand]
-        is_of_dot = maker >= 0 and self.graph.primitives[maker] == "dot_general" and len(self.readers[operand]) == 1
+        is_of_dot = maker >= 0 and self.primitives[maker] == "dot_general" and len(self.readers[operand]) == 1
         readers = self.readers[out]
-        return is_of_dot or (bool(readers) and all(self.graph.primitives[r] == "dot_general" for r in readers))
+        return is_of_dot or (bool(readers) and all(self.primitives[r] == "dot_general" for r in readers))
 
     def _divided(self, i: int, kind: Kind) -> Kind:
         """Return the kind of a division: expensive by an array of full size, else as cheap as a multiplication."""
-        if self.graph.primitives[i] != "div":
+        if self.primitives[i] != "div":
             return kind
         divisor = self.operands[i][1]
         is_full = divisor != LITERAL and self.sizes[divisor] >= self.sizes[self.starts[i]]
         return Kind.EXPENSIVE if is_full else Kind.CHEAP
 
+    def _reciprocals(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield the divisions for which XLA computes 1 / x of a smaller array first, with the divisor and that array.
+
+        Not those by what depends on literals alone, which XLA computes while it compiles, nor those of integers.
+        """
+        for i, p in enumerate(self.primitives):
+            if p != "div" or self.kinds[i] != Kind.CHEAP or "float" not in self.dtypes[self.starts[i]]:
+                continue
+            divisor = v = self.operands[i][1]
+            while v >= 0 and self.is_broadcast[v]:
+                v = next(iter(self.reads[self.makers[v]]), LITERAL)
+            if v >= 0 and divisor != self.operands[i][0]:
+                yield i, (divisor, v)
+
     def _broadcasts(self) -> list[bool]:
         found = [False] * (self.graph.n_values + 1)  # the last entry stands for literals
-        for i, p in enumerate(self.graph.primitives):
+        for i, p in enumerate(self.primitives):
             if self.kinds[i] == Kind.ALIAS:
                 first = next(iter(self.reads[i]), LITERAL)
                 is_broadcast = found[first]
@@ -202,9 +239,35 @@ class NodeFacts:
         ]
         return len(full) <= 1
 
+    def _literals(self, numbers: list[int]) -> dict[int, int]:
+        """Return the nodes that scale or shift by a literal that another one shares, with the literal's number.
+
+        Left out are literals of which no user can be inside a reduction or a softmax: nothing else needs the array.
+        """
+        users: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
+        for i, p in enumerate(self.primitives):
+            if p in _SCALES and self.kinds[i] == Kind.CHEAP and LITERAL in self.operands[i] and len(self.reads[i]) == 1:
+                out = self.starts[i]
+                number = numbers[self.graph.operand_start[i] + self.operands[i].index(LITERAL)]
+                if number and self.sizes[out] > 1:
+                    users.setdefault((number, self.shapes[out], self.dtypes[out]), []).append(i)
+        groups = (g for g in users.items() if any(map(self._is_reduced, g[1])))
+        return {i: number for (number, *_), nodes in groups for i in nodes}
+
+    def _is_reduced(self, i: int) -> bool:
+        """Return whether a node is scaled or shifted on the way into a reduction that alone reads it, or a softmax."""
+        while self.kinds[i] < Kind.REDUCTION:
+            readers = self.readers[self.starts[i]]
+            if len(readers) == 2 and any(self.primitives[r] == "reduce_max" for r in readers):
+                return True
+            if len(readers) != 1:
+                return False
+            i = readers[0]
+        return self.kinds[i] == Kind.REDUCTION
+
     def _shared_exponentials(self) -> list[bool]:
         """Return which nodes are exp(-x * x) beside an erfc(x)."""
-        primitives = self.graph.primitives
+        primitives = self.primitives
         erfc_of = {v for i, p in enumerate(primitives) if p == "erfc" for v in self.reads[i]}
         shared = [False] * self.graph.n_nodes
         for i, p in enumerate(primitives):

@@ -14,10 +14,10 @@ import numpy as np
 from tiny_backprop.graph import COPIED, Graph
 from tiny_backprop.plan.node_facts import Kind, NodeFacts
 
-HELD, PREDICATE, COPY, BROADCAST, FLAT = -1, -2, -3, -4, -5
+HELD, PREDICATE, COPY, BROADCAST, FLAT, RECIPROCAL = -1, -2, -3, -4, -5, -6
 """Stand in `Instructions.nodes` for what no node of the graph makes."""
 NONE = -1
-_PRIMITIVES = {BROADCAST: "broadcast_in_dim", FLAT: "reshape"}
+_PRIMITIVES = {BROADCAST: "broadcast_in_dim", FLAT: "reshape", RECIPROCAL: "reciprocal"}
 
 
 class Row(NamedTuple):
@@ -99,8 +99,13 @@ class Templates:
         if facts.kinds[node] == Kind.ALIAS:
             self.made_at[0, start] = 0
             operands = (~0,) if facts.reads[node] else ()
-            return [Row(Kind.ALIAS, node, start, operands, ("alias", facts.shapes[start]), (0, 1), follows=True)]
+            key, moves = ("alias", facts.shapes[start]), node not in facts.cancelled
+            return [Row(Kind.ALIAS, node, start, operands, key, (0, 1), moves=moves, follows=True)]
         rows, operands = self._prepared(node)
+        if node in facts.literals:
+            operands = (*operands, len(rows))
+            key = ("literal", facts.literals[node], facts.shapes[start], facts.dtypes[start])
+            rows.append(Row(Kind.CHEAP, BROADCAST, start, (), key))
         if node in facts.waits_for:
             place = {v: k for k, v in enumerate(facts.reads[node])}
             tokens = tuple(~place[v] for v in dict.fromkeys(facts.waits_for[node]))
@@ -108,7 +113,7 @@ class Templates:
             rows.append(Row(Kind.CHEAP, PREDICATE, NONE, tokens))
         key = None
         if facts.is_merged[node]:
-            key = (self.graph.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start])
+            key = (facts.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start])
         traits = facts.is_unary[node], facts.moves[node], facts.is_shared_exp[node]
         for v in range(start, end):
             self.made_at[0, v] = len(rows)
@@ -124,13 +129,13 @@ class Templates:
         return rows
 
     def _prepared(self, node: int) -> tuple[list[Row], tuple[int, ...]]:
-        """Return copies and broadcasts of what a node reads, and what it then reads."""
+        """Return copies, reciprocals and broadcasts of what a node reads, and what it then reads."""
         facts, out = self.facts, self.facts.starts[node]
         rows, operands = [], []
         for k, (v, how) in enumerate(facts.reads[node].items()):
             operands.append(len(rows))
             if how >= COPIED:
-                is_dot = self.graph.primitives[node] == "dot_general"
+                is_dot = facts.primitives[node] == "dot_general"
                 if how > COPIED:  # the order of dimensions is known
                     rows.append(Row(Kind.CHEAP, COPY, v, (~k,), ("copy", is_dot, how), (k, 1)))
                     continue
@@ -138,11 +143,16 @@ class Templates:
                 rows.append(Row(Kind.CHEAP, COPY, v, (~k,), key, (k, 1), is_second=k > 0 and not key[-1]))
             elif how:
                 rows.append(Row(Kind.ALIAS, FLAT, v, (~k,), ("flat",), (k, 1), follows=True))
-            elif facts.is_widened[node] and 1 < facts.sizes[v] < facts.sizes[out]:
-                key = ("broadcast", facts.shapes[out], facts.shapes[v])
-                rows.append(Row(Kind.CHEAP, BROADCAST, out, (~k,), key, (k, 1)))
             else:
-                operands[-1] = ~k
+                operand, is_inverse = ~k, facts.reciprocals.get(node, (NONE,))[0] == v
+                if is_inverse:
+                    operand = len(rows)
+                    rows.append(Row(Kind.EXPENSIVE, RECIPROCAL, facts.reciprocals[node][1], (~k,), ("1/x",), (k, 1)))
+                if facts.is_widened[node] and 1 < facts.sizes[v] < facts.sizes[out]:
+                    key = ("broadcast", is_inverse, facts.shapes[out], facts.shapes[v])
+                    rows.append(Row(Kind.CHEAP, BROADCAST, out, (operand,), key, (k, 1)))
+                    operand = len(rows) - 1
+                operands[-1] = operand
         return rows, tuple(operands)
 
     def _rows_with_holds(self, node: int) -> list[Row]:
@@ -183,7 +193,7 @@ class Templates:
         self.is_merged = np.array([r.key is not None for r in rows])
         self.key_start = np.array([r.key_reads[0] for r in rows])
         self.n_key_reads = np.array([r.key_reads[1] for r in rows])
-        names = [graph.primitives[r.node] if r.node >= 0 else _PRIMITIVES.get(r.node, "") for r in rows]
+        names = [self.facts.primitives[r.node] if r.node >= 0 else _PRIMITIVES.get(r.node, "") for r in rows]
         self.primitive_names = tuple(dict.fromkeys(names))
         self.primitives = _numbers(names)
 

@@ -33,7 +33,8 @@ class Instructions:
       graph: The graph.
       returned: The instructions that the program returns, each with its first place among the outputs.
       kinds: `Kind` of each.
-      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST` or `FLAT`.
+      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST`, `FLAT` or
+        `RECIPROCAL`.
       values: The value of the graph that it stands for, -1 for a predicate.
       n_bytes: Its size.
       shapes: A number for its shape, -1 for a predicate.
@@ -362,12 +363,12 @@ class _Program:
         is_second = templates.is_second[entries]
         is_second[is_second] = self.read_rows[first_read[is_second]] >= 0
         keys = np.where(is_second, templates.key_of_second[entries], templates.keys[entries])
-        starts = np.cumsum(n_reads) - n_reads
+        starts = np.append(0, np.cumsum(n_reads))
         alike = _alike(rows, keys, operands, starts, n + self.graph.n_values)
         stands = list(range(n + self.graph.n_values))
         known: dict[tuple[int, ...], int] = {}
         operand_list = operands.tolist()
-        columns = (c[alike].tolist() for c in (rows, keys, starts, starts + n_reads))
+        columns = (c[alike].tolist() for c in (rows, keys, starts[:-1], starts[1:]))
         for row, key, start, end in zip(*columns, strict=True):
             stands[row] = known.setdefault((key, *[stands[o] for o in operand_list[start:end]]), row)
         return np.array([*stands[:n], NONE], np.int64)
@@ -436,15 +437,16 @@ def _alike(rows: np.ndarray, keys: np.ndarray, operands: np.ndarray, starts: np.
       rows: Numbers of the rows.
       keys: A number for what tells each, beside its operands.
       operands: Numbers below `n` of what they are told by, row after row.
-      starts: Where those of each row start; none is without any.
+      starts: Where those of each row start, and at the end how many there are.
       n: How many numbers there are.
     """
-    place = np.arange(len(operands)) - np.repeat(starts, np.diff(np.append(starts, len(operands))))
+    place = np.arange(len(operands)) - np.repeat(starts[:-1], np.diff(starts))
     weights = _mixed(place + 1)
     told = _mixed(np.arange(n))
     told[rows] = own = _mixed(-1 - keys)
     for _ in range(_ROUNDS if len(rows) else 0):
-        told[rows] = _mixed(own + np.add.reduceat(told[operands] * weights, starts))
+        sums = np.append(np.uint64(0), np.cumsum(told[operands] * weights))
+        told[rows] = _mixed(own + sums[starts[1:]] - sums[starts[:-1]])
     order = np.argsort(told[rows])
     found = told[rows[order]]
     is_alike = np.zeros(len(rows) + 1, bool)

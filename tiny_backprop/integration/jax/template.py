@@ -5,8 +5,8 @@ it is a function of the sizes, which the caller knows how to find. Anything else
 another dtype, other operands) means that tracing went another way, and there is no common program.
 
 What comes out is filled in at other sizes in a few microseconds per equation. Its graph is right, and so are shapes,
-costs and layouts; it is not meant to run: constants of nested jaxprs and the values of literals are those of the first
-trace.
+costs and layouts; it is not meant to run: constants of nested jaxprs and the values of literals, and so which of them
+are equal, are those of the first trace.
 """
 
 from __future__ import annotations

@@ -294,6 +294,7 @@ def build_graph(
     n_bytes = [d[2] for d in described]
     costs = [eqn_cost(e) for e in eqns]
     copies = [relaid(e) for e in eqns]
+    literals = _Literals()
     is_backward = np.arange(len(eqns)) >= n_forward
     graph = Graph(
         name=name,
@@ -308,7 +309,9 @@ def build_graph(
         scopes=_texts(eqns, lambda info: info.name_stack, lambda eqn: str(eqn.source_info.name_stack)),
         operand_start=np.cumsum([0, *(len(e.invars) for e in eqns)]),
         operands=np.array([_number(v, number) for e in eqns for v in e.invars], np.int64),
-        relaid_operands=np.array([c for of_operands, _ in copies for c in of_operands], np.int64),
+        relaid_operands=np.array(
+            [n for e, (how, _) in zip(eqns, copies, strict=True) for n in literals.numbered(e, how)], np.int64
+        ),
         output_start=len(inputs) + np.cumsum([0, *(len(e.outvars) for e in eqns)]),
         value_shapes=tuple(d[0] for d in described),
         value_dtypes=tuple(d[1] for d in described),
@@ -341,6 +344,28 @@ def _nested(eqns: Sequence[Any]) -> tuple[Nested, ...]:
 
 def _number(v: Any, number: dict[Any, int]) -> int:
     return LITERAL if isinstance(v, Literal) else number[v]
+
+
+_SCALES = ("add", "sub", "mul", "div")
+
+
+class _Literals:
+    """Numbers for the values of scalar literals that arrays are scaled or shifted by, from 1 on, as they come."""
+
+    def __init__(self):
+        self.known: dict[tuple[str, bytes], int] = {}
+
+    def numbered(self, eqn: Any, how: Sequence[int]) -> Sequence[int]:
+        """Return what XLA does to each operand, and instead of it the numbers of literals."""
+        if eqn.primitive.name not in _SCALES or not eqn.outvars[0].aval.shape:
+            return how
+        return [self._number(v) if isinstance(v, Literal) else h for v, h in zip(eqn.invars, how, strict=True)]
+
+    def _number(self, v: Any) -> int:
+        if np.shape(v.val):
+            return 0
+        key = str(v.aval.dtype), np.asarray(v.val, v.aval.dtype).tobytes()
+        return self.known.setdefault(key, len(self.known) + 1)
 
 
 def _describe_aval(aval: Any) -> tuple[tuple[int, ...], str, int]:

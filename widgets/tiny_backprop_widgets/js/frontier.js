@@ -27,7 +27,19 @@ const RIGHT = 12;
 const TOP = 24;
 const BOTTOM = 32;
 const FATES = ["forward, freed at once", "saved", "recomputed", "gradient"];
-const OPS = ["run", "save", "recompute", "backward", "free", "hold", "predicate", "copy", "broadcast", "reshape"];
+const OPS = [
+  "run",
+  "save",
+  "recompute",
+  "backward",
+  "free",
+  "hold",
+  "predicate",
+  "copy",
+  "broadcast",
+  "reshape",
+  "reciprocal",
+];
 /** @type {("transient" | "saved" | "recomputed" | "gradient")[]} */
 const FATE_COLOURS = ["transient", "saved", "recomputed", "gradient"];
 
