@@ -18,6 +18,7 @@ from graphs import chain
 import tiny_backprop
 from tiny_backprop import (
     BudgetError,
+    CostModel,
     Graph,
     Plan,
     PlanError,
@@ -134,6 +135,32 @@ def test_the_price_stands_beside_that_of_save_everything():
     assert own[3] == format_bytes(ui.plan.saved_bytes)
     assert own[4].startswith(f"+{100 * ui.plan.recompute_flops / GRAPH.flops.sum():.1f}%")
     assert plain[:3] == ["save everything", format_bytes(plan_save_everything(GRAPH).peak_bytes), "1.00 ×"]
+
+
+def test_step_times_are_in_seconds_where_the_machine_was_calibrated(monkeypatch):
+    models = {"not calibrated": None, "s)": CostModel(flops_per_second=1e9, bytes_per_second=1e9)}
+    for text, model in models.items():
+        monkeypatch.setattr(explorer, "read_calibration", lambda model=model: model)
+        ui = PlanExplorer(GRAPH)
+        assert ui.cost_model is model
+        head, own, plain = Page(ui._price.value).rows
+        place = head.index("step time")
+        used = model or CostModel()
+        ratio = ui.plan.step_seconds(used) / plan_save_everything(GRAPH).step_seconds(used)
+        assert own[place].startswith(f"{ratio:.2f} × (")
+        assert text in own[place]
+        assert plain[place].startswith("1.00 ×")
+        assert text in ui._repr_mimebundle_()["text/html"]
+
+
+def test_a_damaged_calibration_is_told_of_and_the_explorer_goes_on(monkeypatch):
+    def fail():
+        raise tiny_backprop.MeasureError("calibration.json is no calibration that this version wrote")
+
+    monkeypatch.setattr(explorer, "read_calibration", fail)
+    ui = PlanExplorer(GRAPH)
+    assert "is no calibration" in str(ui.errors[-1])
+    assert "not calibrated" in ui._price.value
 
 
 def test_all_views_follow_the_plan():
