@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from jax.ad_checkpoint import print_saved_residuals
 
+from benchmarks.models import gpt, small
 from tests.graphs import chain, training_graphs
-from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_policy, plan_save_everything
+from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_budget, plan_policy, plan_save_everything
 from tiny_backprop.plan.plan import predict_allocation
 from tiny_backprop.plan.planner import Planner
 
@@ -119,3 +120,21 @@ def test_a_graph_with_nothing_to_choose_has_one_point():
     assert len(p) == 1
     assert p.knee is p.plans[0]
     assert "<svg" in p._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "example",
+    [lambda: gpt.example(gpt.GPTConfig(n_layers=2, width=64, n_tokens=64, n_batch=4)), small.mixer, small.lstm],
+    ids=["gpt", "mixer", "lstm"],
+)
+def test_a_budget_as_large_as_a_point_takes_gets_a_plan_no_dearer(example):
+    """On another copy of the graph: what was planned before, and in which order, has no part in it."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        loss, args = example()
+        graph = capture_gradient(loss, *args)
+    p, other = pareto(graph), Graph.from_json(graph.to_json())
+    for point in reversed(p.plans):
+        plan = plan_budget(other, int(point.peak_bytes))
+        assert plan.peak_bytes <= point.peak_bytes
+        assert p.recompute_cost(plan) <= p.recompute_cost(point) + 1e-9 * p.least_cost
+        assert np.array_equal(plan.timeline.steps, plan_budget(graph, int(point.peak_bytes)).timeline.steps)

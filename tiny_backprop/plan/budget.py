@@ -24,6 +24,8 @@ from tiny_backprop.plan.plan import Plan, predict_allocation
 from tiny_backprop.units import parse_bytes
 
 _OCTAVES, _RUNGS_PER_OCTAVE = 12, 16  # of the ladder of memories
+_SLACK, _SMALL_SLACK = 1.2, 1.04  # what a rung was seen to count less than one below it, by a large array; many layers
+_AHEAD = 54  # rungs, down to a tenth of the memory, whose landmarks the first plan of a large graph counts
 _LEVELS = (1, 2, 3)
 _DEAR = 1.1  # cost, in proportion to every node once, from which on plans in blocks are often better
 _MIDDLING = 3000  # nodes up to which they are tried for that; with more, only where nothing else fits
@@ -154,7 +156,9 @@ def ladder_of(graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> Ladd
             lambda: [plan for levels in _LEVELS for plan in some_plans(graph, levels, loops=loops)],
             n_rungs=_OCTAVES * _RUNGS_PER_OCTAVE,
             least_bytes=planner.most_bytes / 2**_OCTAVES,
-            is_guessed=True,
+            is_walked=True,
+            slack=_SLACK if graph.n_nodes <= _MIDDLING else _SMALL_SLACK,
+            n_ahead=_AHEAD if graph.n_nodes > _MIDDLING else 0,
             dear_cost=_DEAR * planner.everything.cost if graph.n_nodes <= _MIDDLING else math.inf,
         )
     return graph.memo[key]

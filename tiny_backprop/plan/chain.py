@@ -273,25 +273,34 @@ class _Player:
     def _window(self, b: int, pieces: Pieces) -> None:
         """Run the backward nodes of a block, and before them what they read and is not there."""
         graph, segments, there = self.graph, self.segments, self.there
-        starts, reads = self.output_start, graph.read_lists
+        starts, reads, out = self.output_start, graph.read_lists, self.out
         start = int(segments.window_starts[b])
         end = int(segments.window_starts[b - 1]) if b else graph.n_nodes
         missing = [v for v in segments.required_values[b] if not there[v]]
         borrowed: list[int] = []
         if pieces is Pieces.ONE:
-            self.out += self.rerun.make(missing)
-        for i in range(start, end):
+            out += self.rerun.make(missing)
+        # What the window itself makes is there when it is read: only what is not there now can be absent then.
+        there[starts[start] : starts[end]] = b"\1" * (starts[end] - starts[start])
+        for i in self._lacking(start, end):
             absent = [v for v in reads[i] if not there[v]]
             if absent:
                 nodes = self.rerun.make(absent)
-                self.out += nodes
+                out += range(start, i)
+                out += nodes
+                start = i
                 if pieces is Pieces.LATE:
                     made = [v for n in nodes for v in range(starts[n], starts[n + 1])]
                     borrowed += [v for v in made if not there[v]]
                     for v in made:
                         there[v] = 1
-            self.out.append(i)
-            for v in range(starts[i], starts[i + 1]):
-                there[v] = 1
+        out += range(start, end)
         for v in borrowed:
             there[v] = 0
+
+    def _lacking(self, start: int, end: int) -> list[int]:
+        """Return the nodes from `start` to `end` that read something which is not there."""
+        node, value = self.graph.reads
+        first, last = np.searchsorted(node, (start, end)).tolist()
+        is_absent = np.frombuffer(self.there, np.uint8)[value[first:last]] == 0
+        return np.unique(node[first:last][is_absent]).tolist()

@@ -1,9 +1,13 @@
 """A byte budget for something other than the referee's count: what XLA allocates, or is predicted to.
 
 The planner is asked for temporaries, on a ladder of memories, for the most memory whose plan fits by the other count.
-Where a count is cheap, the next rung is guessed from what was counted before. Where each takes seconds, the rungs are
-bisected: which one is tried next then depends on what was counted, not on the budget by itself, and two budgets part
-ways at a plan that fits one of them alone, so that the largest count that fits is monotone in the budget.
+Where a count is cheap, every third rung is a landmark: they are gone down until one fits, and what lies before those
+that fit, or nearly, is tried, too. All are kept, so that another budget costs a few plans. What is tried depends on the
+budget alone. A plan that was chosen for one budget is tried again for every smaller one that it fits, unless it counts
+less than the landmark after it by more than the slack: so a budget as large as the peak of a plan gets no dearer plan.
+Where each count takes seconds, the rungs are bisected. Which one is tried next then depends on what was counted, not on
+the budget by itself, and two budgets part ways at a plan that fits one of them alone, so that the largest count that
+fits is monotone in the budget.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes
 
-_CLOSE = 0.96  # of the budget: no further rung is counted
+_ROUNDING = 1e-9  # costs this close are the same, added up in another order
+_STRIDE = 3  # rungs from one landmark to the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,10 @@ class Ladder:
       planner: A planner for temporaries; see `BudgetPlanner.for_temporaries`.
       n_rungs: How many memories there are.
       least_bytes: The smallest of them; the others follow in equal ratios, up to what the program as it is takes.
-      is_guessed: Whether the next rung is guessed; they are bisected else.
+      is_walked: Whether landmarks are gone down; rungs are bisected else.
+      slack: Where a landmark counts no more than so many budgets, what lies before it is tried.
+      n_ahead: Landmarks on so many rungs are counted in the first search, whatever it is for, so that later ones find
+        them.
       dear_cost: Where what is found costs more, other plans are tried, too.
     """
 
@@ -49,7 +57,9 @@ class Ladder:
         *,
         n_rungs: int,
         least_bytes: float,
-        is_guessed: bool,
+        is_walked: bool,
+        slack: float = 1.0,
+        n_ahead: int = 0,
         dear_cost: float = math.inf,
     ):
         """Make the ladder.
@@ -60,10 +70,13 @@ class Ladder:
           more_plans: Makes other plans of the graph, to be tried where those that fit are dear, or none does.
           n_rungs: See `Ladder`.
           least_bytes: See `Ladder`.
-          is_guessed: See `Ladder`.
+          is_walked: See `Ladder`.
+          slack: See `Ladder`.
+          n_ahead: See `Ladder`.
           dear_cost: See `Ladder`.
         """
-        self.planner, self.n_rungs, self.is_guessed, self.dear_cost = planner, n_rungs, is_guessed, dear_cost
+        self.planner, self.n_rungs, self.dear_cost = planner, n_rungs, dear_cost
+        self.is_walked, self.slack, self.n_ahead = is_walked, slack, n_ahead
         self.least_bytes, self._count, self._more_plans = least_bytes, count, more_plans
         self._rungs: dict[int, Counted | None] = {}
 
@@ -89,29 +102,43 @@ class Ladder:
         return [self.everything, *(c for c in self._rungs.values() if c is not None), *others]
 
     def _search(self, budget_bytes: int) -> list[Counted]:
-        """Return the rungs tried until the budget is met closely, which do not depend on what was asked before."""
+        """Return the rungs tried for a budget, which do not depend on what was asked before."""
+        return self._walk(budget_bytes) if self.is_walked else self._bisect(budget_bytes)
+
+    def _walk(self, budget_bytes: int) -> list[Counted]:
+        """Return the landmarks down to the first that fits, and the rungs before those that fit or nearly do."""
+        tried: list[Counted | None] = []
+        for i in self._landmarks(budget_bytes):
+            landmark = self.rung(i)
+            if landmark is None or (self._recomputes(landmark) and landmark.n_bytes <= self.slack * budget_bytes):
+                tried += [self.rung(k) for k in range(i - _STRIDE + 1, i)]
+            tried.append(landmark)
+        return [c for c in tried if c is not None]
+
+    def _recomputes(self, counted: Counted) -> bool:
+        """Return whether something runs again; if not, neither does it with more memory."""
+        return counted.found.cost > self.everything.found.cost * (1 + _ROUNDING)
+
+    def _landmarks(self, budget_bytes: int) -> list[int]:
+        """Return the landmarks down to the first that fits or has no plan; those ahead of it are counted, too."""
+        landmarks = range(_STRIDE, self.n_rungs, _STRIDE)
+        for n, i in enumerate(landmarks):
+            landmark = self.rung(i)
+            if landmark is None or landmark.n_bytes <= budget_bytes:
+                all(self.rung(k) for k in landmarks[n:] if k <= self.n_ahead)  # up to the first without a plan
+                return list(landmarks[: n + 1])
+        return list(landmarks)
+
+    def _bisect(self, budget_bytes: int) -> list[Counted]:
         tried: list[Counted] = []
         above, below = 0, self.n_rungs  # the lowest rung that needs too much, the highest that fits or has no plan
-        best: Counted | None = None
-        while below - above > 1 and not (self.is_guessed and best and best.n_bytes >= _CLOSE * budget_bytes):
-            rung = self._guess(above, below, budget_bytes) if self.is_guessed else (above + below) // 2
+        while below - above > 1:
+            rung = (above + below) // 2
             counted = self.rung(rung)
             tried += [counted] if counted else []
-            if counted is None or counted.n_bytes <= budget_bytes:
-                below, best = rung, counted
-            else:
-                above = rung
+            is_below = counted is None or counted.n_bytes <= budget_bytes
+            above, below = (above, rung) if is_below else (rung, below)
         return tried
-
-    def _guess(self, above: int, below: int, budget_bytes: int) -> int:
-        """Return a rung between two: where a line through their counts meets the budget, on a logarithmic scale."""
-        high = ((above and self._rungs[above]) or self.everything).n_bytes
-        # Where there is no plan below, as if counts were in proportion to memories.
-        low = self._rungs[below] if below < self.n_rungs else None
-        ratio = high / max(low.n_bytes, 1) if low else self.memory_bytes(above) / self.memory_bytes(below)
-        share = math.log(high / max(budget_bytes, 1)) / math.log(ratio) if ratio > 1 else 0.5
-        share = share if 0 < share < 1 else 0.5
-        return min(max(round(above + share * (below - above)), above + 1), below - 1)
 
     @functools.cached_property
     def others(self) -> list[Counted]:
@@ -128,7 +155,7 @@ class Ladder:
         """Return the schedule of a rung, from 1 to n_rungs - 1, and its bytes; None where there is none."""
         if i not in self._rungs:
             # Below what the planner can reach by its own count, other plans are as good, and take less time to find.
-            ask = self.planner.best if self.is_guessed else self.planner.tightest
+            ask = self.planner.best if self.is_walked else self.planner.tightest
             found = ask(self.memory_bytes(i))
             self._rungs[i] = None if found is None else Counted(found, self._count(found))
         return self._rungs[i]

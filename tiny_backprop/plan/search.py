@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -18,12 +19,61 @@ from typing import Any
 import numpy as np
 
 from tiny_backprop.graph import Graph
+from tiny_backprop.plan.simulate import ranges
+from tiny_backprop.plan.steps import values_read
 
 _MOST_WORK = 60_000
 """Of a search by eviction: nodes times rounds."""
 
 _NODES_PER_DROP = 100
 """In graphs of so many nodes more, a round of eviction drops one value more: fewer rounds, choices a little worse."""
+
+
+class _Makings:
+    """What each step makes and reads, as arrays with an entry for each making, in the order in which they are made.
+
+    Attributes:
+      value: The value.
+      at: The step that makes it.
+      previous: The making of the same value before it; -1 for none.
+      n_made: How many makings each step has.
+      first: The first of them, or where it would be.
+      read_at: The step of each read, in order.
+      operands: The making that each read reads.
+    """
+
+    def __init__(self, graph: Graph, steps: np.ndarray):
+        self.n_made = np.diff(graph.output_start)[steps]
+        self.value = ranges(graph.output_start[steps], self.n_made)
+        self.at = np.repeat(np.arange(len(steps)), self.n_made)
+        self.first = np.cumsum(self.n_made) - self.n_made
+        self._stride = len(steps) + 1
+        self._order = np.argsort(self.value, kind="stable")
+        self._keys = self.value[self._order] * self._stride + self.at[self._order]
+        self.previous = np.full(len(self.value), -1)
+        follows = np.flatnonzero(np.diff(self.value[self._order]) == 0)
+        self.previous[self._order[follows + 1]] = self._order[follows]
+        read, self.read_at = values_read(graph, steps)
+        self.operands = self._order[np.searchsorted(self._keys, read * self._stride + self.read_at) - 1]
+        assert np.array_equal(self.value[self.operands], read), "a step reads what no earlier step makes"
+
+    def latest(self, values: Sequence[int], before: int) -> np.ndarray:
+        """Return the latest makings, before a step, of those of some values that are made before it."""
+        wanted = np.array(values if len(self.value) else [], np.int64)
+        found = self._order[np.searchsorted(self._keys, wanted * self._stride + before) - 1]
+        return found[(self.value[found] == wanted) & (self.at[found] < before)]
+
+
+class _Lists(dict[int, list[int]]):
+    """Lists that are stretches of one array, each made when it is first asked for: few of many are."""
+
+    def __init__(self, values: np.ndarray, bounds: np.ndarray):
+        super().__init__()
+        self._values, self._bounds = values.tolist(), bounds.tolist()
+
+    def __missing__(self, i: int) -> list[int]:
+        self[i] = found = self._values[self._bounds[i] : self._bounds[i + 1]]
+        return found
 
 
 class Tape:
@@ -38,51 +88,41 @@ class Tape:
         self.sizes: list[int] = _cached(graph, "sizes", lambda: graph.value_bytes.tolist())
         self.outputs: list[range] = _cached(graph, "outputs", lambda: _outputs(graph))
         self.returned: set[int] = _cached(graph, "returned", lambda: set(graph.outputs.tolist()))
-        n = len(self.steps)
-        self.value: list[int] = []
-        self.made: list[int] = []
-        self.reads: list[list[int]] = []
-        self.previous: list[int] = []
-        self.first_making = [0] * n
-        self.of_value: dict[int, list[int]] = {}
-        latest: dict[int, int] = {}
-        read_lists = graph.read_lists
-        self.operands: list[list[int]] = []
         self.primal: list[int] = _cached(
             graph, "primal", lambda: sorted(set(graph.outputs[: graph.n_primal_outputs].tolist()))
         )
-        is_border = True
-        for p, node in enumerate(self.steps):
-            if is_border and node >= graph.n_forward:  # what the function returns is there when this phase begins
-                is_border = False
-                for v in self.primal:
-                    if v in latest:
-                        self.reads[latest[v]].append(p)
-            operands = [latest[u] for u in read_lists[node]]
-            for k in operands:
-                if not self.reads[k] or self.reads[k][-1] != p:
-                    self.reads[k].append(p)
-            self.operands.append(operands)
-            self.first_making[p] = len(self.value)
-            for v in self.outputs[node]:
-                self.of_value.setdefault(v, []).append(len(self.value))
-                self.previous.append(latest.get(v, -1))
-                latest[v] = len(self.value)
-                self.value.append(v)
-                self.made.append(p)
-                self.reads.append([])
-        for v in self.returned:
-            if v in latest:
-                self.reads[latest[v]].append(n)
-        self.live = self._live(n)
-
-    def _live(self, n: int) -> np.ndarray:
-        size = np.array([self.sizes[v] for v in self.value], np.int64)
-        last = np.array([r[-1] if r else m for r, m in zip(self.reads, self.made, strict=True)], np.int64)
+        at = np.asarray(self.steps, np.int64)
+        n, made = len(at), _Makings(graph, at)
+        border = next(iter(np.flatnonzero(at >= graph.n_forward).tolist()), n)
+        # What the function returns is there when the backward phase begins, what the program returns at the end.
+        ends = made.latest(self.primal, border), made.latest(sorted(self.returned), n)
+        readers = np.r_[made.read_at, np.full(len(ends[0]), border), np.full(len(ends[1]), n)]
+        pairs = np.unique(np.r_[made.operands, *ends] * (n + 1) + readers)
+        bounds = np.searchsorted(pairs, np.arange(len(made.value) + 1) * (n + 1))
+        self.value: list[int] = made.value.tolist()
+        self.made: list[int] = made.at.tolist()
+        self.previous: list[int] = made.previous.tolist()
+        self.first_making: list[int] = made.first.tolist()
+        self.reads = _Lists(pairs % (n + 1), bounds)
+        self.operands = _Lists(made.operands, np.searchsorted(made.read_at, np.arange(n + 1)))
+        is_again = (at < graph.n_forward) & (made.n_made > 0)
+        is_again[is_again] = made.previous[made.first[is_again]] >= 0
+        self._is_again: list[bool] = is_again.tolist()
+        last = made.at.copy()
+        np.maximum.at(last, pairs // (n + 1), pairs % (n + 1))
+        size = graph.value_bytes[made.value]
         delta = np.zeros(n + 2, np.int64)
-        np.add.at(delta, np.array(self.made, np.int64), size)
+        np.add.at(delta, made.at, size)
         np.add.at(delta, last + 1, -size)
-        return np.cumsum(delta)[:n]
+        self.live = np.cumsum(delta)[:n]
+
+    @functools.cached_property
+    def of_value(self) -> dict[int, list[int]]:
+        """The makings of each value, in order."""
+        makings: dict[int, list[int]] = {}
+        for k, v in enumerate(self.value):
+            makings.setdefault(v, []).append(k)
+        return makings
 
     def makings(self, p: int) -> range:
         """Return the makings of step p."""
@@ -101,13 +141,11 @@ class Tape:
 
     def is_again(self, p: int) -> bool:
         """Return whether step p makes values that were made before."""
-        k = self.first_making[p]
-        return (
-            self.steps[p] >= 0
-            and self.steps[p] < self.graph.n_forward
-            and k < len(self.previous)
-            and (bool(self.outputs[self.steps[p]]) and self.previous[k] >= 0)
-        )
+        return self._is_again[p] and self.steps[p] >= 0
+
+    def again(self) -> list[int]:
+        """Return the steps that make values that were made before."""
+        return [p for p in np.flatnonzero(self._is_again).tolist() if self.steps[p] >= 0]
 
     def cost(self) -> float:
         """Return the cost of all steps."""
@@ -157,7 +195,7 @@ class Tape:
                 j = self._before(k)
                 self.live[self.last(j) + 1 : p] += size
                 for r in reads:
-                    if r < len(self.operands):
+                    if r < len(self.steps):
                         self.operands[r] = [j if x == k else x for x in self.operands[r]]
                 self.reads[j] = self.reads[j] + reads
                 self.reads[k] = []
@@ -198,11 +236,10 @@ def fill(tape: Tape, budget: int, noise: np.random.Generator | None = None) -> f
       The cost saved.
     """
     gain: dict[int, float] = {}
-    for p, node in enumerate(tape.steps):
-        if node >= 0 and tape.is_again(p):
-            gain[p] = tape.costs[node] + sum(
-                gain.get(tape.made[j], 0.0) for j in tape.operands[p] if len(tape.reads[j]) == 1
-            )
+    for p in tape.again():
+        gain[p] = tape.costs[tape.steps[p]] + sum(
+            gain.get(tape.made[j], 0.0) for j in tape.operands[p] if len(tape.reads[j]) == 1
+        )
     score = []
     for p, g in gain.items():
         area = sum(
@@ -449,7 +486,7 @@ def _drop_some(tape: Tape, noise: np.random.Generator) -> list[int]:
 
 def _keep_some(tape: Tape, noise: np.random.Generator) -> list[int]:
     """Leave some recomputations out, whether that fits the budget or not."""
-    again_at = [p for p, node in enumerate(tape.steps) if node >= 0 and tape.is_again(p)]
+    again_at = tape.again()
     if again_at:
         for _ in range(int(noise.integers(1, 5))):
             p = again_at[int(noise.integers(len(again_at)))]

@@ -27,11 +27,7 @@ def lives(graph: Graph, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     keys = np.sort(ranges(graph.output_start[steps], n_made) * (n + 1) + np.repeat(np.arange(n), n_made))
     made, made_at = keys // (n + 1), keys % (n + 1)
     last = made_at.copy()
-    node, value = graph.reads
-    bounds = np.searchsorted(node, np.arange(graph.n_nodes + 1))
-    n_read = np.diff(bounds)[steps]
-    read = value[ranges(bounds[steps], n_read)]
-    read_at = np.repeat(np.arange(n), n_read)
+    read, read_at = values_read(graph, steps)
     owner = np.searchsorted(keys, read * (n + 1) + read_at) - 1
     np.maximum.at(last, owner[owner >= 0], read_at[owner >= 0])
     is_latest = np.append(made[1:] != made[:-1], True) if len(made) else np.zeros(0, bool)
@@ -44,6 +40,14 @@ def lives(graph: Graph, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     handed_over = is_last_early & np.isin(made, graph.outputs[: graph.n_primal_outputs])
     last[handed_over] = np.maximum(last[handed_over], border)
     return made, made_at, last
+
+
+def values_read(graph: Graph, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values that steps read and the step of each read, in the order of steps; int64 of shape (n_reads,)."""
+    node, value = graph.reads
+    bounds = np.searchsorted(node, np.arange(graph.n_nodes + 1))
+    n_read = np.diff(bounds)[steps]
+    return value[ranges(bounds[steps], n_read)], np.repeat(np.arange(len(steps)), n_read)
 
 
 def peak_bytes(graph: Graph, steps: np.ndarray) -> int:

@@ -58,7 +58,7 @@ def plan_verified(
         lambda: [best_plan(graph, levels, loops=loops) for levels in (1, 2)],
         n_rungs=_N_RUNGS,
         least_bytes=_FUSED_SHARE * planner.smallest.peak_bytes,
-        is_guessed=False,
+        is_walked=False,
     )
     fitting = ladder.fitting(budget_bytes)
     if not fitting:
