@@ -655,6 +655,63 @@ def test_a_saved_notebook_that_is_exported_shows_them(notebook, browser, tmp_pat
     page.close()
 
 
+# What sticks out of the explorer, or is cut off inside; what scrolls by itself, and cells that end in dots, may.
+OVERFLOWS = """() => {
+  const root = document.querySelector('.tiny-backprop-explorer');
+  const edge = root.getBoundingClientRect().right + 1;
+  const isScrolled = (e) => e !== root && (e.matches('.tb-scroll, pre') || isScrolled(e.parentElement));
+  const words = (e) => `${e.tagName}.${e.getAttribute('class')}: ${(e.textContent || '').slice(0, 40)}`;
+  return [...root.querySelectorAll('*')].filter((e) => {
+    const box = e.getBoundingClientRect();
+    if (!box.width || isScrolled(e)) return false;
+    const isCut = getComputedStyle(e).overflowX !== 'visible' && e.scrollWidth > e.clientWidth + 1;
+    return box.right > edge || isCut;
+  }).map(words);
+}"""
+MARKS_OVERLAP = """() => {
+  const boxes = [...document.querySelectorAll('.tb-marks button')].map((e) => e.getBoundingClientRect());
+  return boxes.some((a, i) => boxes.slice(i + 1).some(
+    (b) => a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1));
+}"""
+TABS = ("Tensors", "Graph", "Loops", "Trade-off", "Memory map", "Code and export")
+
+
+def test_nothing_overflows_in_narrow_pages(notebook):
+    book = opened(notebook)
+    page = book.page
+    book.run("ui.trade_off(n_points=4); ui.budget.value = 0.5; ui.verify(); None")
+    page.locator(".tb-marks button", has_text="knee").wait_for()
+    page.evaluate("() => { const shell = window.jupyterapp.shell; shell.collapseLeft(); shell.collapseRight(); }")
+    for width in (420, 600, 1280):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_function(
+            "w => document.querySelector('.tiny-backprop-explorer').clientWidth <= w", arg=width, timeout=10_000
+        )
+        for tab in TABS:
+            open_tab(page, tab)
+            page.wait_for_function(f"() => ({OVERFLOWS})().length === 0", timeout=5_000)
+        assert not page.evaluate(MARKS_OVERLAP)
+    assert book.problems == []
+
+
+def test_the_whole_graph_is_in_sight_at_any_width_until_it_is_moved(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Graph")
+    graph = page.locator(".tb-graph[data-visible]")
+    graph.wait_for()
+    everything = graph.get_attribute("data-visible")
+    for width in (420, 1280):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_function(
+            "w => Math.abs(document.querySelector('.tb-graph canvas').width / devicePixelRatio"
+            " - document.querySelector('.tb-graph canvas').clientWidth) < 2 && innerWidth === w",
+            arg=width,
+        )
+        page.wait_for_selector(f".tb-graph[data-visible='{everything}']", timeout=5_000)
+    assert book.problems == []
+
+
 def test_light_and_dark_follow_the_page(notebook):
     book = opened(notebook)
     page = book.page

@@ -57,7 +57,14 @@ _LABEL = {"width": STYLE["description_width"], "display": "flex", "justify_conte
 _WIDE = {"width": "min(30em, 100%)"}
 _CSS = (
     "<style>.tiny-backprop-explorer :is(th, td) { padding: 0 1.2em 0 0; text-align: left; line-height: 1.6 } "
-    ".tiny-backprop-explorer .widget-html-content { overflow-x: auto } "
+    ".tiny-backprop-explorer .widget-html-content { overflow-x: auto; min-width: 0 } "
+    # Where there is no room beside each other, tabs stand below each other, and rows of prices become columns.
+    ".tiny-backprop-explorer .lm-TabBar-content { flex-wrap: wrap } "
+    ".tiny-backprop-explorer .lm-TabBar-tab { flex: 0 0 auto !important; min-width: max-content !important } "
+    ".tiny-backprop-price > .widget-html-content { container-type: inline-size } "
+    "@container (max-width: 46em) { .tiny-backprop-price :is(table, tr) { display: contents } "
+    ".tiny-backprop-price tbody { display: grid; grid: repeat(8, auto) / auto-flow minmax(0, max-content) } "
+    ".tiny-backprop-price :is(th, td) { padding-right: .9em; white-space: normal; max-width: 11em } } "
     ".tiny-backprop-explorer pre { white-space: pre-wrap; line-height: 1.4 } "
     ".tiny-backprop-explorer mark { background: #ffe08a; color: #000 }</style>"
 )
@@ -157,6 +164,7 @@ class PlanExplorer(widgets.VBox):
         title = f"{_CSS}<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
         self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._price.add_class("tiny-backprop-price")
         self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
         self._loops, self._map = widgets.HTML(), widgets.HTML(_NO_MAP)
         self._map_tab = widgets.VBox([self._map])

@@ -385,6 +385,24 @@ export function line(c, a, b, x, y) {
 }
 
 /**
+ * Words over a plot: what its height means on the left, what its width means on the right, as long as there is room.
+ * @param {CanvasRenderingContext2D} c
+ * @param {string} upwards
+ * @param {string[]} along the same in fewer and fewer words
+ * @param {number} left
+ * @param {number} right
+ * @param {number} y
+ */
+export function headings(c, upwards, along, left, right, y) {
+  c.textAlign = "left";
+  c.fillText(upwards, left, y);
+  const room = right - left - c.measureText(upwards).width - 12;
+  c.textAlign = "right";
+  c.fillText(along.find((words) => c.measureText(words).width <= room) ?? "", right, y);
+  c.textAlign = "left";
+}
+
+/**
  * Words on a plate of the ground's colour.
  * @param {CanvasRenderingContext2D} c
  * @param {Theme} theme
