@@ -244,13 +244,28 @@ export function canvasIn(parent, height, label, paint) {
   const resized = new ResizeObserver(touch);
   resized.observe(canvas);
   const stopTheme = onTheme(touch);
+  addEventListener("keydown", keepKey, true);
   const stop = () => {
+    removeEventListener("keydown", keepKey, true);
     resized.disconnect();
     stopTheme();
     cancelAnimationFrame(request);
     clearTimeout(timer);
   };
   return { frame, canvas, touch, stop };
+}
+
+/**
+ * Leave a plain key to the view or the slider that has the focus. Notebook 7 looks for shortcuts of its own before
+ * they see the key, and has some for arrow keys, Enter and 0.
+ * @param {KeyboardEvent} e
+ */
+function keepKey(e) {
+  const at = /** @type {Element | null} */ (e.target);
+  const own = at?.closest?.(".tb-view [tabindex], .tiny-backprop-explorer .noUi-handle");
+  if (!own || e.ctrlKey || e.metaKey || e.altKey || e.shiftKey) return;
+  own.setAttribute("data-lm-suppress-shortcuts", "true");
+  setTimeout(() => own.removeAttribute("data-lm-suppress-shortcuts"));
 }
 
 /**
