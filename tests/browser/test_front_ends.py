@@ -39,6 +39,7 @@ def test_a_slider_plans_anew(other_lab, browser, page):
     ui = here["ui"]
     assert page.locator(PEAK).inner_text() == format_bytes(ui.plan.peak_bytes)
 
+    assert not page.locator("[class^=tiny-backprop-stand-in]").is_visible()
     handle, before = page.locator(HANDLE).first, ui.plan.peak_bytes
     bar = page.locator(".widget-slider .noUi-target:visible").first.bounding_box()
     page.mouse.click(bar["x"] + 0.5 * bar["width"], bar["y"] + bar["height"] / 2)

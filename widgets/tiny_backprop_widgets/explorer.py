@@ -45,6 +45,7 @@ from tiny_backprop_widgets.sliders import (
     LevelsSlider,
 )
 from tiny_backprop_widgets.source import tensor_html
+from tiny_backprop_widgets.stand_in import hidden_stand_in, show_with_stand_in
 from tiny_backprop_widgets.table_view import TableView
 from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
 from tiny_backprop_widgets.verify_panel import VerifyPanel
@@ -161,8 +162,10 @@ class PlanExplorer(widgets.VBox):
         self._guarded(lambda: self._show(self._plan))
 
     def _build(self) -> list[widgets.Widget]:
-        title = f"{_CSS}<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
+        self._title = widgets.HTML()
+        title = f"<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
+        self._title.value = _CSS + hidden_stand_in(self._title.model_id) + title
         self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._price.add_class("tiny-backprop-price")
         self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
@@ -185,7 +188,7 @@ class PlanExplorer(widgets.VBox):
             titles=["Tensors", "Graph", "Loops", "Trade-off", "Memory map", "Code and export"],
         )
         return [
-            widgets.HTML(title),
+            self._title,
             _row(widgets.Label("plan by", layout=_LABEL), self.strategy),
             *self.dimensions.values(),
             self.block_size,
@@ -335,6 +338,10 @@ class PlanExplorer(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         return with_pictures(super()._repr_mimebundle_(**kwargs), self, self._pictures)
+
+    def _ipython_display_(self) -> None:
+        """Show the live explorer and, as an output of its own, what stands in where its model is not found."""
+        show_with_stand_in(self._repr_mimebundle_(), self._title.model_id)
 
     def _pictures(self) -> dict[str, str]:
         """Return a static picture and table, which stand in where there is no kernel."""
