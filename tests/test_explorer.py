@@ -30,7 +30,7 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, verify_panel, write_report
+from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, stand_in, verify_panel, write_report
 from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak
 
 GRAPH = chain(100, n_bytes=2**20)
@@ -683,6 +683,17 @@ def test_mime_bundle_has_fallbacks():
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     rows = Page(bundle["text/html"]).rows
     assert ["this plan", format_bytes(ui.plan.peak_bytes)] == rows[1][:2]
+
+
+def test_a_cell_gets_the_live_view_and_what_stands_in_for_it(monkeypatch):
+    ui, shown = PlanExplorer(GRAPH), []
+    monkeypatch.setattr(stand_in, "display", lambda data, raw: shown.append(data))
+    ui._ipython_display_()
+    live, rest = shown
+    assert set(live) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert set(rest) == {"image/png", "text/html"}
+    (name,) = set(re.findall(r"tiny-backprop-stand-in-\w+", rest["text/html"]))
+    assert f".{name}, .jp-OutputArea-child:has(.{name}) {{ display: none }}" in ui.children[0].value
 
 
 def test_a_picture_that_cannot_be_drawn_says_so_and_leaves_the_live_view(monkeypatch):

@@ -1,4 +1,4 @@
-"""A private JupyterLab and a browser for the tests; where a test fails, its page is kept as a picture in `tmp_path`."""
+"""Private front-ends and a browser for the tests; where a test fails, its page is kept as a picture in `tmp_path`."""
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .lab import Lab, Notebook, running_browser, running_lab
+from .lab import NOTEBOOK, VOILA, Lab, Notebook, running_browser, running_lab
 
 _REPORT = pytest.StashKey[pytest.TestReport]()
 
@@ -23,6 +23,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with running_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module", params=[NOTEBOOK, VOILA], ids=lambda front_end: front_end.module)
+def other_lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Run each front-end but JupyterLab that is installed."""
+    pytest.importorskip(request.param.module)
+    with running_lab(tmp_path_factory.mktemp(request.param.module), request.param) as lab:
         yield lab
 
 

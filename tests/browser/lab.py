@@ -1,4 +1,4 @@
-"""A private JupyterLab on the loopback interface, driven by the system's chromium, which can reach nothing else.
+"""A private Jupyter front-end on the loopback interface, driven by the system's chromium, which can reach nothing else.
 
 Waits are on states of the page, never on sleeps. Browser tests, screenshots and the explorer's benchmark use it.
 """
@@ -42,25 +42,53 @@ RUN_CODE = """async (code) => {
 }"""
 
 
+class FrontEnd(NamedTuple):
+    """A program that opens notebooks in a browser: where it answers, where a notebook is, who serves it, options."""
+
+    module: str
+    answers: str
+    path: str
+    server: str
+    options: dict[str, Any]
+
+
+JUPYTERLAB = FrontEnd(
+    "jupyterlab",
+    "api/kernels",
+    "doc/tree/{}?reset&",
+    "ServerApp",
+    {"LabApp.expose_app_in_browser": True, "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate"},
+)
+NOTEBOOK = FrontEnd(
+    "notebook", "api/kernels", "notebooks/{}?", "ServerApp", {"JupyterNotebookApp.expose_app_in_browser": True}
+)
+VOILA = FrontEnd("voila", "", "voila/render/{}?", "Voila", {})
+
+
 class Lab(NamedTuple):
-    """A running JupyterLab: its address, its token, and the folder of its notebooks."""
+    """A running front-end: its address, its token, and the folder of its notebooks."""
 
     url: str
     token: str
     folder: Path
+    front_end: FrontEnd
+
+    def address(self, notebook: Path) -> str:
+        """Return where a notebook is shown."""
+        return f"{self.url}/{self.front_end.path.format(notebook.name)}token={self.token}"
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path) -> Iterator[Lab]:
-    """Start a JupyterLab that keeps everything in an empty folder, and stop it in the end."""
+def running_lab(folder: Path, front_end: FrontEnd = JUPYTERLAB) -> Iterator[Lab]:
+    """Start a front-end that keeps everything in an empty folder, and stop it in the end."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    lab = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), folder / "notebooks")
+    lab = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), folder / "notebooks", front_end)
     lab.folder.mkdir()
     with (folder / "lab.log").open("wb") as log:
         process = subprocess.Popen(
-            _command(port, lab.folder),
+            _command(port, lab),
             env=_environment(folder, lab.token),
             stdout=log,
             stderr=log,
@@ -73,17 +101,12 @@ def running_lab(folder: Path) -> Iterator[Lab]:
             _stop(process)
 
 
-def _command(port: int, folder: Path) -> list[str]:
-    options = {
-        "ServerApp.ip": "127.0.0.1",
-        "ServerApp.port": port,
-        "ServerApp.port_retries": 0,
-        "ServerApp.root_dir": folder,
-        "LabApp.expose_app_in_browser": True,
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
-    }
+def _command(port: int, lab: Lab) -> list[str]:
+    server = {"ip": "127.0.0.1", "port": port, "port_retries": 0, "root_dir": lab.folder}
+    options = {f"{lab.front_end.server}.{name}": value for name, value in server.items()} | lab.front_end.options
     flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *flags]
+    as_root = [] if lab.front_end is VOILA else ["--allow-root"]
+    return [sys.executable, "-m", lab.front_end.module, "--no-browser", *as_root, *flags]
 
 
 def _environment(folder: Path, token: str) -> dict[str, str]:
@@ -105,7 +128,9 @@ def _environment(folder: Path, token: str) -> dict[str, str]:
 
 
 def _wait_for(lab: Lab, process: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(f"{lab.url}/api/kernels", headers={"Authorization": f"token {lab.token}"})
+    request = urllib.request.Request(
+        f"{lab.url}/{lab.front_end.answers}", headers={"Authorization": f"token {lab.token}"}
+    )
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -113,7 +138,7 @@ def _wait_for(lab: Lab, process: subprocess.Popen[bytes], log: Path) -> None:
             return
         except OSError:
             time.sleep(0.2)
-    raise TimeoutError(f"JupyterLab did not start within {START_SECONDS} s: {log.read_text()[-2000:]}")
+    raise TimeoutError(f"{lab.front_end.module} did not start within {START_SECONDS} s: {log.read_text()[-2000:]}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -142,7 +167,7 @@ def running_browser() -> Iterator[Any]:
 
 
 class Notebook:
-    """A notebook open in JupyterLab, all its cells executed.
+    """A notebook open in a front-end, all its cells executed.
 
     Attributes:
       page: Playwright's page.
@@ -158,7 +183,9 @@ class Notebook:
         notebook.metadata["kernelspec"] = kernel
         nbformat.write(notebook, self.path)
         self._listen(lab.url)
-        page.goto(f"{lab.url}/doc/tree/{self.path.name}?token={lab.token}&reset", wait_until="domcontentloaded")
+        page.goto(lab.address(self.path), wait_until="domcontentloaded")
+        if lab.front_end is VOILA:  # which runs it by itself
+            return
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         page.evaluate(WAIT_FOR_KERNEL)
         assert page.evaluate(RUN_ALL), page.locator(".jp-OutputArea").all_inner_texts()

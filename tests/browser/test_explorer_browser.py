@@ -5,6 +5,9 @@ import json
 import nbconvert
 import nbformat
 import pytest
+from nbconvert.preprocessors import ExecutePreprocessor
+
+from .lab import RUN_ALL, WAIT_FOR_KERNEL
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]  # one JupyterLab
 
@@ -22,7 +25,8 @@ def loss(w, x):
 ui = t.explore(loss, jax.ShapeDtypeStruct((64, 64), "float32"), jax.ShapeDtypeStruct((256, 64), "float32"))
 ui.block_size.value = 1
 """
-PEAK = "table.tiny-backprop tr:nth-child(2) td:nth-child(2)"
+CELL = "table.tiny-backprop tr:nth-child(2) td:nth-child(2)"
+PEAK = f".tiny-backprop-price {CELL}"
 FIELD = "input[type=number]:visible"
 HANDLE = ".widget-slider .noUi-handle:visible"
 TRACK = ".widget-slider .noUi-target:visible"
@@ -634,12 +638,56 @@ def test_a_saved_notebook_holds_a_picture_and_a_table(notebook):
     book = opened(notebook)
     peak = book.run("print(format_bytes(ui.plan.peak_bytes))")
     book.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    (output,) = nbformat.read(book.path, 4).cells[-1].outputs
+    live, output = nbformat.read(book.path, 4).cells[-1].outputs
+    assert live.data["text/plain"].startswith("PlanExplorer(Plan(")
+    assert "application/vnd.jupyter.widget-view+json" in live.data
     assert output.data["image/png"].startswith("iVBORw0KGgo")
-    assert output.data["text/plain"].startswith("PlanExplorer(Plan(")
     assert f"<td>{peak}</td>" in output.data["text/html"]
     assert "data:image/png;base64," in output.data["text/html"]
     assert book.problems == []
+
+
+STAND_IN = "[class^=tiny-backprop-stand-in]"
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_reopened_notebook_shows_them_in_place_with_a_new_kernel(notebook, lab, is_trusted):
+    book = opened(notebook)
+    page = book.page
+    peak = book.run("print(format_bytes(ui.plan.peak_bytes))")
+    assert not page.locator(STAND_IN).is_visible()  # the live view is
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    path = book.path
+    if not is_trusted:  # a copy with another content has no signature
+        saved = nbformat.read(path, 4)
+        saved.cells[0].source += "\n# from elsewhere"
+        path = path.with_name(f"copy-{path.name}")
+        nbformat.write(saved, path)
+    page.goto(lab.address(path), wait_until="domcontentloaded")
+    page.locator(f"{STAND_IN} img, .jp-RenderedHTML img").first.wait_for(timeout=60_000)
+    assert page.locator(CELL).inner_text() == peak
+    assert page.locator("img[alt^='live bytes']").evaluate("img => img.naturalWidth") > 0
+    page.evaluate(WAIT_FOR_KERNEL)
+    page.wait_for_timeout(3_000)  # JupyterLab looks for a model for 2 seconds before it gives up
+    assert page.locator(CELL).is_visible()
+    assert not page.get_by_text("model not found").is_visible()
+    page.evaluate(RUN_ALL)
+    page.wait_for_selector(".tb-frontier[data-paints]")
+    assert not page.locator(STAND_IN).is_visible()
+
+
+def test_a_notebook_that_is_executed_and_exported_shows_them_without_network(browser, tmp_path):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(MODEL), nbformat.v4.new_code_cell("ui")])
+    done, _ = ExecutePreprocessor(timeout=120).preprocess(book, {})
+    assert done.metadata.widgets  # the export has the live view, too, which needs a network
+    path = tmp_path / "executed.html"
+    path.write_text(nbconvert.HTMLExporter().from_notebook_node(done)[0])
+    page = browser.new_page()
+    page.goto(f"file://{path}", wait_until="domcontentloaded")
+    assert page.locator(f"{STAND_IN} table.tiny-backprop").is_visible()
+    assert page.locator(f"{STAND_IN} img[alt^='live bytes']").is_visible()
+    page.close()
 
 
 def test_a_saved_notebook_that_is_exported_shows_them(notebook, browser, tmp_path):
@@ -650,9 +698,66 @@ def test_a_saved_notebook_that_is_exported_shows_them(notebook, browser, tmp_pat
     path.write_text(nbconvert.HTMLExporter().from_notebook_node(nbformat.read(book.path, 4))[0])
     page = browser.new_page()
     page.goto(f"file://{path}", wait_until="domcontentloaded")
-    assert page.locator(PEAK).inner_text() == peak
+    assert page.locator(CELL).inner_text() == peak
     assert page.locator("img[alt^='live bytes']").is_visible()
     page.close()
+
+
+# What sticks out of the explorer, or is cut off inside; what scrolls by itself, and cells that end in dots, may.
+OVERFLOWS = """() => {
+  const root = document.querySelector('.tiny-backprop-explorer');
+  const edge = root.getBoundingClientRect().right + 1;
+  const isScrolled = (e) => e !== root && (e.matches('.tb-scroll, pre') || isScrolled(e.parentElement));
+  const words = (e) => `${e.tagName}.${e.getAttribute('class')}: ${(e.textContent || '').slice(0, 40)}`;
+  return [...root.querySelectorAll('*')].filter((e) => {
+    const box = e.getBoundingClientRect();
+    if (!box.width || isScrolled(e)) return false;
+    const isCut = getComputedStyle(e).overflowX !== 'visible' && e.scrollWidth > e.clientWidth + 1;
+    return box.right > edge || isCut;
+  }).map(words);
+}"""
+MARKS_OVERLAP = """() => {
+  const boxes = [...document.querySelectorAll('.tb-marks button')].map((e) => e.getBoundingClientRect());
+  return boxes.some((a, i) => boxes.slice(i + 1).some(
+    (b) => a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1));
+}"""
+TABS = ("Tensors", "Graph", "Loops", "Trade-off", "Memory map", "Code and export")
+
+
+def test_nothing_overflows_in_narrow_pages(notebook):
+    book = opened(notebook)
+    page = book.page
+    book.run("ui.trade_off(n_points=4); ui.budget.value = 0.5; ui.verify(); None")
+    page.locator(".tb-marks button", has_text="knee").wait_for()
+    page.evaluate("() => { const shell = window.jupyterapp.shell; shell.collapseLeft(); shell.collapseRight(); }")
+    for width in (420, 600, 1280):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_function(
+            "w => document.querySelector('.tiny-backprop-explorer').clientWidth <= w", arg=width, timeout=10_000
+        )
+        for tab in TABS:
+            open_tab(page, tab)
+            page.wait_for_function(f"() => ({OVERFLOWS})().length === 0", timeout=5_000)
+        assert not page.evaluate(MARKS_OVERLAP)
+    assert book.problems == []
+
+
+def test_the_whole_graph_is_in_sight_at_any_width_until_it_is_moved(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Graph")
+    graph = page.locator(".tb-graph[data-visible]")
+    graph.wait_for()
+    everything = graph.get_attribute("data-visible")
+    for width in (420, 1280):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_function(
+            "w => Math.abs(document.querySelector('.tb-graph canvas').width / devicePixelRatio"
+            " - document.querySelector('.tb-graph canvas').clientWidth) < 2 && innerWidth === w",
+            arg=width,
+        )
+        page.wait_for_selector(f".tb-graph[data-visible='{everything}']", timeout=5_000)
+    assert book.problems == []
 
 
 def test_light_and_dark_follow_the_page(notebook):

@@ -45,6 +45,7 @@ from tiny_backprop_widgets.sliders import (
     LevelsSlider,
 )
 from tiny_backprop_widgets.source import tensor_html
+from tiny_backprop_widgets.stand_in import hidden_stand_in, show_with_stand_in
 from tiny_backprop_widgets.table_view import TableView
 from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
 from tiny_backprop_widgets.verify_panel import VerifyPanel
@@ -57,7 +58,14 @@ _LABEL = {"width": STYLE["description_width"], "display": "flex", "justify_conte
 _WIDE = {"width": "min(30em, 100%)"}
 _CSS = (
     "<style>.tiny-backprop-explorer :is(th, td) { padding: 0 1.2em 0 0; text-align: left; line-height: 1.6 } "
-    ".tiny-backprop-explorer .widget-html-content { overflow-x: auto } "
+    ".tiny-backprop-explorer .widget-html-content { overflow-x: auto; min-width: 0 } "
+    # Where there is no room beside each other, tabs stand below each other, and rows of prices become columns.
+    ".tiny-backprop-explorer .lm-TabBar-content { flex-wrap: wrap } "
+    ".tiny-backprop-explorer .lm-TabBar-tab { flex: 0 0 auto !important; min-width: max-content !important } "
+    ".tiny-backprop-price > .widget-html-content { container-type: inline-size } "
+    "@container (max-width: 46em) { .tiny-backprop-price :is(table, tr) { display: contents } "
+    ".tiny-backprop-price tbody { display: grid; grid: repeat(8, auto) / auto-flow minmax(0, max-content) } "
+    ".tiny-backprop-price :is(th, td) { padding-right: .9em; white-space: normal; max-width: 11em } } "
     ".tiny-backprop-explorer pre { white-space: pre-wrap; line-height: 1.4 } "
     ".tiny-backprop-explorer mark { background: #ffe08a; color: #000 }</style>"
 )
@@ -157,9 +165,12 @@ class PlanExplorer(widgets.VBox):
         self._guarded(lambda: self._show(self._plan))
 
     def _build(self) -> list[widgets.Widget]:
-        title = f"{_CSS}<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
+        self._title = widgets.HTML()
+        title = f"<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
+        self._title.value = _CSS + hidden_stand_in(self._title.model_id) + title
         self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._price.add_class("tiny-backprop-price")
         self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
         self._loops, self._map = widgets.HTML(), widgets.HTML(_NO_MAP)
         self._map_tab = widgets.VBox([self._map])
@@ -180,7 +191,7 @@ class PlanExplorer(widgets.VBox):
             titles=["Tensors", "Graph", "Loops", "Trade-off", "Memory map", "Code and export"],
         )
         return [
-            widgets.HTML(title),
+            self._title,
             _row(widgets.Label("plan by", layout=_LABEL), self.strategy),
             *self.dimensions.values(),
             self.block_size,
@@ -331,6 +342,10 @@ class PlanExplorer(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         return with_pictures(super()._repr_mimebundle_(**kwargs), self, self._pictures)
+
+    def _ipython_display_(self) -> None:
+        """Show the live explorer and, as an output of its own, what stands in where its model is not found."""
+        show_with_stand_in(self._repr_mimebundle_(), self._title.model_id)
 
     def _pictures(self) -> dict[str, str]:
         """Return a static picture and table, which stand in where there is no kernel."""

@@ -7,6 +7,7 @@ import {
   canvasIn,
   element,
   formatBytes,
+  headings,
   kernelNotice,
   line,
   lowerBound,
@@ -276,7 +277,8 @@ export function renderFrontier({ model, el }) {
       c.setLineDash([]);
       const isPeakRight = plan.facts.peak_step > x0 + 0.6 * (x1 - x0); // its words stand there, too
       const at = /** @type {["left" | "right", number]} */ (isPeakRight ? ["left", LEFT + 4] : ["right", right - 4]);
-      plate(c, theme, `budget ${formatBytes(budget)}`, at[1], yOf(budget) - 9, at[0]);
+      const isTight = plotWidth() < 420 && Math.abs(yOf(plan.facts.peak_bytes) - yOf(budget)) < 17;
+      plate(c, theme, `budget ${formatBytes(budget)}`, at[1], yOf(budget) - (isTight ? 25 : 9), at[0]);
     }
     const measured = numbers(model, "_measured", Float64Array);
     if (measured.length) {
@@ -330,14 +332,8 @@ export function renderFrontier({ model, el }) {
     }
     c.strokeRect(LEFT + 0.5, TOP + 0.5, plotWidth() - 1, plotHeight() - 1);
     c.textBaseline = "alphabetic";
-    c.textAlign = "left";
-    c.fillText("live bytes, predicted", 4, 12);
-    c.textAlign = "right";
-    c.fillText(
-      `${plan.facts.word} of ${plan.live.length.toLocaleString("en")}, recomputation included`,
-      width - RIGHT,
-      12,
-    );
+    const of = `${plan.facts.word} of ${plan.live.length.toLocaleString("en")}`;
+    headings(c, "live bytes, predicted", [`${of}, recomputation included`, of], 4, width - RIGHT, 12);
     c.textAlign = "center";
     c.font = "italic 11px system-ui, sans-serif";
     const border = plan.facts.n_forward_steps;

@@ -32,6 +32,7 @@ export function renderGraph({ model, el }) {
   el.append(root);
   let drawing = readBoxes(model);
   let [scale, dx, dy] = [0, 0, 0];
+  let [isWhole, paintedWidth] = [false, 0];
   let nPaints = 0;
   let hit = 0;
   let anchor = /** @type {{ start: number, x: number, y: number } | null} */ (null);
@@ -59,6 +60,7 @@ export function renderGraph({ model, el }) {
     scale = Math.min(1.4, (width - 24) / right, (HEIGHT - 24) / bottom);
     dx = (width - right * scale) / 2;
     dy = (HEIGHT - bottom * scale) / 2;
+    isWhole = true;
     touch();
   }
   /** @param {number} factor @param {number} [x] @param {number} [y] */
@@ -67,12 +69,14 @@ export function renderGraph({ model, el }) {
     dx = x - ((x - dx) * next) / scale;
     dy = y - ((y - dy) * next) / scale;
     scale = next;
+    isWhole = false;
     touch();
   }
   /** @param {number} x @param {number} y */
   function pan(x, y) {
     dx += x;
     dy += y;
+    isWhole = false;
     touch();
   }
   /** Bring a box into the middle, at a size at which it can be read. @param {number} i */
@@ -82,12 +86,15 @@ export function renderGraph({ model, el }) {
     const [x, y, w, h] = drawing.places.subarray(4 * i, 4 * i + 4);
     dx = canvas.clientWidth / 2 - (x + w / 2) * scale;
     dy = HEIGHT / 2 - (y + h / 2) * scale;
+    isWhole = false;
     touch();
   }
 
   /** @param {CanvasRenderingContext2D} c @param {number} width */
   function paint(c, width) {
-    if (!scale) fit();
+    if (!scale || (isWhole && width !== paintedWidth)) fit();
+    else dx += (width - paintedWidth) / 2; // the middle stays in the middle
+    paintedWidth = width;
     const theme = themeOf(el);
     root.dataset.theme = theme.isDark ? "dark" : "light";
     const boxBytes = numbers(model, "_box_bytes", Float64Array);

@@ -2,6 +2,10 @@
 /** Marks under a slider: a tick and a word each; a click takes the slider there. */
 import { element, onChange, onTheme, themeOf } from "./shared.js";
 
+// In em: where the words begin, and how far apart their rows are; in pixels: the least room between two words.
+const [TOP, ROW] = [0.35, 1.45];
+const GAP = 6;
+
 /** @typedef {{ at: number, row: number, text: string, title: string }} Mark */
 
 /** @param {{ model: import("./shared.js").Model & { send(content: any): void }, el: HTMLElement }} context */
@@ -16,7 +20,6 @@ export function renderMarks({ model, el }) {
       const share = `${100 * mark.at}%`;
       const tick = element("i");
       tick.style.left = share;
-      tick.style.height = mark.row ? "1.7em" : "0.4em";
       root.append(tick);
       const button = element("button", "", mark.text);
       button.title = mark.title;
@@ -24,15 +27,39 @@ export function renderMarks({ model, el }) {
       button.addEventListener("click", () => model.send(i));
       button.dataset.at = String(mark.at);
       button.style.left = share;
-      button.style.top = mark.row ? "1.6em" : "0.35em";
       button.style.transform = `translateX(-${share})`; // words at an end stay inside
       root.append(button);
+      const row = freeRow(button, mark.row);
+      button.dataset.row = String(row);
+      button.style.top = `${TOP + row * ROW}em`;
+      tick.style.height = `${TOP + row * ROW}em`;
     }
+    const rows = [...root.querySelectorAll("button")].map((button) => Number(button.dataset.row));
+    root.style.height = `${TOP + ROW * (1 + Math.max(1, ...rows))}em`;
+  }
+
+  /**
+   * The row for the words of a mark, at its own or below, where those before it leave room.
+   * @param {HTMLElement} button
+   * @param {number} row
+   */
+  function freeRow(button, row) {
+    const box = button.getBoundingClientRect();
+    const taken = new Set();
+    for (const other of root.querySelectorAll("button")) {
+      const its = other.getBoundingClientRect();
+      if (other !== button && its.left < box.right + GAP && its.right > box.left - GAP) taken.add(other.dataset.row);
+    }
+    while (taken.has(String(row))) row += 1;
+    return row;
   }
 
   draw();
+  const resized = new ResizeObserver(draw);
+  resized.observe(root.parentElement ?? root);
   const stops = [onTheme(draw), onChange(model, ["_marks"], draw)];
   return () => {
+    resized.disconnect();
     for (const end of stops) end();
     root.remove();
   };

@@ -7,6 +7,7 @@ import {
   canvasIn,
   element,
   formatBytes,
+  headings,
   kernelNotice,
   line,
   numbers,
@@ -286,12 +287,9 @@ export function renderMemoryMap({ model, el }) {
     }
     c.strokeRect(LEFT + 0.5, TOP + 0.5, plotWidth() - 1, plotHeight() - 1);
     c.textBaseline = "alphabetic";
-    c.textAlign = "left";
-    c.fillText("offset in memory, by XLA", 4, 13);
-    c.textAlign = "right";
-    const unit = width > 560 ? `position of ${n.toLocaleString("en")} instructions` : `of ${n.toLocaleString("en")}`;
-    c.fillText(facts.loops.length && width > 760 ? `${unit}, loops opened once` : unit, width - RIGHT, 13);
-    c.textAlign = "left";
+    const unit = `position of ${n.toLocaleString("en")} instructions`;
+    const words = [...(facts.loops.length ? [`${unit}, loops opened once`] : []), unit, `of ${n.toLocaleString("en")}`];
+    headings(c, "offset in memory, by XLA", words, 4, width - RIGHT, 13);
   }
 
   /** Bars for loops, branches and calls, nested ones lower. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */

@@ -2,8 +2,8 @@
 /** The trade-off: peak bytes to the right, what recomputation costs upwards; every point can be chosen. */
 import { element, formatBytes, onChange, onTheme, themeOf, ticks, tooltipIn } from "./shared.js";
 
-const HEIGHT = 300;
-const MARGIN = { left: 58, right: 14, top: 14, bottom: 40 };
+const HEIGHT = 280;
+const MARGIN = { left: 58, right: 14, top: 14, bottom: 20 };
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
@@ -21,7 +21,8 @@ function shape(tag, attributes, text = "") {
 export function renderPareto({ model, el }) {
   const root = element("div", "tb-view tb-pareto");
   const frame = element("div", "tb-frame");
-  root.append(frame);
+  const words = element("div", "tb-bar tb-apart");
+  root.append(frame, words);
   el.append(root);
   const tip = tooltipIn(frame);
   let drawing = /** @type {SVGElement | null} */ (null);
@@ -80,12 +81,9 @@ export function renderPareto({ model, el }) {
         ),
       );
     }
-    svg.append(
-      shape(
-        "text",
-        { ...font, x: MARGIN.left + w, y: HEIGHT - 8, "text-anchor": "end" },
-        `peak bytes, predicted; upwards: recompute ${unit}, predicted`,
-      ),
+    words.replaceChildren(
+      element("span", "", `dotted: ${bound_name}, ${formatBytes(bound_bytes)}; no plan needs less`),
+      element("span", "", `peak bytes, predicted; upwards: recompute ${unit}, predicted`),
     );
     svg.append(
       shape("line", {
@@ -96,13 +94,6 @@ export function renderPareto({ model, el }) {
         stroke: theme.text,
         "stroke-dasharray": "2 3",
       }),
-    );
-    svg.append(
-      shape(
-        "text",
-        { ...font, x: MARGIN.left + 4, y: HEIGHT - 8 },
-        `dotted: ${bound_name}, ${formatBytes(bound_bytes)}; no plan needs less`,
-      ),
     );
     const line = points.map(
       (/** @type {any} */ p, /** @type {number} */ i) =>
@@ -161,7 +152,7 @@ export function renderPareto({ model, el }) {
         svg.append(
           shape(
             "text",
-            { ...font, fill: theme.text, "font-weight": "bold", x: a + 11, y: b - 7 },
+            { ...font, fill: theme.text, "font-weight": "bold", x: Math.min(a + 11, width - 150), y: b - 7 },
             `knee: ${formatBytes(p.peak_bytes)}, +${p.percent.toFixed(1)}%`,
           ),
         );

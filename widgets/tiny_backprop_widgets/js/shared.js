@@ -244,13 +244,28 @@ export function canvasIn(parent, height, label, paint) {
   const resized = new ResizeObserver(touch);
   resized.observe(canvas);
   const stopTheme = onTheme(touch);
+  addEventListener("keydown", keepKey, true);
   const stop = () => {
+    removeEventListener("keydown", keepKey, true);
     resized.disconnect();
     stopTheme();
     cancelAnimationFrame(request);
     clearTimeout(timer);
   };
   return { frame, canvas, touch, stop };
+}
+
+/**
+ * Leave a plain key to the view or the slider that has the focus. Notebook 7 looks for shortcuts of its own before
+ * they see the key, and has some for arrow keys, Enter and 0.
+ * @param {KeyboardEvent} e
+ */
+function keepKey(e) {
+  const at = /** @type {Element | null} */ (e.target);
+  const own = at?.closest?.(".tb-view [tabindex], .tiny-backprop-explorer .noUi-handle");
+  if (!own || e.ctrlKey || e.metaKey || e.altKey || e.shiftKey) return;
+  own.setAttribute("data-lm-suppress-shortcuts", "true");
+  setTimeout(() => own.removeAttribute("data-lm-suppress-shortcuts"));
 }
 
 /**
@@ -382,6 +397,24 @@ export function line(c, a, b, x, y) {
   c.moveTo(a, b);
   c.lineTo(x, y);
   c.stroke();
+}
+
+/**
+ * Words over a plot: what its height means on the left, what its width means on the right, as long as there is room.
+ * @param {CanvasRenderingContext2D} c
+ * @param {string} upwards
+ * @param {string[]} along the same in fewer and fewer words
+ * @param {number} left
+ * @param {number} right
+ * @param {number} y
+ */
+export function headings(c, upwards, along, left, right, y) {
+  c.textAlign = "left";
+  c.fillText(upwards, left, y);
+  const room = right - left - c.measureText(upwards).width - 12;
+  c.textAlign = "right";
+  c.fillText(along.find((words) => c.measureText(words).width <= room) ?? "", right, y);
+  c.textAlign = "left";
 }
 
 /**
