@@ -1,11 +1,12 @@
 """`calibrate`: what it measures, what it keeps, and what it says of files that are not its own."""
 
 import dataclasses
+import warnings
 
 import jax.numpy as jnp
 import pytest
 
-from tiny_backprop import CostModel, MeasureError, calibrate
+from tiny_backprop import CalibrationWarning, CostModel, MeasureError, calibrate
 from tiny_backprop.integration.jax import calibration, read_calibration
 from tiny_backprop.plan.cost import CLASSES
 
@@ -14,7 +15,9 @@ from tiny_backprop.plan.cost import CLASSES
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibration")
     assert read_calibration(folder) is None
-    return folder, calibrate(cache_directory=folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # other tests are running
+        return folder, calibrate(cache_directory=folder)
 
 
 def test_every_class_has_its_speeds(measured):
@@ -68,7 +71,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
 def test_a_busy_machine_is_told_of(monkeypatch):
     speeds = iter([1e11, 4e10])
     monkeypatch.setattr(calibration, "_flops_per_second", lambda *_: next(speeds))
-    with pytest.warns(calibration.CalibrationWarning, match=r"2\.5 times .* calibrate\(again=True\)"):
+    with pytest.warns(CalibrationWarning, match=r"2\.5 times .* calibrate\(again=True\)"):
         calibration._steadily(lambda: CostModel(), 0.0)
 
 

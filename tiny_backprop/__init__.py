@@ -13,6 +13,7 @@ from tiny_backprop.analysis import analyze_graph as analyze_graph
 from tiny_backprop.analysis import loop_reports as loop_reports
 from tiny_backprop.analysis import summarize_frontier as summarize_frontier
 from tiny_backprop.errors import BudgetError as BudgetError
+from tiny_backprop.errors import CalibrationWarning as CalibrationWarning
 from tiny_backprop.errors import CaptureError as CaptureError
 from tiny_backprop.errors import FallbackWarning as FallbackWarning
 from tiny_backprop.errors import GraphError as GraphError

@@ -51,3 +51,11 @@ class FallbackWarning(UserWarning):
     Pass `on_error="raise"` to have the reason raised, or silence it with
     `warnings.simplefilter("ignore", tiny_backprop.FallbackWarning)`.
     """
+
+
+class CalibrationWarning(UserWarning):
+    """A machine was busy with something else while `calibrate` measured it.
+
+    Measure anew with `calibrate(again=True)`, or silence it with
+    `warnings.simplefilter("ignore", tiny_backprop.CalibrationWarning)`.
+    """

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import platformdirs
 from jax import lax
 
-from tiny_backprop.errors import MeasureError
+from tiny_backprop.errors import CalibrationWarning, MeasureError
 from tiny_backprop.integration.jax.cost import aval_bytes, jaxpr_cost
 from tiny_backprop.plan.cost import CostModel
 
@@ -37,18 +37,14 @@ _FORMAT = "tiny_backprop.calibration"
 _VERSION = 1
 
 
-class CalibrationWarning(UserWarning):
-    """A machine was busy while it was calibrated. Silence it with `warnings.simplefilter("ignore", …)`."""
-
-
 Probe = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def calibrate(*, again: bool = False, cache_directory: str | os.PathLike[str] | None = None) -> CostModel:
     """Return how fast JAX's default device is, measured now or, on an earlier call, on the same machine.
 
-    Measuring takes a few seconds, with the device otherwise idle, it is hoped. The figures are kept in a file for each
-    device, number of cores and version of JAX, so that later calls only read it.
+    Measuring takes ten to twenty seconds, most of them for compiling, in which nothing else should run. The figures are
+    kept in a file for each device, number of cores and version of JAX, so that later calls only read it.
 
     Args:
       again: Whether to measure even if there is such a file, which is then replaced.
@@ -59,6 +55,9 @@ def calibrate(*, again: bool = False, cache_directory: str | os.PathLike[str] | 
 
     Raises:
       MeasureError: The file cannot be written, or is none that `calibrate` wrote.
+
+    Warns:
+      CalibrationWarning: The machine was not as fast at the end as at the beginning.
 
     Example:
       >>> import tiny_backprop as tb
