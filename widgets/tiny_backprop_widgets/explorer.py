@@ -96,8 +96,8 @@ class PlanExplorer(widgets.VBox):
         size and levels) or `"budget"` (`plan_budget`). Changing a slider chooses it.
       frontier: The `FrontierView`.
       dag: The `GraphView`.
-      cost_model: What `tiny_backprop.calibrate` has kept for this machine, for predicted step times; else None.
       tensors: The `TableView` of what is alive at the peak. A tensor that is chosen in one view is chosen in all.
+      cost_model: What `tiny_backprop.calibrate` has kept for this machine, for predicted step times; else None.
 
     End a notebook with `assert not ui.errors`: an exception in a callback fails no cell.
 
