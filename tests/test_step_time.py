@@ -158,7 +158,7 @@ def test_compare_predicts_step_times_where_a_cost_model_says_how():
 # ---- classes and cost models ----
 
 
-@pytest.mark.parametrize("name", ["gpt", "moe", "lstm", "resnet18"])
+@pytest.mark.parametrize("name", ["gpt", "moe", "lstm", "densenet"])
 def test_primitives_of_real_models_have_a_class(name):
     loss, args = truth.MODELS[name]()
     with jax.numpy_rank_promotion("allow"):
