@@ -158,7 +158,7 @@ class Plan:
     def step_seconds(self, cost: Cost = "seconds") -> float:
         """Predict how long a step of the gradient takes; see `tiny_backprop.plan.step_time`.
 
-        Meant for ratios between plans: seconds themselves are right to a factor of about two, on a calibrated machine.
+        Meant for ratios between plans: seconds themselves can be wrong by a factor of two or three.
         Takes about as long as the prediction of memory. A graph made by hand is priced node by node.
 
         Args:

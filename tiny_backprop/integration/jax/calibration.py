@@ -117,15 +117,15 @@ def _path(cache_directory: str | os.PathLike[str] | None) -> Path:
 
 
 def _measured() -> CostModel:
-    start = _seconds((lambda x: x + 1, (jnp.zeros(()),)))
-    return _steadily(lambda: _all_speeds(start), start)
+    start_seconds = _seconds((lambda x: x + 1, (jnp.zeros(()),)))
+    return _steadily(lambda: _all_speeds(start_seconds), start_seconds)
 
 
-def _steadily(measure: Callable[[], CostModel], start: float) -> CostModel:
+def _steadily(measure: Callable[[], CostModel], start_seconds: float) -> CostModel:
     """Return what is measured, with a warning where the machine was not as fast before as after."""
-    before = _flops_per_second(_matmuls(), start)
+    before = _flops_per_second(_matmuls(), start_seconds)
     model = measure()
-    after = _flops_per_second(_matmuls(), start)
+    after = _flops_per_second(_matmuls(), start_seconds)
     change = max(before, after) / min(before, after)
     if change > _MOST_CHANGE:
         warnings.warn(
@@ -137,16 +137,16 @@ def _steadily(measure: Callable[[], CostModel], start: float) -> CostModel:
     return model
 
 
-def _all_speeds(start: float) -> CostModel:
-    moved = _bytes_per_second(_elementwise(), start)
+def _all_speeds(start_seconds: float) -> CostModel:
+    bytes_per_second = _bytes_per_second(_elementwise(), start_seconds)
     by_class = {
-        "matmul": (_flops_per_second(_matmuls(), start), moved),
-        "convolution": (_flops_per_second(_convolutions(), start), moved),
-        "kernel_gradient": (_flops_per_second(_kernel_gradients(), start), moved),
-        "transcendental": (_flops_per_second(_transcendentals(), start), moved),
-        "special": (_flops_per_second(_specials(), start), moved),
-        "elementwise": (_flops_per_second([(_horner, (_array(_SIDE, _SIDE),))], start), moved),
-        "random": (_flops_per_second(_random(), start), moved),
+        "matmul": (_flops_per_second(_matmuls(), start_seconds), bytes_per_second),
+        "convolution": (_flops_per_second(_convolutions(), start_seconds), bytes_per_second),
+        "kernel_gradient": (_flops_per_second(_kernel_gradients(), start_seconds), bytes_per_second),
+        "transcendental": (_flops_per_second(_transcendentals(), start_seconds), bytes_per_second),
+        "special": (_flops_per_second(_specials(), start_seconds), bytes_per_second),
+        "elementwise": (_flops_per_second([(_horner, (_array(_SIDE, _SIDE),))], start_seconds), bytes_per_second),
+        "random": (_flops_per_second(_random(), start_seconds), bytes_per_second),
     }
     for name, probes in (
         ("reduction", _reductions()),
@@ -155,14 +155,14 @@ def _all_speeds(start: float) -> CostModel:
         ("scatter", _scatters()),
     ):
         fused = [(lambda x, *rest, f=f: f(_horner(x), *rest), args) for f, args in probes]
-        by_class[name] = _flops_per_second(fused, start), _bytes_per_second(probes, start)
-    seconds_per_kernel = _seconds_per_kernel(start)
+        by_class[name] = _flops_per_second(fused, start_seconds), _bytes_per_second(probes, start_seconds)
+    seconds_per_kernel = _seconds_per_kernel(start_seconds)
     return CostModel(
         flops_per_second=by_class["matmul"][0],
-        bytes_per_second=moved,
+        bytes_per_second=bytes_per_second,
         by_class=by_class,
         seconds_per_kernel=seconds_per_kernel,
-        seconds_per_loop_step=_seconds_per_loop_step(start, seconds_per_kernel),
+        seconds_per_loop_step=_seconds_per_loop_step(start_seconds, seconds_per_kernel),
         seconds_per_fresh_byte=_seconds_per_fresh_byte(),
         least_fresh_bytes=_LEAST_FRESH_BYTES,
     )
