@@ -5,7 +5,8 @@ against XLA's temporary and output bytes. Both predictions are shown: that of th
 and plain liveness, the referee's count of every value as if nothing were fused. Then the gradients of a model are
 run in turn, and the time of each, in proportion to the plain one's, is held against what a cost model predicts that
 was calibrated just before. Two cruder predictions stand beside it: that every gradient takes as long as the plain one,
-and that time goes as FLOPs do. Ends with an error where a target is missed.
+and that time goes as FLOPs do. With `--donate`, parameters are donated, and memory alone is compared. Ends with an
+error where a target is missed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import ctypes
 import dataclasses
 import gc
+import math
 import statistics
 import sys
 import time
@@ -29,7 +31,7 @@ from tqdm import tqdm
 import tiny_backprop as tb
 from benchmarks.figures import Figure, print_figures
 from benchmarks.models import gpt, resnet, small, unet, vit
-from tiny_backprop.plan.materialized import materialize
+from tiny_backprop.plan.plan import predict_jax_gradient
 from tiny_backprop.plan.step_time import step_seconds
 from tiny_backprop.units import format_bytes
 
@@ -73,9 +75,9 @@ class Case:
     gradient: Callable[..., Any]
 
 
-def cases(loss: Callable[..., jax.Array], args: tuple[Any, ...]) -> Iterator[Case]:
+def cases(loss: Callable[..., jax.Array], args: tuple[Any, ...], donate_argnums: Sequence[int]) -> Iterator[Case]:
     """Yield the plain gradient of a model and eight different planned ones: by levels, block size and budget."""
-    everything = tb.plan_save_everything(tb.capture_gradient(loss, *args))
+    everything = tb.plan_save_everything(tb.capture_gradient(loss, *args, donate_argnums=donate_argnums))
     yield Case(SAVE_EVERYTHING, everything, jax.value_and_grad(loss))
     root = round(everything.graph.n_forward**0.5)
     ways: list[dict[str, Any]] = [{}, {"levels": 2}, {"block_size": root}, {"block_size": 3 * root}]
@@ -85,7 +87,7 @@ def cases(loss: Callable[..., jax.Array], args: tuple[Any, ...]) -> Iterator[Cas
     for way in ways:
         if len(known) == _N_PLANS:
             return
-        gradient = tb.height_compressed_value_and_grad(loss, **way, on_error="raise")
+        gradient = tb.height_compressed_value_and_grad(loss, **way, donate_argnums=donate_argnums, on_error="raise")
         try:
             plan = gradient.plan(*args)
         except tb.BudgetError:
@@ -120,22 +122,22 @@ class Comparison:
     seconds: float
 
 
-def compare_model(name: str, model: tb.CostModel, bar: tqdm) -> list[Comparison]:
-    """Compile the gradients of a model, run them, and hold predictions against them."""
+def compare_model(name: str, model: tb.CostModel | None, bar: tqdm, donate_argnums: Sequence[int]) -> list[Comparison]:
+    """Compile the gradients of a model, run them if there is a cost model, and hold predictions against them."""
     loss, args = MODELS[name]()
     found, programs = [], []
-    for case in cases(loss, args):
+    for case in cases(loss, args, donate_argnums):
         bar.set_description(f"{name}: {case.name}")
-        plan, program = case.plan, tb.jit(case.gradient).lower(*args).compile()
-        predicted = plan.materialized
-        if case.name == SAVE_EVERYTHING and plan.graph.nested:  # it is JAX's own gradient that is compiled
-            steps, n_forward_steps = plan.timeline.steps, plan.timeline.n_forward_steps
-            predicted = materialize(plan.graph, steps, n_forward_steps, is_planned=False)
-        seconds, measured_bytes = step_seconds(predicted, model), tb.measure(program).peak_bytes
-        sizes = plan.liveness_peak_bytes, predicted.peak_bytes, measured_bytes
-        found.append(Comparison(name, case.name, *sizes, plan.flops, seconds, seconds=0.0))
+        plan, program = case.plan, tb.jit(case.gradient, donate_argnums=donate_argnums).lower(*args).compile()
+        is_jax_own = case.name == SAVE_EVERYTHING
+        predicted = predict_jax_gradient(plan.graph) if is_jax_own else plan.materialized
+        sizes = plan.liveness_peak_bytes, predicted.peak_bytes, tb.measure(program).peak_bytes
+        seconds = step_seconds(predicted, model) if model else math.nan
+        found.append(Comparison(name, case.name, *sizes, plan.flops, seconds, seconds=math.nan))
         programs.append(program)
         bar.update()
+    if not model:
+        return found
     bar.set_description(f"{name}: run")
     times = median_seconds(programs, args)
     return [dataclasses.replace(c, seconds=s) for c, s in zip(found, times, strict=True)]
@@ -197,7 +199,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             off = errors(of_model, column)
             row |= {f"{words}: median": f"{off.median():.1%}", f"{words}: worst": f"{off.max():.1%}"}
             row[f"{words}: rank"] = f"{rank_correlation(of_model, column):.3f}"
-        row["time: median"] = f"{time_errors(of_model, 'predicted_seconds').median():.1%}"
+        if of_model.seconds.notna().all():
+            row["time: median"] = f"{time_errors(of_model, 'predicted_seconds').median():.1%}"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -210,17 +213,19 @@ def figures(table: pd.DataFrame) -> list[Figure]:
     of_model = {name: rank_correlation(t, "predicted_bytes") for name, t in table.groupby("model", sort=False)}
     least = min(of_model, key=lambda k: of_model[k])
     worst = table.loc[off.idxmax()]
-    by_time = time_errors(table, "predicted_seconds")
-    cruder = {"no change": time_errors(table, None), "FLOPs alone": time_errors(table, "flops")}
-    time_note = "; ".join(f"by {k} {e.median():.3f}, {e.quantile(0.9):.3f}" for k, e in cruder.items())
-    time_note = f"90th percentile {by_time.quantile(0.9):.3f}; {time_note}"
-    return [
+    found = [
         Figure("peak: median error", off.median(), MOST_MEDIAN, "×", f"{note}{plain.median():.3f}"),
         Figure("peak: 90th percentile", off.quantile(0.9), MOST_P90, "×", f"{note}{plain.quantile(0.9):.3f}"),
         Figure("peak: worst error", off.max(), MOST_WORST, "×", f"{worst.model}, {worst.case}; {plain.max():.3f}"),
         Figure("1 - least rank correlation", 1 - of_model[least], 1 - LEAST_RANK_CORRELATION, "", str(least)),
-        Figure("time / plain: median error", by_time.median(), MOST_TIME_MEDIAN, "×", time_note),
     ]
+    if table.seconds.isna().any():
+        return found
+    by_time = time_errors(table, "predicted_seconds")
+    cruder = {"no change": time_errors(table, None), "FLOPs alone": time_errors(table, "flops")}
+    time_note = "; ".join(f"by {k} {e.median():.3f}, {e.quantile(0.9):.3f}" for k, e in cruder.items())
+    time_note = f"90th percentile {by_time.quantile(0.9):.3f}; {time_note}"
+    return [*found, Figure("time / plain: median error", by_time.median(), MOST_TIME_MEDIAN, "×", time_note)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,11 +233,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.truth", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=tuple(MODELS), default=tuple(MODELS), metavar="MODEL")
     parser.add_argument("--out", type=Path, default=Path("build/truth"), help="folder to write; default: %(default)s")
+    parser.add_argument("--donate", action="store_true", help="donate the parameters; nothing is run or timed")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    model = tb.calibrate(again=True, cache_directory=options.out)
+    model = None if options.donate else tb.calibrate(again=True, cache_directory=options.out)
+    donate_argnums = (0,) if options.donate else ()
     with tqdm(total=len(options.only) * (_N_PLANS + 1), unit="gradient", leave=False) as bar:
-        found = [c for name in options.only for c in compare_model(name, model, bar)]
+        found = [c for name in options.only for c in compare_model(name, model, bar, donate_argnums)]
     table = pd.DataFrame([dataclasses.asdict(c) for c in found])
     table.to_csv(options.out / "truth.csv", index=False)
     print(summary(table).to_string(index=False, line_width=10_000), end="\n\n", flush=True)

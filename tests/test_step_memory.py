@@ -11,13 +11,14 @@ from jax import lax
 from benchmarks.models import small
 from tests.programs import assert_close
 from tests.test_scans import rnn
-from tiny_backprop import LoopChoice, capture_gradient, height_compressed_value_and_grad, measure
+from tiny_backprop import LoopChoice, capture_gradient, height_compressed_value_and_grad, measure, plan_save_everything
 from tiny_backprop.integration.jax.call import Call
 from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.nested import nested_p
 from tiny_backprop.integration.jax.rewrite import rewrite
 from tiny_backprop.plan.nested import with_nested
 from tiny_backprop.plan.path import options
+from tiny_backprop.plan.plan import predict_jax_gradient
 from tiny_backprop.plan.schedule import schedule
 from tiny_backprop.plan.step_memory import Body, predict_body
 
@@ -181,3 +182,19 @@ def test_a_body_that_runs_nothing_takes_nothing():
     made = int(graph.output_start[0])
     assert predict_body(graph, Body([0], 1, returned=[made])).n_bytes == 0
     assert predict_body(graph, Body([0], 1, state=[(0, made)])).n_bytes == 0
+
+
+def test_jaxs_own_loop_saves_what_is_the_next_carry_twice():
+    weights, state = jax.ShapeDtypeStruct((256, 256), "float32"), jax.ShapeDtypeStruct((64, 256), "float32")
+
+    def loss(w, h):  # the step before reads each state as its result, the next one as its operand
+        return jnp.sum(lax.scan(lambda h, _: (jnp.tanh(h @ w), None), h, length=40)[0] ** 2)
+
+    graph = capture_gradient(loss, weights, state)
+    own = predict_jax_gradient(graph).peak_bytes
+    assert own == pytest.approx(measure(jax.value_and_grad(loss), weights, state).peak_bytes, rel=0.01)
+    planned, predicted = measured_and_predicted(
+        loss, (weights, state), plan=plan_save_everything(capture_gradient(loss, weights, state, argnums=(0, 1)))
+    )
+    assert predicted < own
+    assert predicted == pytest.approx(planned, rel=0.05)

@@ -140,4 +140,4 @@ def test_what_cannot_be_compiled_by_itself_says_so():
         return jax.lax.psum(x, "devices")
 
     with pytest.raises(MeasureError, match="plan without verify=True"):
-        compiled_bytes(needs_an_axis, np.float32(1))
+        compiled_bytes(jax.jit(needs_an_axis), np.float32(1))

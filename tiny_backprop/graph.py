@@ -28,7 +28,7 @@ FLATTENED, COPIED = 1, 2
 """In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions; see `copied`."""
 
 _FORMAT = "tiny_backprop.graph"
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +191,8 @@ class Graph:
       nested: The loops and branches that are planned as programs of their own.
       backend: The backend of XLA whose allocation predictions are about, `"cpu"` for what was captured from JAX; `""`
         for a graph made by hand, whose values are counted by plain liveness.
+      donated: Numbers of the inputs that the program is given for its own use, in order; see `donate_argnums` of
+        `jax.jit`.
     """
 
     name: str
@@ -216,6 +218,7 @@ class Graph:
     n_primal_outputs: int
     nested: tuple[Nested, ...] = ()
     backend: str = ""
+    donated: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check(self)
@@ -289,6 +292,29 @@ class Graph:
         """Bytes of the values that the program returns and a node made, each counted once."""
         made = np.unique(self.outputs[self.outputs >= self.n_inputs])
         return int(self.value_bytes[made].sum())
+
+    @functools.cached_property
+    def taken_over(self) -> dict[int, int]:
+        """The donated input whose memory an output gets, by the output's place in `outputs`.
+
+        JAX gives each output the first input of its shape and dtype that is left; inputs that nothing reads, it drops.
+        """
+        is_read = np.isin(self.donated, self.operands) | np.isin(self.donated, self.outputs)
+        kinds = list(zip(self.value_shapes, self.value_dtypes, strict=True))
+        left = [v for v, read in zip(self.donated, is_read.tolist(), strict=True) if read]
+        found = {}
+        for place, v in enumerate(self.outputs.tolist()):
+            i = next((i for i in left if v != LITERAL and kinds[i] == kinds[v]), None)
+            if i is not None:
+                left.remove(i)
+                found[place] = i
+        return found
+
+    @property
+    def new_output_bytes(self) -> int:
+        """Bytes of those outputs of `output_bytes` that do not get the memory of a donated input."""
+        made = {v for place in self.taken_over if (v := int(self.outputs[place])) >= self.n_inputs}
+        return self.output_bytes - int(self.value_bytes[list(made)].sum())
 
     @property
     def activation_bytes(self) -> int:
@@ -601,6 +627,8 @@ def _check(g: Graph) -> None:
         raise GraphError(f"node {i} ({g.primitives[i]}) reads a value that is made only later")
     if np.any(g.operands < LITERAL) or np.any(g.outputs < LITERAL) or np.any(g.outputs >= v):
         raise GraphError(f"operands and outputs must be {LITERAL} (a literal) or the number of a value below {v}")
+    if any(not 0 <= x < g.n_inputs for x in g.donated) or list(g.donated) != sorted(set(g.donated)):
+        raise GraphError(f"donated must be numbers of inputs below {g.n_inputs}, rising; found {g.donated}")
     if not all(0 <= x.forward_node < g.n_forward <= x.backward_node < n for x in g.nested):
         found = [(x.forward_node, x.backward_node) for x in g.nested]
         raise GraphError(f"a loop or branches need a forward and a backward node of the graph; found {found}")

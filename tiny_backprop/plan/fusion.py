@@ -58,6 +58,9 @@ class Fusion:
       sources: The other one of each pair.
       is_same_place: Whether an element is read for the element in the same place alone, so that it may be overwritten.
       is_read_through: Of each of `instructions.operands`, whether it is computed inside the one that reads it.
+      donated_readers: Instructions with memory, each with a donated input that it reads when it is computed.
+      donated: The other one of each pair.
+      is_donated_same_place: `is_same_place` of these pairs.
     """
 
     instructions: Instructions
@@ -68,6 +71,9 @@ class Fusion:
     sources: np.ndarray
     is_same_place: np.ndarray
     is_read_through: np.ndarray
+    donated_readers: np.ndarray
+    donated: np.ndarray
+    is_donated_same_place: np.ndarray
 
     def first_source(self, i: int, among: Collection[int]) -> int:
         """Return the one of some sources of an instruction that it comes to first, operand by operand."""
@@ -119,8 +125,26 @@ class _Fuser:
         is_read_through = ~self.has_buffer[self.edge_operand]
         is_read_through |= self.is_inlined[self.edge_operand] & is_loop[self.edge_reader]
         is_same_place = (of.kinds < _REDUCTION) & ~of.moves
-        pairs = _sources(of, self.has_buffer, is_read_through, is_same_place)
-        return Fusion(of, self.has_buffer, self.is_in_place, self.returned, *pairs, is_read_through)
+        # Donated inputs are read like instructions with memory, and numbered after them.
+        readers = np.append(self.edge_reader, of.donated_readers)
+        operands = np.append(self.edge_operand, self.n + of.donated)
+        goes_on = np.append(is_read_through, np.zeros(len(of.donated), bool))
+        pairs = _sources((readers, operands, goes_on), self.has_buffer, is_same_place)
+        is_donated = pairs[1] >= self.n
+        reader, source, same_place = (a[~is_donated] for a in pairs)
+        of_donated = [a[is_donated] for a in pairs]
+        of_donated[1] -= self.n
+        return Fusion(
+            of,
+            self.has_buffer,
+            self.is_in_place,
+            self.returned,
+            reader,
+            source,
+            same_place,
+            is_read_through,
+            *of_donated,
+        )
 
     def _is_named(self, test: Callable[[str], bool]) -> np.ndarray:
         """Return which instructions have a primitive that passes a test."""
@@ -371,23 +395,31 @@ def follow(links: np.ndarray) -> np.ndarray:
 
 
 def _sources(
-    of: Instructions, has_buffer: np.ndarray, is_read_through: np.ndarray, is_same_place: np.ndarray
+    read: tuple[np.ndarray, np.ndarray, np.ndarray], has_buffer: np.ndarray, is_same_place: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the pairs of `Fusion.readers` and `sources`: reads, continued through what is computed inside.
 
     A read is a number: the bits of reader and operand, whether it is continued, whether it keeps the place. Of equal
     ones that which keeps no place stands for both. In the first rounds what the reads are continued by is continued,
     too, so that long chains take few rounds.
+
+    Args:
+      read: Readers, operands, and whether each operand is computed inside the reader; ones with numbers beyond those of
+        instructions are none, but are read like one with memory.
+      has_buffer: Which instructions take memory.
+      is_same_place: Which instructions keep the place of what they read.
     """
-    bits = len(of).bit_length()
-    reads = (of.readers << bits | of.operands) << 2 | is_read_through << 1 | is_same_place[of.readers]
-    is_inside = np.zeros(len(of), bool)
-    is_inside[of.operands[is_read_through]] = True
-    inner, waiting = distinct(reads[is_inside[of.readers]], 2), reads[has_buffer[of.readers]]
+    readers, operands, is_read_through = read
+    n = int(operands.max(initial=len(has_buffer))) + 1
+    bits = n.bit_length()
+    reads = (readers << bits | operands) << 2 | is_read_through << 1 | is_same_place[readers]
+    is_inside = np.zeros(n, bool)
+    is_inside[operands[is_read_through]] = True
+    inner, waiting = distinct(reads[is_inside[readers]], 2), reads[has_buffer[readers]]
     found, n_rounds = [], 0
     while len(waiting):
         found.append(waiting[waiting & 2 == 0])
-        starts = starts_of(inner >> bits + 2, len(of))
+        starts = starts_of(inner >> bits + 2, n)
         waiting = _continued(waiting, inner, starts, bits)
         if n_rounds < _DOUBLINGS:
             inner = distinct(np.append(inner[inner & 2 == 0], _continued(inner, inner, starts, bits)), 2)

@@ -174,7 +174,7 @@ class Ladder:
           counted: How bytes were counted, such as `"measured"`.
         """
         tried, graph = self.counted, self.planner.original
-        least, outputs = min(c.n_bytes for c in tried), graph.output_bytes
+        least, outputs = min(c.n_bytes for c in tried), graph.new_output_bytes
         return BudgetError(
             f"found no plan for a gradient of {graph.name!r} {that_fits} into {format_bytes(budget_bytes)} "
             f"({budget_bytes} bytes): of {len(tried)} plans the smallest takes {format_bytes(least)} ({least} bytes) "

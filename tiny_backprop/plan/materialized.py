@@ -37,12 +37,13 @@ import pandas as pd
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
+from tiny_backprop.plan.donation import with_copies
 from tiny_backprop.plan.fusion import Fusion, fuse
 from tiny_backprop.plan.kernel_work import KernelWork, kernel_work
 from tiny_backprop.plan.sharing import share
 from tiny_backprop.plan.simulate import Op, Timeline, ranges
 from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE, RECIPROCAL
-from tiny_backprop.plan.unrolled import distinct, starts_of, unroll
+from tiny_backprop.plan.unrolled import Instructions, distinct, starts_of, unroll
 from tiny_backprop.units import format_bytes
 
 BACKENDS = ("cpu",)
@@ -75,7 +76,10 @@ class PlannedProgram:
 
     def fused(self) -> Fusion:
         """Return what of it takes memory, and what is computed inside its readers."""
-        return _without_unread(fuse(unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)))
+        program = unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)
+        if not self.is_planned:
+            program = _with_jax_loops(program)
+        return with_copies(_without_unread(fuse(program)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +239,7 @@ def materialize(
     delta = np.zeros(n_kernels + 2, np.int64)
     np.add.at(delta, starts[own], n_bytes[own])
     np.add.at(delta, ends[own] + 1, -n_bytes[own])
-    live = np.cumsum(delta)[:n_kernels] + graph.output_bytes
+    live = np.cumsum(delta)[:n_kernels] + graph.new_output_bytes
     peak = int(live.argmax()) if n_kernels else 0
     kernel_nodes = np.empty(n_kernels, np.int64)
     kernel_nodes[starts[::-1]] = of.nodes[buffers[::-1]]  # of several buffers, the first one's
@@ -246,7 +250,7 @@ def materialize(
         kernel_nodes=kernel_nodes,
         n_forward_kernels=_border(kernel_nodes, graph.n_forward),
         live_bytes=live,
-        peak_bytes=int(live[peak]) if n_kernels else graph.output_bytes,
+        peak_bytes=int(live[peak]) if n_kernels else graph.new_output_bytes,
         peak_kernel=peak,
         values=of.values[buffers],
         nodes=of.nodes[buffers],
@@ -256,6 +260,20 @@ def materialize(
         is_output=is_output[buffers],
         is_lent=is_lent[buffers],
     )
+
+
+def _with_jax_loops(program: Instructions) -> Instructions:
+    """Let loops hand on what JAX's own do: a value that is the next carry, and read in both steps, is saved twice."""
+    graph, n_bytes = program.graph, program.n_bytes.copy()
+    for n in graph.nested:
+        if n.kind == "scan":
+            (body,) = n.bodies
+            carries = np.arange(n.first_carry, n.first_carry + len(n.carries))
+            read = np.unique(body.operands[body.is_backward[body.operand_node]])
+            saved = np.append(body.residuals, carries[np.isin(carries, read)])
+            handed_on = program.values == graph.output_start[n.forward_node + 1] - 2
+            n_bytes[handed_on] = n.length * body.value_bytes[saved].sum()
+    return dataclasses.replace(program, n_bytes=n_bytes)
 
 
 def _without_unread(fusion: Fusion) -> Fusion:

@@ -87,7 +87,7 @@ class Pareto:
         made by hand are counted, it is the working-set bound in this order of the backward phase.
         """
         if self.graph.backend:
-            return self.graph.output_bytes, "outputs alone"
+            return self.graph.new_output_bytes, "outputs alone"
         least = self.plans[-1]
         return working_set_bound(least.graph, backward_order(least)), "bound in this order"
 

@@ -343,12 +343,23 @@ def predict_allocation(graph: Graph, steps: np.ndarray) -> Materialized:
     if key not in known:
         is_backward = graph.is_backward[steps]
         n_forward_steps = int(is_backward.argmax()) if is_backward.any() else len(steps)
-        is_planned = len(steps) > graph.n_nodes or bool(graph.nested)
+        is_late = n_forward_steps < graph.n_forward  # some of the forward phase waits for the backward phase
+        is_planned = len(steps) > graph.n_nodes or is_late or bool(graph.nested)
         found = materialize(graph, steps, n_forward_steps, is_planned=is_planned, backend=graph.backend)
         if len(known) >= _MOST_PREDICTIONS:
             del known[next(iter(known))]
         known[key] = found
     return known[key]
+
+
+def predict_jax_gradient(graph: Graph) -> Materialized:
+    """Return what XLA is predicted to allocate for JAX's own gradient, whose loops are JAX's, too.
+
+    Args:
+      graph: A captured graph.
+    """
+    graph = keeping_everything(graph)
+    return materialize(graph, np.arange(graph.n_nodes), graph.n_forward, is_planned=False, backend=graph.backend)
 
 
 def _live_bytes_of_everything(graph: Graph) -> np.ndarray:

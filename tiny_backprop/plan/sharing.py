@@ -17,6 +17,7 @@ import operator
 import numpy as np
 
 from tiny_backprop.graph import Graph
+from tiny_backprop.plan.donation import free_after
 from tiny_backprop.plan.fusion import Fusion
 from tiny_backprop.plan.templates import PREDICATE
 
@@ -48,9 +49,11 @@ def share(fusion: Fusion, first: np.ndarray, last: np.ndarray, lends: bool) -> t
     reader, source = reader[may], source[may]
     is_lent = np.zeros(len(of), bool)
     if lends:
-        is_lent = _lend(
-            fusion, first, last, is_output, (reader, source), passes, _first_written(fusion, first, is_loop)
+        written, free_from = (
+            _first_written(fusion, first, is_loop),
+            {i: k + 1 for i, k in free_after(fusion, first).items()},
         )
+        is_lent = _lend(fusion, first, last, is_output, (reader, source), passes, written, free_from)
     is_own = ~(is_output | is_lent)
     own = is_own[source] & (is_own[reader] | (not lends)) & (is_loop[reader] | ~passes[source])
     _overwrite(fusion, first, last, reader[own], source[own])
@@ -85,6 +88,7 @@ def _lend(
     overwrites: tuple[np.ndarray, np.ndarray],
     passes: np.ndarray,
     first_written: np.ndarray,
+    free_from: dict[int, int],
 ) -> np.ndarray:
     """Return which temporaries are in the memory of an output.
 
@@ -96,6 +100,7 @@ def _lend(
       overwrites: Readers and sources that may share memory.
       passes: What passes through loops.
       first_written: See `_first_written`.
+      free_from: The first kernel in which an output's memory is free, where it was that of a donated input.
     """
     n_bytes = fusion.instructions.n_bytes
     is_lent = np.zeros(len(n_bytes), bool)
@@ -113,6 +118,8 @@ def _lend(
     lent: list[int] = []
     for i, n_larger in zip(outputs, too_large, strict=True):
         done = (lives.done[first_written[i]] & free) | lives.touching.get(i, 0)
+        if i in free_from:
+            done &= lives.to_come[free_from[i]]
         fitting = waiting & done & (-1 << n_larger)
         while fitting:
             bit = fitting & -fitting

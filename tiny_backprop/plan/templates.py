@@ -82,6 +82,7 @@ class Templates:
         self._write_columns(rows)
         self._write_operands(rows[: self.predicate_row])
         self._write_reads(facts.reads)
+        self.donated_behind = self._donated_behind()
 
     @classmethod
     def of(cls, graph: Graph) -> Templates:
@@ -178,7 +179,8 @@ class Templates:
         self.nodes = np.array([r.node for r in rows])
         self.values = np.array([r.value for r in rows])
         self.n_bytes = np.append(graph.value_bytes, 1)[self.values]  # a predicate takes one byte
-        self.shapes = np.append(_numbers(graph.value_shapes), NONE)[self.values]
+        self.shape_of = _numbers(graph.value_shapes)
+        self.shapes = np.append(self.shape_of, NONE)[self.values]
         self.is_unary = np.array([r.is_unary for r in rows])
         self.moves = np.array([r.moves for r in rows])
         self.is_shared_exp = np.array([r.is_shared_exp for r in rows])
@@ -214,6 +216,17 @@ class Templates:
         self.reads = np.array([v for r in reads for v in r], np.int64)
         self.is_constant = np.array(self.facts.is_constant, bool)
         self.smallest_input = np.array([self._smallest_input(r) for r in reads], np.int64)
+
+    def _donated_behind(self) -> np.ndarray:
+        """Return the donated input that each value is, or an alias of it; -1 for what is none."""
+        graph, facts = self.graph, self.facts
+        behind = np.full(graph.n_values, NONE)
+        behind[list(graph.donated)] = graph.donated
+        if graph.donated:
+            for node in range(graph.n_nodes):
+                if facts.kinds[node] == Kind.ALIAS and facts.reads[node]:
+                    behind[facts.starts[node]] = behind[next(iter(facts.reads[node]))]
+        return behind
 
     def _smallest_input(self, reads: Iterable[int]) -> int:
         makers = self.facts.makers

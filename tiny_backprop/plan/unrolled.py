@@ -46,6 +46,8 @@ class Instructions:
       is_unary: Whether it reads at most one array of its own rank that is no broadcast.
       moves: Whether an element of it comes from another place of its operand.
       is_shared_exp: Whether it is the exponential that XLA also computes for an `erfc` of the same operand.
+      donated_readers: Instructions that read donated inputs of the graph.
+      donated: The input that each of them reads.
     """
 
     graph: Graph
@@ -63,6 +65,8 @@ class Instructions:
     is_unary: np.ndarray
     moves: np.ndarray
     is_shared_exp: np.ndarray
+    donated_readers: np.ndarray
+    donated: np.ndarray
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -322,10 +326,8 @@ class _Program:
         entries = ranges(templates.operand_start[self.run_templates], n_operands)
         base = np.repeat(self.base, n_operands)
         within = templates.operands[entries]
-        reads = np.append(self.read_rows, NONE)[
-            np.where(within < 0, np.repeat(runs.read_start, n_operands) + ~within, -1)
-        ]
-        operands = np.where(within >= 0, base + within, reads)
+        reads = np.where(within < 0, np.repeat(runs.read_start, n_operands) + ~within, -1)
+        operands = np.where(within >= 0, base + within, np.append(self.read_rows, NONE)[reads])
         readers = [base + templates.readers[entries], self.held, self.held, self.token_predicates]
         operands = [operands, self._now(holds.values, holds.runs), self.predicate_of]
         operands.append(self._now(holds.tokens, holds.token_runs))
@@ -333,6 +335,10 @@ class _Program:
         order = np.argsort(self.readers, kind="stable")
         self.readers, self.operands = self.readers[order], self.operands[order]
         self.is_there = self._found()
+        if self.graph.donated:
+            values = [np.append(runs.values, NONE)[reads], holds.values]
+            values.append(np.full(len(order) - sum(map(len, values)), NONE))
+            self.donated = self._donated(np.concatenate(values)[order])
         self.read_rows[~self.is_there[self.read_rows]] = NONE
         self.operands[~self.is_there[self.operands]] = NONE
 
@@ -350,6 +356,19 @@ class _Program:
         is_token = np.isin(self.readers, self.predicates) & is_there[self.operands]
         is_there[self.readers[is_token]] = True
         return is_there
+
+    def _donated(self, values: np.ndarray) -> np.ndarray:
+        """Return the donated input that each of `operands` is, or an alias of it; -1 for what is none.
+
+        Args:
+          values: The values that are read, -1 for rows of the reader's own template.
+        """
+        found = np.append(self.templates.donated_behind, NONE)[values]
+        found[self.is_there[self.operands]] = NONE
+        through = np.full(self.n + 1, NONE)
+        is_alias = ~self.is_there[self.readers]
+        through[self.readers[is_alias]] = found[is_alias]
+        return np.where(values < 0, through[self.operands], found)
 
     def _merged(self) -> np.ndarray:
         """Return the row that stands for each after equal ones are merged; the last entry is that of -1."""
@@ -385,6 +404,7 @@ class _Program:
             pairs = pairs[np.sort(np.unique(pairs, return_index=True)[1])]
         kept = np.flatnonzero(is_kept)
         rows = self.rows[kept]
+        of_donated = np.flatnonzero(is_kept[self.readers] & (self.donated != NONE)) if self.graph.donated else kept[:0]
         return Instructions(
             graph=self.graph,
             returned=self._returned(now),
@@ -401,6 +421,8 @@ class _Program:
             is_unary=templates.is_unary[rows],
             moves=templates.moves[rows],
             is_shared_exp=templates.is_shared_exp[rows],
+            donated_readers=number[self.readers[of_donated]],
+            donated=self.donated[of_donated] if self.graph.donated else kept[:0],
         )
 
     def _returned(self, now: np.ndarray) -> dict[int, int]:

@@ -144,19 +144,10 @@ def check_argnums(call: Call, argnums: int | Sequence[int]) -> list[int]:
     Raises:
       CaptureError: An index is no integer, repeated or out of range, or a leaf cannot be differentiated.
     """
-    n_args = call.n_args
-    try:
-        wanted = [operator.index(k) for k in (argnums if isinstance(argnums, Sequence) else [argnums])]
-    except TypeError:
-        raise CaptureError(f"argnums must be an integer or a tuple of them; found {argnums!r}") from None
-    for k in wanted:
-        if not -n_args <= k < n_args:
-            raise CaptureError(
-                f"argnums={argnums!r} was asked for; {call.name} was given {n_args} positional arguments"
-            )
-    if not wanted or len({k % n_args for k in wanted}) < len(wanted):
-        raise CaptureError(f"argnums={argnums!r} must name at least one argument, and none twice")
-    positions = call.positions([k % n_args for k in wanted])
+    wanted = _check_indices(call, argnums, "argnums")
+    if not wanted:
+        raise CaptureError(f"argnums={argnums!r} must name at least one argument")
+    positions = call.positions(wanted)
     names = call.argument_names()
     for i in positions:
         if i < 0:
@@ -169,3 +160,28 @@ def check_argnums(call: Call, argnums: int | Sequence[int]) -> list[int]:
                 "by floating-point arguments alone (see argnums), or convert it."
             )
     return positions
+
+
+def check_donate_argnums(call: Call, donate_argnums: int | Sequence[int]) -> list[int]:
+    """Return the positions, among the arrays of a call, of the arrays that are donated, in order.
+
+    Raises:
+      CaptureError: An index is no integer, repeated or out of range.
+    """
+    return sorted(i for i in call.positions(_check_indices(call, donate_argnums, "donate_argnums")) if i >= 0)
+
+
+def _check_indices(call: Call, argnums: int | Sequence[int], word: str) -> list[int]:
+    """Return which positional arguments are meant, from 0 on."""
+    n_args = call.n_args
+    try:
+        wanted = [operator.index(k) for k in (argnums if isinstance(argnums, Sequence) else [argnums])]
+    except TypeError:
+        raise CaptureError(f"{word} must be an integer or a tuple of them; found {argnums!r}") from None
+    for k in wanted:
+        if not -n_args <= k < n_args:
+            raise CaptureError(f"{word}={argnums!r} was asked for; {call.name} was given {n_args} positional arguments")
+    found = [k % n_args for k in wanted]
+    if len(set(found)) < len(found):
+        raise CaptureError(f"{word}={argnums!r} must name no argument twice")
+    return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tiny_backprop.errors import CaptureError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.call import Call, check_argnums
+from tiny_backprop.integration.jax.call import Call, check_argnums, check_donate_argnums
 from tiny_backprop.integration.jax.inline import drop_dead, flatten
 from tiny_backprop.integration.jax.nested import with_nested_programs
 from tiny_backprop.integration.jax.trace import Program, build_graph, trace_function, trace_gradient
@@ -62,6 +63,7 @@ def capture_gradient(
     *args: Any,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    donate_argnums: int | Sequence[int] = (),
     **kwargs: Any,
 ) -> Graph:
     """Capture the forward and the backward phase of a function's gradient together, as a graph.
@@ -73,14 +75,17 @@ def capture_gradient(
       *args: Positional arguments: arrays, `jax.ShapeDtypeStruct` objects, or pytrees of them.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is not differentiated.
+      donate_argnums: Which positional arguments the program that runs the gradient is given for its own use, as
+        `jax.jit(jax.value_and_grad(fun), donate_argnums=...)` is; it changes what XLA is predicted to allocate.
       **kwargs: Keyword arguments; they are not differentiated.
 
     Returns:
       The gradient graph; arguments and constants are its inputs, and so are the cotangents.
 
     Raises:
-      CaptureError: `argnums` does not fit the arguments, an argument is not of floating-point or complex dtype, the
-        function cannot be differentiated in reverse mode, or a dimension is symbolic (`capture_symbolic_gradient`).
+      CaptureError: `argnums` or `donate_argnums` does not fit the arguments, an argument to differentiate by is not of
+        floating-point or complex dtype, the function cannot be differentiated in reverse mode, or a dimension is
+        symbolic (`capture_symbolic_gradient`).
 
     Example:
       >>> import jax.numpy as jnp
@@ -89,14 +94,21 @@ def capture_gradient(
       True
     """
     call = Call.of(fun, args, kwargs)
-    program, _ = capture_program(call, check_argnums(call, argnums), has_aux=has_aux)
+    donated = check_donate_argnums(call, donate_argnums)
+    program, _ = capture_program(call, check_argnums(call, argnums), has_aux=has_aux, donated=donated)
     return program.graph
 
 
 def capture_program(
-    call: Call, positions: Sequence[int] | None, has_aux: bool = False
+    call: Call, positions: Sequence[int] | None, has_aux: bool = False, donated: Sequence[int] = ()
 ) -> tuple[Program, Sequence[Any]]:
     """Trace a call and its reverse pass, its loops ready to be planned; see `trace_gradient`.
+
+    Args:
+      call: The function and its arguments.
+      positions: See `trace_gradient`.
+      has_aux: See `trace_gradient`.
+      donated: Which of `call.arrays` are donated.
 
     Raises:
       CaptureError: A dimension is symbolic, and for the reasons of `trace_gradient`.
@@ -107,4 +119,8 @@ def capture_program(
             f"arguments of {call.name} have the symbolic dimensions {symbolic}; what is planned and run needs numbers. "
             f"capture_symbolic_gradient({call.name}, …).at(…) gives the graph for any sizes."
         )
-    return trace_gradient(call, positions, has_aux, with_nested_programs)
+    program, constants = trace_gradient(call, positions, has_aux, with_nested_programs)
+    if donated:
+        graph = dataclasses.replace(program.graph, donated=tuple(program.n_constants + i for i in donated))
+        program = dataclasses.replace(program, graph=graph)
+    return program, constants

@@ -9,11 +9,13 @@ import jax
 import pandas as pd
 
 from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.call import Call, check_argnums
+from tiny_backprop.integration.jax.call import Call, check_argnums, check_donate_argnums
 from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.gradient import height_compressed_value_and_grad
+from tiny_backprop.integration.jax.hold import jit
 from tiny_backprop.integration.jax.measure import Measurement, measure
 from tiny_backprop.plan import CostModel, Plan, plan_blocks, plan_height_compressed, plan_save_everything
+from tiny_backprop.plan.plan import predict_jax_gradient
 
 _STOCK_POLICIES = (
     "nothing_saveable",
@@ -28,6 +30,7 @@ def compare(
     plans: Sequence[Plan] | Mapping[str, Plan] | None = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    donate_argnums: int | Sequence[int] = (),
     stock_policies: Sequence[str] = _STOCK_POLICIES,
     run: bool = False,
     cost_model: CostModel | None = None,
@@ -45,6 +48,7 @@ def compare(
         and the best with two levels.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is not differentiated.
+      donate_argnums: Which positional arguments each of the programs may write over.
       stock_policies: Names in `jax.checkpoint_policies` to put around the whole function, each a row of its own.
       run: Whether to time each, too.
       cost_model: By which step times are predicted; see `calibrate`. Without one they are not.
@@ -61,10 +65,11 @@ def compare(
 
     Raises:
       PlanError: A plan does not fit, or a policy has no such name.
-      CaptureError: The function cannot be differentiated.
+      CaptureError: The function cannot be differentiated, or an index names no argument.
     """
     call = Call.of(fun, args, kwargs)
-    graph = capture_program(call, check_argnums(call, argnums), has_aux=has_aux)[0].graph
+    donated = check_donate_argnums(call, donate_argnums)
+    graph = capture_program(call, check_argnums(call, argnums), has_aux=has_aux, donated=donated)[0].graph
     if plans is None:
         plans = [plan_blocks(graph), plan_height_compressed(graph, levels=2)]
     named = dict(plans) if isinstance(plans, Mapping) else _named(plans)
@@ -73,7 +78,7 @@ def compare(
     ]
     for name, plan in named.items():
         planned = height_compressed_value_and_grad(fun, plan=plan, argnums=argnums, has_aux=has_aux, on_error="raise")
-        ways.append((name, planned, plan))
+        ways.append((name, planned, plan.on(graph)))
     for name in stock_policies:
         policy = getattr(jax.checkpoint_policies, name, None)
         if policy is None:
@@ -84,7 +89,9 @@ def compare(
     for name, way, plan in ways:
         if progress:
             progress(name)
-        rows[name] = _row(plan, measure(way, *args, run=run, **kwargs), cost_model)
+        program = jit(way, donate_argnums=donate_argnums)
+        rows[name] = _row(plan, measure(program, *args, run=run, **kwargs), cost_model)
+    rows["jax.value_and_grad"]["predicted_peak_bytes"] = predict_jax_gradient(graph).peak_bytes
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("gradient")
     first = table.iloc[0]
     table["temp_ratio"] = table.measured_temp_bytes / first.measured_temp_bytes

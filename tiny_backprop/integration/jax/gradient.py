@@ -14,7 +14,7 @@ from jax import lax
 
 from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UntraceableError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.call import Call, check_argnums, function_name
+from tiny_backprop.integration.jax.call import Call, check_argnums, check_donate_argnums, function_name
 from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.measure import compiled_bytes
 from tiny_backprop.integration.jax.planned import PlannedProgram, ProgramCache, Request
@@ -47,6 +47,7 @@ class HeightCompressedExecutor:
 class _Compiled:
     planned: PlannedProgram
     constants: Sequence[Any]
+    donated: Sequence[int]
     executor: HeightCompressedExecutor
     run: Callable[..., Any]
 
@@ -65,6 +66,7 @@ class PlannedGradient(FunctionWrapper):
         request: Request,
         argnums: int | Sequence[int],
         has_aux: bool,
+        donate_argnums: int | Sequence[int],
         with_value: bool,
         on_error: str,
     ):
@@ -77,6 +79,7 @@ class PlannedGradient(FunctionWrapper):
         self._fun, self._request = fun, request
         is_integer = isinstance(argnums, SupportsIndex)  # a numpy integer, say
         self._argnums = operator.index(argnums) if is_integer else argnums
+        self._donate_argnums = donate_argnums
         self._has_aux, self._with_value, self._on_error = has_aux, with_value, on_error
         self._programs = ProgramCache[_Compiled]()
 
@@ -87,7 +90,7 @@ class PlannedGradient(FunctionWrapper):
         except UntraceableError as e:
             return self._fall_back(e, args, kwargs)
         self.last_executor = compiled.executor
-        outs, gradients = compiled.run(compiled.constants, call.arrays)
+        outs, gradients = compiled.run(*_separated(call.arrays, compiled.donated), compiled.constants)
         return self._result(compiled.planned, outs, gradients, args)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
@@ -96,15 +99,18 @@ class PlannedGradient(FunctionWrapper):
         return compiled.planned.plan
 
     def _compile(self, call: Call) -> _Compiled:
-        program, constants = capture_program(call, check_argnums(call, self._argnums), self._has_aux)
+        positions, donated = check_argnums(call, self._argnums), check_donate_argnums(call, self._donate_argnums)
+        program, constants = capture_program(call, positions, self._has_aux, donated)
         _check_scalar(call, program, self._has_aux)
 
+        def jitted(planned: PlannedProgram) -> Any:
+            return jax.jit(_runner(planned, donated, call.name), donate_argnums=0)
+
         def measured_bytes(planned: PlannedProgram) -> int:
-            return compiled_bytes(_runner(planned, call.name), constants, call.arrays)
+            return compiled_bytes(jitted(planned), *_separated(call.arrays, donated), constants)
 
         planned = PlannedProgram.make(program, self._request, measured_bytes)
-        run = jax.jit(_runner(planned, call.name))
-        return _Compiled(planned, constants, HeightCompressedExecutor(planned.plan), run)
+        return _Compiled(planned, constants, donated, HeightCompressedExecutor(planned.plan), jitted(planned))
 
     def _result(self, planned: PlannedProgram, outs: list[Any], gradients: list[Any], args: Sequence[Any]) -> Any:
         value = planned.program.outputs.unflatten(outs)
@@ -127,11 +133,20 @@ class PlannedGradient(FunctionWrapper):
         return f"<planned gradient of {function_name(self._fun)}: {state}>"
 
 
-def _runner(planned: PlannedProgram, name: str) -> Callable[..., Any]:
-    """Return the function from constants and arguments to outputs and gradients."""
+def _separated(arrays: Sequence[Any], donated: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Return the arrays that are donated, and the others."""
+    kept = set(range(len(arrays))).difference(donated)
+    return [arrays[i] for i in donated], [x for i, x in enumerate(arrays) if i in kept]
+
+
+def _runner(planned: PlannedProgram, donated: Sequence[int], name: str) -> Callable[..., Any]:
+    """Return the function from donated and other arguments and constants to outputs and gradients."""
     program = planned.program
 
-    def run(constants: Sequence[Any], arrays: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def run(given: Sequence[Any], arrays: Sequence[Any], constants: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        arrays = list(arrays)
+        for i, x in zip(donated, given, strict=True):
+            arrays.insert(i, x)
         inputs = [*constants, *arrays]
         outs = planned.forward(inputs)
         cotangent = [lax.full_like(outs[i], 1) for i in program.cotangent_of]
@@ -168,6 +183,7 @@ def height_compressed_grad(
     loops: LoopChoice | None = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    donate_argnums: int | Sequence[int] = (),
     on_error: str = "fallback",
 ) -> PlannedGradient:
     """Return a function that computes what `jax.grad(fun)` does, along a plan.
@@ -192,6 +208,8 @@ def height_compressed_grad(
         saved carries, for example.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
+      donate_argnums: Which positional arguments the gradient may write over, as with `jax.jit`; budgets and predictions
+        count on it. Where it runs inside a `jit` of yours, say the same there.
       on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"`
         warns with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
 
@@ -202,7 +220,8 @@ def height_compressed_grad(
       PlanError: `block_size` or `levels` is not a whole number of at least 1, more than one way to plan is given, or,
         when called, `plan` does not fit.
       BudgetError: When called: no plan was found within the budget.
-      CaptureError: When called: the function does not return a real scalar, or cannot be differentiated.
+      CaptureError: When called: the function does not return a real scalar, or cannot be differentiated, or an index
+        names no argument.
 
     Example:
       >>> import jax.numpy as jnp
@@ -213,7 +232,7 @@ def height_compressed_grad(
       2
     """
     request = Request(block_size, levels, plan, budget, verify, loops)
-    return PlannedGradient(fun, request, argnums, has_aux, False, on_error)
+    return PlannedGradient(fun, request, argnums, has_aux, donate_argnums, False, on_error)
 
 
 def height_compressed_value_and_grad(
@@ -227,6 +246,7 @@ def height_compressed_value_and_grad(
     loops: LoopChoice | None = None,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    donate_argnums: int | Sequence[int] = (),
     on_error: str = "fallback",
 ) -> PlannedGradient:
     """Return a function that computes what `jax.value_and_grad(fun)` does, along a plan.
@@ -241,6 +261,7 @@ def height_compressed_value_and_grad(
       loops: How loops are reversed.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is passed through.
+      donate_argnums: Which positional arguments the gradient may write over.
       on_error: `"fallback"` or `"raise"`.
 
     Returns:
@@ -257,4 +278,4 @@ def height_compressed_value_and_grad(
       (2.0, [2.0, 2.0])
     """
     request = Request(block_size, levels, plan, budget, verify, loops)
-    return PlannedGradient(fun, request, argnums, has_aux, True, on_error)
+    return PlannedGradient(fun, request, argnums, has_aux, donate_argnums, True, on_error)

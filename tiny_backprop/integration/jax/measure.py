@@ -239,11 +239,11 @@ def measure(
     )
 
 
-def compiled_bytes(fun: Callable[..., Any], *args: Any) -> int:
-    """Compile a function by itself, as `jax.jit` does, and return the bytes XLA allocates for temporaries and outputs.
+def compiled_bytes(fun: Any, *args: Any) -> int:
+    """Compile a function by itself and return the bytes XLA allocates for temporaries and outputs.
 
     Args:
-      fun: A function of pytrees of arrays.
+      fun: A `jax.jit`-ted function of pytrees of arrays.
       *args: Its arguments; of arrays and traced values only shape, dtype and sharding are used.
 
     Raises:
@@ -251,7 +251,7 @@ def compiled_bytes(fun: Callable[..., Any], *args: Any) -> int:
         the backend keeps no record of memory.
     """
     try:
-        compiled = jax.jit(fun).lower(*jax.tree.map(_abstract, args)).compile()
+        compiled = fun.lower(*jax.tree.map(_abstract, args)).compile()
     except Exception as error:
         raise MeasureError(
             f"to verify a byte budget, the planned gradient is compiled by itself, which failed: {error}. Inside "
