@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import platformdirs
 from jax import lax
 
@@ -43,7 +44,7 @@ Probe = tuple[Callable[..., Any], tuple[Any, ...]]
 def calibrate(*, again: bool = False, cache_directory: str | os.PathLike[str] | None = None) -> CostModel:
     """Return how fast JAX's default device is, measured now or, on an earlier call, on the same machine.
 
-    Measuring takes ten to twenty seconds, most of them for compiling, in which nothing else should run. The figures are
+    Measuring takes a few seconds, most of them for compiling, in which nothing else should run. The figures are
     kept in a file for each device, number of cores and version of JAX, so that later calls only read it.
 
     Args:
@@ -199,7 +200,12 @@ def _speed(probes: Iterable[Probe], start_seconds: float, work: Callable[[Any], 
 
 
 def _array(*shape: int) -> jax.Array:
-    return jax.random.uniform(jax.random.key(0), shape, minval=0.5)
+    """Return numbers from 0.5 to 1, made by NumPy: JAX would compile a program for each shape."""
+    return jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, shape), np.float32)
+
+
+def _rows() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, _SIDE, _SIDE), np.int32)
 
 
 def _elementwise() -> list[Probe]:
@@ -259,8 +265,7 @@ def _reductions() -> list[Probe]:
 
 
 def _movements() -> list[Probe]:
-    x = _array(_SIDE, _SIDE)
-    rows = jax.random.randint(jax.random.key(0), (_SIDE,), 0, _SIDE)
+    x, rows = _array(_SIDE, _SIDE), _rows()
     return [
         (lambda x: jnp.concatenate([x, x]), (x,)),
         (lambda x: jnp.pad(x, ((1, 1), (2, 2))), (x,)),
@@ -280,8 +285,7 @@ def _transposes() -> list[Probe]:
 
 
 def _scatters() -> list[Probe]:
-    x = _array(_SIDE, _SIDE)
-    rows = jax.random.randint(jax.random.key(0), (_SIDE,), 0, _SIDE)
+    x, rows = _array(_SIDE, _SIDE), _rows()
     return [(lambda x, rows, y: x.at[rows].add(y, mode="drop"), (x, rows, x))]
 
 
