@@ -82,6 +82,21 @@ def test_most_of_the_memory_finds_tensors_of_its_own_type(gpt_plans, name):
     assert np.mean(n_same) > 0.6  # others are bitcast
 
 
+@pytest.mark.parametrize("name", ["save everything", "blocks"])
+def test_a_copy_goes_with_what_it_copies(gpt_plans, name):
+    plan, memory_map = gpt_plans[name]
+    pairs, buffers = pair_buffers(plan, memory_map), memory_map.buffers
+    assert pairs.originals
+    for copy, original in pairs.originals.items():
+        assert pairs.value_of(copy) == pairs.value_of(original)
+        assert buffers[copy].op_name == buffers[original].op_name
+        assert buffers[original].first_use < buffers[copy].first_use  # it is there when it is copied
+        assert pairs.tell_buffer(copy).startswith(f"a copy of {buffers[original].instruction}; ")
+    copy, original = next((c, o) for c, o in pairs.originals.items() if pairs.value_of(o) is not None)
+    assert {copy, original} <= set(pairs.buffers_of(pairs.value_of(copy)))
+    assert f"copied into {buffers[copy].instruction}" in pairs.tell_value(pairs.value_of(copy))
+
+
 def mlp(ws, x):
     for w in ws:
         x = jnp.tanh(x @ w)

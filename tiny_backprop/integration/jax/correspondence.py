@@ -46,13 +46,12 @@ class Alike:
         by = "by phase, scope, source line, operation and size"
         if not self.is_same_equation:
             by = "by phase, scope, source line and size: XLA names another operation of the line"
-        if n_values == n_buffers == 1:
-            return f"the only one ({by})"
+        few = "the only one" if n_buffers == 1 else f"one of {n_buffers} alike"
         if len(set(self.values)) == 1:
-            return f"one of {n_buffers} that XLA has for this tensor ({by})"
+            return f"{few} ({by})"
         if n_values == n_buffers:
-            return f"one of {n_values} alike, paired in the order in which they are made ({by})"
-        return f"one of {n_buffers} alike where the plan has {n_values}: the nearest in time ({by})"
+            return f"{few}, paired in the order in which they are made ({by})"
+        return f"{few} where the plan has {n_values}: the nearest in time ({by})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,11 +62,13 @@ class BufferPairs:
       plan: The plan.
       memory_map: The map of the program that carries it out.
       groups: What corresponds.
+      originals: The buffer that each copy which XLA has added is one of, as far as there is one alone.
     """
 
     plan: Plan
     memory_map: MemoryMap
     groups: tuple[Alike, ...]
+    originals: dict[int, int]
 
     @functools.cached_property
     def _group_of_buffer(self) -> dict[int, Alike]:
@@ -79,10 +80,14 @@ class BufferPairs:
         for group in self.groups:
             for i, value in group.pairs.items():
                 found[value].append(i)
+        for copy, original in self.originals.items():
+            if original in self._group_of_buffer:
+                found[self._group_of_buffer[original].pairs[original]].append(copy)
         return found
 
     def value_of(self, buffer: int) -> int | None:
         """Return the tensor that a buffer of the map holds, or None."""
+        buffer = self.originals.get(buffer, buffer)
         group = self._group_of_buffer.get(buffer)
         return None if group is None else group.pairs[buffer]
 
@@ -93,6 +98,10 @@ class BufferPairs:
     def tell_buffer(self, buffer: int) -> str:
         """Say how a buffer's tensor was found, or why there is none."""
         b, value = self.memory_map.buffers[buffer], self.value_of(buffer)
+        if buffer in self.originals:
+            return f"a copy of {b.copies}; {self.tell_buffer(self.originals[buffer])}"
+        if b.copies:
+            return f"a copy of {b.copies}, whose buffer is none of its own or not the only one"
         if value is not None:
             fused = "" if self._is_predicted(value) else "; predicted to take no memory"
             return f"{self._group_of_buffer[buffer]}{fused}"
@@ -108,8 +117,11 @@ class BufferPairs:
         if buffers:
             names: dict[str, list[str]] = defaultdict(list)
             for i in buffers:
-                names[self.tell_buffer(i)].append(self.memory_map.buffers[i].instruction)
-            return "; ".join(f"{', '.join(instructions)}: {how}" for how, instructions in names.items())
+                how = "copied into" if i in self.originals else self.tell_buffer(i)
+                names[how].append(self.memory_map.buffers[i].instruction)
+            copies = names.pop("copied into", [])
+            told = [f"{', '.join(instructions)}: {how}" for how, instructions in names.items()]
+            return "; ".join([*told, f"copied into {', '.join(copies)}"] if copies else told)
         if self.plan.graph.value_node[value] < 0:
             return "none: an argument is the caller's"
         for group in self.groups:
@@ -133,8 +145,8 @@ def pair_buffers(plan: Plan, memory_map: MemoryMap) -> BufferPairs:
     and size; failing that, to one of the same line, phase and size. Tensors that the plan is predicted to keep in
     memory come first; those that it is predicted to compute where they are read, only where these are too few. Where
     several are alike, they are paired in the order in which they are made if there are as many buffers as makings of
-    tensors; else each buffer gets the one that is made nearest to it. What was done stands in each group. Takes about
-    0.1 s for 1,500 buffers.
+    tensors; else each buffer gets the one that is made nearest to it. What was done stands in each group. A copy that
+    XLA has added goes with what it copies. Takes about 0.1 s for 1,500 buffers.
 
     Args:
       plan: The plan.
@@ -150,7 +162,7 @@ def pair_buffers(plan: Plan, memory_map: MemoryMap) -> BufferPairs:
     made = {
         i: float(positions[b.first_use])
         for i, b in enumerate(memory_map.buffers)
-        if b.memory in ("temp", "output") and b.source
+        if b.memory in ("temp", "output") and b.source and not b.copies
     }
     predicted = _predicted(plan)
     fused = _computed_where_read(plan, {making.value for making in predicted})
@@ -168,7 +180,16 @@ def pair_buffers(plan: Plan, memory_map: MemoryMap) -> BufferPairs:
             if makings:
                 groups.append(_alike(makings, buffers, made, is_same_equation))
                 left.difference_update(buffers)
-    return BufferPairs(plan, memory_map, tuple(groups))
+    return BufferPairs(plan, memory_map, tuple(groups), _originals(memory_map))
+
+
+def _originals(memory_map: MemoryMap) -> dict[int, int]:
+    named: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for i, b in enumerate(memory_map.buffers):
+        if not b.copies:
+            named[b.instruction, b.bytes].append(i)
+    copies = {i: named.get((b.copies, b.bytes), []) for i, b in enumerate(memory_map.buffers) if b.copies}
+    return {i: found[0] for i, found in copies.items() if len(found) == 1}
 
 
 def _by_key(makings: list[_Making], is_same_equation: bool) -> dict[_Key, list[_Making]]:
