@@ -88,6 +88,8 @@ def test_what_is_alive_at_the_peak_adds_up(graph, size):
 
 @pytest.mark.parametrize("planner", [plan_blocks, plan_save_everything])
 def test_buffers_and_outputs_to_come_add_up_to_the_live_bytes_of_every_kernel(planner):
+    """Also where an output is written over a temporary that was lent its memory."""
+
     def loss(ws, x):
         for w in ws:
             x = x + jnp.tanh(x @ w) @ w.T
@@ -101,14 +103,11 @@ def test_buffers_and_outputs_to_come_add_up_to_the_live_bytes_of_every_kernel(pl
     counted = [graph.value_bytes[value[(first <= k) & (k <= last)]].sum() for k in range(len(m.live_bytes))]
     lent = [m.n_bytes[m.is_lent & (m.first <= k) & (m.last >= k)].sum() for k in range(len(m.live_bytes))]
     to_come = graph.output_bytes - np.array(made) - lent
-    # An output may be written over a temporary that it was lent to, and that it reads: both are alive in that kernel.
-    written = [m.n_bytes[m.is_output & (m.first == k)].sum() for k in range(len(m.live_bytes))]
-    assert np.all(to_come + written >= 0)
-    assert np.all(to_come[np.array(written) == 0] >= 0)
+    assert np.all(to_come >= 0)
     predicates = [((m.values < 0) & (m.first <= k) & (m.last >= k)).sum() for k in range(len(m.live_bytes))]
     assert (np.array(counted) + to_come + predicates).tolist() == m.live_bytes.tolist()
     at_peak = AtPeak.of(plan)
-    assert at_peak.to_come_bytes == max(to_come[m.peak_kernel] + predicates[m.peak_kernel], 0)
+    assert at_peak.to_come_bytes == to_come[m.peak_kernel] + predicates[m.peak_kernel]
 
 
 def test_fates_are_what_the_actions_do():

@@ -420,6 +420,58 @@ def test_the_memory_map_is_hovered_clicked_and_walked_through(notebook):
     assert book.problems == []
 
 
+def test_a_buffer_of_xlas_and_a_tensor_of_the_plan_choose_each_other(notebook):
+    book = verified(notebook)
+    page, root = book.page, book.page.locator(".tb-memory-map")
+    buffer, value, node = json.loads(
+        book.run(
+            "import json, numpy as np; bs = ui.memory_map_view.memory_map.buffers; pairs = ui._pairs\n"
+            "peak = ui.plan.materialized; alive = peak.values[peak.alive_at(peak.peak_kernel)]\n"
+            "own = [i for i, b in enumerate(bs) if b.memory == 'temp' and pairs.value_of(i) in alive]\n"
+            "b = max(own, key=lambda i: bs[i].bytes * (bs[i].freed_at - bs[i].first_use)); v = pairs.value_of(b)\n"
+            "print(json.dumps([b, v, int(ui.graph.value_node[v])]))"
+        )
+    )
+    page.mouse.click(*place_of(book, buffer))
+    page.wait_for_function(f"v => {MAP}.chosen === v", arg=str(buffer))
+    note = root.locator(".tb-note")
+    note.get_by_text(f"In the plan: tensor {value}, float32[256,64], made by ").wait_for()
+    assert book.run(f"print(bs[{buffer}].instruction)") in note.inner_text()
+    assert book.run("print(ui.frontier.value, ui.dag.value)") == f"{value} {node}"
+    open_tab(page, "Tensors")
+    chosen = page.locator(".tb-tensors tr[aria-selected=true]")
+    chosen.wait_for()
+    assert chosen.get_attribute("data-value") == str(value)
+    page.locator(".tiny-backprop-explorer td", has_text="buffers of XLA").first.wait_for()
+
+    other = page.locator(".tb-tensors tr[aria-selected=false]")
+    found = [
+        row
+        for row in other.all()
+        if book.run(f"print(len(pairs.buffers_of({row.get_attribute('data-value')})))") != "0"
+    ]
+    row = found[-1]
+    wanted = row.get_attribute("data-value")
+    row.click()
+    both = f"sorted([ui.memory_map_view.value, *ui.memory_map_view.marked]) == sorted(pairs.buffers_of({wanted}))"
+    page.locator(f".tb-tensors tr[aria-selected=true][data-value='{wanted}']").wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.tb-note').length")
+    open_tab(page, "Memory map")
+    root.locator(".tb-note").get_by_text(f"In the plan: tensor {wanted}, ").wait_for()
+    assert book.run(f"print({both})") == "True"
+    page.wait_for_function(f"v => {MAP}.chosen === v", arg=book.run("print(ui.memory_map_view.value)"))
+    assert root.get_attribute("data-marked") == book.run("print(*ui.memory_map_view.marked)")
+    assert root.locator("tr[aria-selected=true]").get_attribute("data-value") == root.get_attribute("data-chosen")
+
+    stranger = book.run("print(next(i for i, b in enumerate(bs) if b.memory == 'temp' and pairs.value_of(i) is None))")
+    book.run(f"ui.memory_map_view.value = {stranger}")
+    root.locator(".tb-note").get_by_text("In the plan: none; ").wait_for()
+    open_tab(page, "Tensors")
+    page.locator(".tb-tensors tr[aria-selected=true]").wait_for(state="detached")
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+
+
 def test_the_memory_map_is_zoomed_panned_coloured_and_follows_the_plan(notebook):
     book = verified(notebook)
     page, root = book.page, book.page.locator(".tb-memory-map")

@@ -128,7 +128,7 @@ class AtPeak:
       is_copy: Whether the buffer is a copy of it: held, or in another order of dimensions.
       n_bytes: Size of each buffer.
       to_come_bytes: Bytes of outputs that are not yet made, whose memory is taken all along. With `n_bytes` they add up
-        to the plan's `peak_bytes`, unless an output is just being written over a temporary: both are listed.
+        to the plan's `peak_bytes`.
     """
 
     values: np.ndarray
@@ -143,7 +143,7 @@ class AtPeak:
         alive = m.alive_at(m.peak_kernel)
         alive = alive[(m.values[alive] >= 0) & (m.n_bytes[alive] > 0)]
         n_bytes = m.n_bytes[alive]
-        return cls(m.values[alive], m.nodes[alive] < 0, n_bytes, max(m.peak_bytes - int(n_bytes.sum()), 0))
+        return cls(m.values[alive], m.nodes[alive] < 0, n_bytes, m.peak_bytes - int(n_bytes.sum()))
 
 
 def alive_at_peak(plan: Plan) -> pd.DataFrame:
