@@ -294,6 +294,40 @@ def test_a_point_of_the_trade_off_is_clicked(notebook):
     assert book.problems == []
 
 
+WORDS_OVERLAP = """() => {
+  const boxes = [...document.querySelectorAll('.tb-pareto svg text')].map((e) => [e, e.getBoundingClientRect()]);
+  return boxes.flatMap(([e, a], i) => boxes.slice(i + 1).filter(
+    ([, b]) => a.left < b.right && b.left < a.right && a.top < b.bottom - 2 && b.top < a.bottom - 2)
+    .map(([f]) => `${e.textContent} on ${f.textContent}`));
+}"""
+NEAR = """
+import itertools
+def near(i):
+    curve = dict(view._curve, serial=i)
+    knee = curve["points"][curve["knee"]]
+    left, up = list(itertools.product((-0.05, -0.02, 0, 0.02, 0.05), (-0.12, -0.05, 0, 0.05, 0.12)))[i]
+    widest, highest = (max(p[k] for p in curve["points"]) for k in ("peak_bytes", "percent"))
+    at = dict(knee, peak_bytes=knee["peak_bytes"] + left * widest, percent=max(0, knee["percent"] + up * highest))
+    view._curve = dict(curve, current=at)
+"""
+
+
+def test_words_in_the_trade_off_do_not_touch_however_close_their_points_are(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Trade-off")
+    book.run("view = None; ui.trade_off(n_points=6); view = ui.trade_off_view" + NEAR)
+    page.wait_for_selector(".tb-pareto svg .tb-knee")
+    for i in range(25):
+        before = page.locator(".tb-pareto .tb-current").element_handle()
+        book.run(f"near({i})")
+        page.wait_for_function("before => !before.isConnected", arg=before)
+        assert page.evaluate(WORDS_OVERLAP) == []
+        assert page.locator(".tb-pareto .tb-this").count() == 1
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+
+
 SLOW = """
 def slow(w, x):
     for i in range(400):
@@ -543,6 +577,26 @@ def test_marks_under_the_budget_slider_set_the_budget(notebook):
         handle = page.locator(HANDLE).bounding_box()
         assert abs(tick["x"] - handle["x"] - handle["width"] / 2) < 0.01 * bar["width"] + 2  # the nearest stop is there
     assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+
+
+def test_marks_stand_in_one_row_wherever_there_is_room(notebook):
+    book = opened(notebook)
+    page = book.page
+    page.get_by_role("button", name="budget", exact=True).click()
+    page.locator(".tb-marks button").first.wait_for(timeout=90_000)
+    rows = "() => [...document.querySelectorAll('.tb-marks button')].map((e) => e.getBoundingClientRect().top)"
+    is_level = f"() => new Set(({rows})()).size === 1"
+    page.wait_for_function(is_level)
+    for theme, expected in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
+        large = page.add_style_tag(content=".tb-marks button { font-size: 26px !important }")  # as a theme may have it
+        page.wait_for_function(f"() => !({is_level})()")
+        page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+        page.wait_for_selector(f".tb-marks[data-theme={expected}]", timeout=20_000)
+        assert not page.evaluate(MARKS_OVERLAP)
+        large.evaluate("e => e.remove()")
+        page.wait_for_function(is_level)
+        assert not page.evaluate(MARKS_OVERLAP)
     assert book.problems == []
 
 
