@@ -33,7 +33,7 @@ from tiny_backprop import (
 )
 from tiny_backprop.integration.jax.memory_map import MemoryMap
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import DisplayError, FrontierView, GraphView, MemoryMapView, ParetoView, TableView
+from tiny_backprop_widgets import DisplayError, FrontierView, GraphView, MemoryMapView, ParetoView, TableView, stand_in
 from tiny_backprop_widgets.source import source_html, tensor_html
 from tiny_backprop_widgets.tensors import FATES, GRADIENT, RECOMPUTED, SAVED, AtPeak, fates, lives, plain_scope
 
@@ -65,6 +65,31 @@ def evil_graph():
     node = dict(bytes=8, primitive=EVIL, scope=EVIL, source=EVIL + ":3 (f)")
     nodes = [dict(name="h", **node), dict(name="d", reads=["h"], is_backward=True, **node)]
     return Graph.from_nodes(nodes, outputs=["d"], name=EVIL)
+
+
+# ---- where there is no kernel ----
+
+
+@pytest.mark.parametrize(
+    ("make", "tag"),
+    [
+        (lambda: FrontierView(PLAN), "<img"),
+        (lambda: TableView(PLAN), "<table"),
+        (lambda: GraphView(PLAN), "<svg"),
+        (lambda: ParetoView(pareto(GRAPH, n_points=3)), "<img"),
+        (lambda: MemoryMapView(memory_map()), "<img"),
+    ],
+)
+def test_a_cell_gets_the_live_view_and_what_stands_in_for_it(make, tag, monkeypatch):
+    view, shown = make(), []
+    monkeypatch.setattr(stand_in, "display", lambda data, raw: shown.append(data))
+    view._ipython_display_()
+    live, rest = shown
+    assert set(live) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert not {*live} & {*rest}
+    assert tag in rest["text/html"]
+    (name,) = set(re.findall(r"tiny-backprop-stand-in-\w+", rest["text/html"]))
+    assert f".{name}, .jp-OutputArea-child:has(.{name}) {{ display: none }}" == view.get_state()["_stand_in_style"]
 
 
 # ---- tensors ----

@@ -783,6 +783,45 @@ def test_a_reopened_notebook_shows_them_in_place_with_a_new_kernel(notebook, lab
     assert not page.locator(STAND_IN).is_visible()
 
 
+def reopen(page, lab, path):
+    """Save a notebook, end its kernel and open it again, as the next day does."""
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.goto(lab.address(path), wait_until="domcontentloaded")
+    page.locator(STAND_IN).last.wait_for(timeout=60_000)
+    page.evaluate(WAIT_FOR_KERNEL)
+    page.wait_for_timeout(3_000)  # JupyterLab looks for a model for 2 seconds before it gives up
+
+
+VIEWS = {
+    "frontier": "t.FrontierView(ui.plan)",
+    "tensors": "t.TableView(ui.plan)",
+    "graph": "t.GraphView(ui.plan)",
+    "pareto": "t.ParetoView(t.pareto(ui.graph, n_points=3))",
+    "memory-map": "t.MemoryMapView(t.measure(loss, jnp.ones((64, 64)), jnp.ones((256, 64))).memory_map)",
+}
+
+
+def test_views_shown_alone_have_pictures_in_their_place_in_a_reopened_notebook(notebook, lab):
+    cells = [MODEL + "import tiny_backprop_widgets as tw", *(v.replace("t.", "tw.", 1) for v in VIEWS.values())]
+    book = notebook(*cells)
+    page = book.page
+    for kind in VIEWS:
+        page.locator(f".tb-{kind}").wait_for(timeout=90_000)
+    page.wait_for_function("n => document.querySelectorAll('.tb-view').length === n", arg=len(VIEWS))
+    assert page.locator(STAND_IN).count() == len(VIEWS)
+    assert not any(shown.is_visible() for shown in page.locator(STAND_IN).all())
+    reopen(page, lab, book.path)
+    shown = page.locator(STAND_IN)
+    assert shown.count() == len(VIEWS)
+    assert all(one.is_visible() for one in shown.all())
+    assert shown.locator("img, svg, table").count() >= len(VIEWS)
+    assert not any(words.is_visible() for words in page.get_by_text("model not found").all())
+    page.evaluate(RUN_ALL)
+    page.locator(".tb-memory-map").wait_for(timeout=90_000)
+    assert not any(one.is_visible() for one in page.locator(STAND_IN).all())
+
+
 def test_a_notebook_that_is_executed_and_exported_shows_them_without_network(browser, tmp_path):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(MODEL), nbformat.v4.new_code_cell("ui")])
     done, _ = ExecutePreprocessor(timeout=120).preprocess(book, {})

@@ -170,7 +170,7 @@ class PlanExplorer(widgets.VBox):
         self._title = widgets.HTML()
         title = f"<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
-        self._title.value = _CSS + hidden_stand_in(self._title.model_id) + title
+        self._title.value = f"{_CSS}<style>{hidden_stand_in(self._title.model_id)}</style>{title}"
         self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._price.add_class("tiny-backprop-price")
         self._exported, self._budget_line = widgets.HTML(), widgets.HTML()

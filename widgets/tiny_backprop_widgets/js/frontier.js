@@ -8,6 +8,7 @@ import {
   element,
   formatBytes,
   headings,
+  hideStandIn,
   kernelNotice,
   line,
   lowerBound,
@@ -74,6 +75,7 @@ function readPlan(model, valueBytes) {
 export function renderFrontier({ model, el }) {
   const root = element("div", "tb-view tb-frontier");
   el.append(root);
+  hideStandIn(model, root);
   const legend = element("div", "tb-bar");
   root.append(legend);
   const program = readStatic(model);

@@ -8,6 +8,7 @@ import {
   element,
   formatBytes,
   headings,
+  hideStandIn,
   kernelNotice,
   line,
   numbers,
@@ -65,6 +66,7 @@ export function renderMemoryMap({ model, el }) {
   const root = element("div", "tb-view tb-memory-map");
   const legend = element("div", "tb-bar");
   el.append(root);
+  hideStandIn(model, root);
   const map = read(model);
   const title = element("div", "tb-title", shortened(map.facts.title, 400));
   title.dir = "auto";

@@ -1,6 +1,6 @@
 // @ts-check
 /** The trade-off: peak bytes to the right, what recomputation costs upwards; every point can be chosen. */
-import { element, formatBytes, onChange, onTheme, themeOf, ticks, tooltipIn } from "./shared.js";
+import { element, formatBytes, hideStandIn, onChange, onTheme, themeOf, ticks, tooltipIn } from "./shared.js";
 
 const HEIGHT = 280;
 const GAP = 3; // between words, in pixels
@@ -44,6 +44,7 @@ export function renderPareto({ model, el }) {
   const words = element("div", "tb-bar tb-apart");
   root.append(frame, words);
   el.append(root);
+  hideStandIn(model, root);
   const tip = tooltipIn(frame);
   let drawing = /** @type {SVGElement | null} */ (null);
 

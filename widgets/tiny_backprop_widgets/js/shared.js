@@ -361,6 +361,16 @@ export function kernelNotice(model, root) {
   return onChangeOf(model, "comm_live_update", update);
 }
 
+/**
+ * Hide the picture that stands in for a view where there is no kernel: the view is live.
+ * @param {Model} model
+ * @param {HTMLElement} root
+ */
+export function hideStandIn(model, root) {
+  const rule = model.get("_stand_in_style");
+  if (rule) root.append(element("style", "", rule));
+}
+
 /** @param {Model} model @param {string} event @param {() => void} callback */
 function onChangeOf(model, event, callback) {
   model.on(event, callback);
