@@ -9,10 +9,10 @@ import re
 import numpy as np
 
 from tiny_backprop import display
-from tiny_backprop.display import short_path
+from tiny_backprop.display import plain_scope, short_path
 from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.tensors import FATES, fates, lives, plain_scope, value_type
+from tiny_backprop_widgets.tensors import FATES, fates, lives, value_type
 
 _N_AROUND = 3
 _MOST_LETTERS = 300

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from tiny_backprop.display import plain_scope
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes
@@ -62,28 +63,6 @@ def value_type(graph: Graph, v: int) -> str:
         if v in (end - 1, graph.output_start[n.backward_node + 1] - 1):
             return f"scratch space of the {n.kind}"
     return f"{graph.value_dtypes[v]}[{','.join(map(str, graph.value_shapes[v]))}]"
-
-
-@functools.lru_cache(maxsize=4096)
-def plain_scope(scope: str) -> str:
-    """Return a name stack without what differentiation wraps around its parts; the phase is told elsewhere."""
-    while (i := max(scope.find("jvp("), scope.find("transpose("))) >= 0:
-        begin = scope.index("(", i)
-        end = _closing(scope, begin)
-        if end < 0:
-            return scope
-        scope = scope[:i] + scope[begin + 1 : end] + scope[end + 1 :]
-    return "/".join(part for part in scope.split("/") if part)
-
-
-def _closing(text: str, begin: int) -> int:
-    """Return where the parenthesis that opens at `begin` closes, -1 where it does not."""
-    depth = 0
-    for i in range(begin, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if not depth:
-            return i
-    return -1
 
 
 @functools.lru_cache(maxsize=4)  # all views of one plan ask

@@ -10,6 +10,7 @@ import {
   headings,
   hideStandIn,
   kernelNotice,
+  labelIn,
   line,
   numbers,
   onChange,
@@ -225,17 +226,9 @@ export function renderMemoryMap({ model, el }) {
     const from = Math.max(left, LEFT) + 4;
     const room = Math.min(right, LEFT + plotWidth()) - from - 4;
     const where = text(i, SCOPE) || (text(i, SOURCE).split("/").pop() ?? "");
-    const words = `${formatBytes(arena.bytes[i])} ${text(i, SHAPE)}${where ? ` · ${shortened(where, 60)}` : ""}`;
-    const short = words.slice(0, Math.max(0, Math.floor(room / 6.2))).replace(/[ ·]+$/, "");
-    if (short.length < 4) return;
-    const width = c.measureText(short).width;
-    c.globalAlpha = 0.6;
-    c.fillStyle = "#ffffff";
-    c.fillRect(from - 2, middle - 7, width + 4, 14);
-    c.globalAlpha = 1;
-    c.fillStyle = theme.ink;
-    c.textBaseline = "middle";
-    c.fillText(short, from, middle);
+    const [bytes, type] = [formatBytes(arena.bytes[i]), `${formatBytes(arena.bytes[i])} ${text(i, SHAPE)}`];
+    const texts = [...(where ? [`${type} · ${shortened(where, 60)}`] : []), type, bytes];
+    labelIn(c, theme, texts, from, middle, room);
   }
 
   /** The border between temporaries and outputs, the peak, and the position of the table. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */

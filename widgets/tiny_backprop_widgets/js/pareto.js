@@ -5,15 +5,15 @@ import { element, formatBytes, hideStandIn, onChange, onTheme, themeOf, ticks, t
 const HEIGHT = 280;
 const GAP = 3; // between words, in pixels
 const MARGIN = { left: 58, right: 14, top: 14, bottom: 20 };
-/** Where words may stand beside their point, the best place first: above, below, farther above and below. */
+/** Where words may stand beside their point, the best place first: where a falling curve is not. */
 const SIDES = [
   [12, -7],
-  [13, 16],
   [-13, 16],
-  [-12, -7],
   [12, -21],
-  [13, 30],
   [-13, 30],
+  [13, 16],
+  [-12, -7],
+  [13, 30],
   [-12, -21],
 ];
 const SVG = "http://www.w3.org/2000/svg";

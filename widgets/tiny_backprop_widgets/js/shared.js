@@ -428,6 +428,28 @@ export function headings(c, upwards, along, left, right, y) {
 }
 
 /**
+ * The first of some texts that there is room for, on a light plate; nothing where none fits.
+ * @param {CanvasRenderingContext2D} c
+ * @param {Theme} theme
+ * @param {string[]} texts the longest first
+ * @param {number} x
+ * @param {number} middle
+ * @param {number} room
+ */
+export function labelIn(c, theme, texts, x, middle, room) {
+  const text = texts.find((t) => c.measureText(t).width <= room);
+  if (!text) return;
+  c.globalAlpha = 0.6;
+  c.fillStyle = "#ffffff";
+  c.fillRect(x - 2, middle - 7, c.measureText(text).width + 4, 14);
+  c.globalAlpha = 1;
+  c.fillStyle = theme.ink;
+  c.textAlign = "left";
+  c.textBaseline = "middle";
+  c.fillText(text, x, middle);
+}
+
+/**
  * Words on a plate of the ground's colour.
  * @param {CanvasRenderingContext2D} c
  * @param {Theme} theme
