@@ -407,6 +407,52 @@ def test_verify_shows_what_xla_allocates_for_this_plan():
     assert ui._verify_panel.button.layout.display is None
 
 
+def test_tensors_and_xlas_buffers_are_chosen_together():
+    ui = PlanExplorer(loss, jnp.ones((64, 64)), jnp.ones((96, 64)), scale=2.0)
+    ui.strategy.value = "block size"
+    ui.block_size.value = 4
+    saved = int(ui.plan.saved[-1])
+    ui.frontier.value = saved
+    assert "buffers of XLA" not in ui._tensor.value  # not known yet
+    ui.verify()
+    view = ui.memory_map_view
+    buffers = view.memory_map.buffers
+
+    def shown():
+        return ui.frontier.value, ui.tensors.value, ui.dag.value
+
+    both = {view.value, *view.marked}
+    assert both == set(ui._pairs.buffers_of(saved)) != set()  # of what was chosen before
+    assert buffers[view.value].source == ui.graph.sources[ui.graph.value_node[saved]]
+    assert view.note.startswith(f"In the plan: tensor {saved}, float32[96,64], made by ")
+    assert f"In XLA's memory: {buffers[min(both, key=lambda i: buffers[i].first_use)].instruction}" in view.note
+    assert html.escape(ui._pairs.tell_value(saved)[:100], quote=False) in ui._tensor.value
+
+    other = next(i for i in range(len(buffers)) if ui._pairs.value_of(i) not in (None, saved))
+    value = ui._pairs.value_of(other)
+    view.value = other  # as a click does
+    assert shown() == (value, value, int(ui.graph.value_node[value]))
+    assert view.marked == [i for i in ui._pairs.buffers_of(value) if i != other]
+    assert f"tensor {value}, " in view.note
+
+    stranger = next(i for i, b in enumerate(buffers) if b.memory == "temp" and ui._pairs.value_of(i) is None)
+    view.value = stranger
+    assert shown() == (None, None, None)
+    assert (view.value, view.marked) == (stranger, [])
+    assert view.note == f"In the plan: none; {ui._pairs.tell_buffer(stranger)}."
+
+    fused = next(v for v in range(ui.graph.n_inputs, ui.graph.n_values) if not ui._pairs.buffers_of(v))
+    ui.tensors.value = fused
+    assert (view.value, view.marked) == (None, [])
+    assert view.note.endswith(f"In XLA's memory: {ui._pairs.tell_value(fused)}.")
+    ui.frontier.value = None
+    assert (view.value, view.note) == (None, "")
+    ui.frontier.value = saved
+    ui.block_size.value = 3  # another plan, of which nothing is known
+    assert "buffers of XLA" not in ui._tensor.value
+    assert ui.errors == []
+
+
 def test_once_verified_there_is_a_live_map_of_each_plan_under_the_functions_name(monkeypatch):
     ui = PlanExplorer(loss, *ARGS)
     assert ui.memory_map_view is None

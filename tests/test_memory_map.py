@@ -23,7 +23,7 @@ from tiny_backprop import MeasureError, PlanError, measure
 from tiny_backprop.integration.jax import hlo, memory_map
 from tiny_backprop.integration.jax.assignment import Assignment, instruction_names, read_assignment
 from tiny_backprop.integration.jax.decode import decode
-from tiny_backprop.integration.jax.explain import OUTPUTS_TO_COME, kernels_of_positions
+from tiny_backprop.integration.jax.explain import OUTPUTS_TO_COME
 from tiny_backprop.integration.jax.lifetimes import follow
 from tiny_backprop.integration.jax.memory_map import GAP, MemoryMap, Program
 from tiny_backprop.integration.jax.op_names import phase_of, scope_of
@@ -738,32 +738,6 @@ def planned_and_measured():
         name: (plan, measure(tb.height_compressed_value_and_grad(LOSS, plan=plan), *GPT_ARGS))
         for name, plan in plans.items()
     }
-
-
-@pytest.mark.parametrize("name", ["save everything", "blocks"])
-def test_positions_find_their_kernels(gpt_plans, name):
-    """Kernels of the backward phase are found after those of the forward phase, and most phases agree."""
-    plan, m = gpt_plans[name]
-    edges, n_matched = kernels_of_positions(plan, m.memory_map)
-    schedule = m.memory_map.schedule
-    assert n_matched > 0.2 * sum(bool(p.source) for p in schedule)
-    assert (edges[0], edges[-1]) == (0, len(plan.materialized.live_bytes))
-    assert (np.diff(edges) >= 0).all()
-    border = plan.materialized.n_forward_kernels
-    wrong = [
-        e
-        for e, p in zip(edges, schedule, strict=False)
-        if p.phase == "gradient" and p.opcode == "dot" and e < border - 5
-    ]
-    assert not wrong
-
-
-def test_a_schedule_of_something_else_is_stretched_evenly(gpt_plans):
-    plan, _ = gpt_plans["blocks"]
-    other = measure(lambda x: jnp.tanh(x @ x) @ x, SQUARE).memory_map
-    edges, n_matched = kernels_of_positions(plan, other)
-    assert n_matched == 0
-    np.testing.assert_allclose(np.diff(edges), len(plan.materialized.live_bytes) / len(other.schedule))
 
 
 def test_the_frontier_plot_lays_xlas_bytes_over_the_prediction(gpt_plans):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,28 @@ def short_path(source: str) -> str:
     """Return a source line with the last folder of its path alone."""
     parts = source.split("/")
     return f"…/{'/'.join(parts[-2:])}" if len(parts) > 3 else source
+
+
+@functools.lru_cache(maxsize=4096)
+def plain_scope(scope: str) -> str:
+    """Return a name stack without what differentiation wraps around its parts; the phase is told elsewhere."""
+    while (i := max(scope.find("jvp("), scope.find("transpose("))) >= 0:
+        begin = scope.index("(", i)
+        end = _closing(scope, begin)
+        if end < 0:
+            return scope
+        scope = scope[:i] + scope[begin + 1 : end] + scope[end + 1 :]
+    return "/".join(part for part in scope.split("/") if part)
+
+
+def _closing(text: str, begin: int) -> int:
+    """Return where the parenthesis that opens at `begin` closes, -1 where it does not."""
+    depth = 0
+    for i in range(begin, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if not depth:
+            return i
+    return -1
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[object] = ()) -> str:

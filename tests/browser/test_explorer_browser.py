@@ -294,6 +294,40 @@ def test_a_point_of_the_trade_off_is_clicked(notebook):
     assert book.problems == []
 
 
+WORDS_OVERLAP = """() => {
+  const boxes = [...document.querySelectorAll('.tb-pareto svg text')].map((e) => [e, e.getBoundingClientRect()]);
+  return boxes.flatMap(([e, a], i) => boxes.slice(i + 1).filter(
+    ([, b]) => a.left < b.right && b.left < a.right && a.top < b.bottom - 2 && b.top < a.bottom - 2)
+    .map(([f]) => `${e.textContent} on ${f.textContent}`));
+}"""
+NEAR = """
+import itertools
+def near(i):
+    curve = dict(view._curve, serial=i)
+    knee = curve["points"][curve["knee"]]
+    left, up = list(itertools.product((-0.05, -0.02, 0, 0.02, 0.05), (-0.12, -0.05, 0, 0.05, 0.12)))[i]
+    widest, highest = (max(p[k] for p in curve["points"]) for k in ("peak_bytes", "percent"))
+    at = dict(knee, peak_bytes=knee["peak_bytes"] + left * widest, percent=max(0, knee["percent"] + up * highest))
+    view._curve = dict(curve, current=at)
+"""
+
+
+def test_words_in_the_trade_off_do_not_touch_however_close_their_points_are(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Trade-off")
+    book.run("view = None; ui.trade_off(n_points=6); view = ui.trade_off_view" + NEAR)
+    page.wait_for_selector(".tb-pareto svg .tb-knee")
+    for i in range(25):
+        before = page.locator(".tb-pareto .tb-current").element_handle()
+        book.run(f"near({i})")
+        page.wait_for_function("before => !before.isConnected", arg=before)
+        assert page.evaluate(WORDS_OVERLAP) == []
+        assert page.locator(".tb-pareto .tb-this").count() == 1
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+
+
 SLOW = """
 def slow(w, x):
     for i in range(400):
@@ -420,6 +454,58 @@ def test_the_memory_map_is_hovered_clicked_and_walked_through(notebook):
     assert book.problems == []
 
 
+def test_a_buffer_of_xlas_and_a_tensor_of_the_plan_choose_each_other(notebook):
+    book = verified(notebook)
+    page, root = book.page, book.page.locator(".tb-memory-map")
+    buffer, value, node = json.loads(
+        book.run(
+            "import json, numpy as np; bs = ui.memory_map_view.memory_map.buffers; pairs = ui._pairs\n"
+            "peak = ui.plan.materialized; alive = peak.values[peak.alive_at(peak.peak_kernel)]\n"
+            "own = [i for i, b in enumerate(bs) if b.memory == 'temp' and pairs.value_of(i) in alive]\n"
+            "b = max(own, key=lambda i: bs[i].bytes * (bs[i].freed_at - bs[i].first_use)); v = pairs.value_of(b)\n"
+            "print(json.dumps([b, v, int(ui.graph.value_node[v])]))"
+        )
+    )
+    page.mouse.click(*place_of(book, buffer))
+    page.wait_for_function(f"v => {MAP}.chosen === v", arg=str(buffer))
+    note = root.locator(".tb-note")
+    note.get_by_text(f"In the plan: tensor {value}, float32[256,64], made by ").wait_for()
+    assert book.run(f"print(bs[{buffer}].instruction)") in note.inner_text()
+    assert book.run("print(ui.frontier.value, ui.dag.value)") == f"{value} {node}"
+    open_tab(page, "Tensors")
+    chosen = page.locator(".tb-tensors tr[aria-selected=true]")
+    chosen.wait_for()
+    assert chosen.get_attribute("data-value") == str(value)
+    page.locator(".tiny-backprop-explorer td", has_text="buffers of XLA").first.wait_for()
+
+    other = page.locator(".tb-tensors tr[aria-selected=false]")
+    found = [
+        row
+        for row in other.all()
+        if book.run(f"print(len(pairs.buffers_of({row.get_attribute('data-value')})))") != "0"
+    ]
+    row = found[-1]
+    wanted = row.get_attribute("data-value")
+    row.click()
+    both = f"sorted([ui.memory_map_view.value, *ui.memory_map_view.marked]) == sorted(pairs.buffers_of({wanted}))"
+    page.locator(f".tb-tensors tr[aria-selected=true][data-value='{wanted}']").wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.tb-note').length")
+    open_tab(page, "Memory map")
+    root.locator(".tb-note").get_by_text(f"In the plan: tensor {wanted}, ").wait_for()
+    assert book.run(f"print({both})") == "True"
+    page.wait_for_function(f"v => {MAP}.chosen === v", arg=book.run("print(ui.memory_map_view.value)"))
+    assert root.get_attribute("data-marked") == book.run("print(*ui.memory_map_view.marked)")
+    assert root.locator("tr[aria-selected=true]").get_attribute("data-value") == root.get_attribute("data-chosen")
+
+    stranger = book.run("print(next(i for i, b in enumerate(bs) if b.memory == 'temp' and pairs.value_of(i) is None))")
+    book.run(f"ui.memory_map_view.value = {stranger}")
+    root.locator(".tb-note").get_by_text("In the plan: none; ").wait_for()
+    open_tab(page, "Tensors")
+    page.locator(".tb-tensors tr[aria-selected=true]").wait_for(state="detached")
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+
+
 def test_the_memory_map_is_zoomed_panned_coloured_and_follows_the_plan(notebook):
     book = verified(notebook)
     page, root = book.page, book.page.locator(".tb-memory-map")
@@ -491,6 +577,26 @@ def test_marks_under_the_budget_slider_set_the_budget(notebook):
         handle = page.locator(HANDLE).bounding_box()
         assert abs(tick["x"] - handle["x"] - handle["width"] / 2) < 0.01 * bar["width"] + 2  # the nearest stop is there
     assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+
+
+def test_marks_stand_in_one_row_wherever_there_is_room(notebook):
+    book = opened(notebook)
+    page = book.page
+    page.get_by_role("button", name="budget", exact=True).click()
+    page.locator(".tb-marks button").first.wait_for(timeout=90_000)
+    rows = "() => [...document.querySelectorAll('.tb-marks button')].map((e) => e.getBoundingClientRect().top)"
+    is_level = f"() => new Set(({rows})()).size === 1"
+    page.wait_for_function(is_level)
+    for theme, expected in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
+        large = page.add_style_tag(content=".tb-marks button { font-size: 26px !important }")  # as a theme may have it
+        page.wait_for_function(f"() => !({is_level})()")
+        page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+        page.wait_for_selector(f".tb-marks[data-theme={expected}]", timeout=20_000)
+        assert not page.evaluate(MARKS_OVERLAP)
+        large.evaluate("e => e.remove()")
+        page.wait_for_function(is_level)
+        assert not page.evaluate(MARKS_OVERLAP)
     assert book.problems == []
 
 
@@ -675,6 +781,45 @@ def test_a_reopened_notebook_shows_them_in_place_with_a_new_kernel(notebook, lab
     page.evaluate(RUN_ALL)
     page.wait_for_selector(".tb-frontier[data-paints]")
     assert not page.locator(STAND_IN).is_visible()
+
+
+def reopen(page, lab, path):
+    """Save a notebook, end its kernel and open it again, as the next day does."""
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.goto(lab.address(path), wait_until="domcontentloaded")
+    page.locator(STAND_IN).last.wait_for(timeout=60_000)
+    page.evaluate(WAIT_FOR_KERNEL)
+    page.wait_for_timeout(3_000)  # JupyterLab looks for a model for 2 seconds before it gives up
+
+
+VIEWS = {
+    "frontier": "t.FrontierView(ui.plan)",
+    "tensors": "t.TableView(ui.plan)",
+    "graph": "t.GraphView(ui.plan)",
+    "pareto": "t.ParetoView(t.pareto(ui.graph, n_points=3))",
+    "memory-map": "t.MemoryMapView(t.measure(loss, jnp.ones((64, 64)), jnp.ones((256, 64))).memory_map)",
+}
+
+
+def test_views_shown_alone_have_pictures_in_their_place_in_a_reopened_notebook(notebook, lab):
+    cells = [MODEL + "import tiny_backprop_widgets as tw", *(v.replace("t.", "tw.", 1) for v in VIEWS.values())]
+    book = notebook(*cells)
+    page = book.page
+    for kind in VIEWS:
+        page.locator(f".tb-{kind}").wait_for(timeout=90_000)
+    page.wait_for_function("n => document.querySelectorAll('.tb-view').length === n", arg=len(VIEWS))
+    assert page.locator(STAND_IN).count() == len(VIEWS)
+    assert not any(shown.is_visible() for shown in page.locator(STAND_IN).all())
+    reopen(page, lab, book.path)
+    shown = page.locator(STAND_IN)
+    assert shown.count() == len(VIEWS)
+    assert all(one.is_visible() for one in shown.all())
+    assert shown.locator("img, svg, table").count() >= len(VIEWS)
+    assert not any(words.is_visible() for words in page.get_by_text("model not found").all())
+    page.evaluate(RUN_ALL)
+    page.locator(".tb-memory-map").wait_for(timeout=90_000)
+    assert not any(one.is_visible() for one in page.locator(STAND_IN).all())
 
 
 def test_a_notebook_that_is_executed_and_exported_shows_them_without_network(browser, tmp_path):

@@ -1,11 +1,11 @@
-"""The explorer in Notebook 7 and in Voila: it opens, and its slider plans anew."""
+"""The explorer in Notebook 7 and in Voila: it opens, and its slider plans anew; in Notebook 7 also reopened."""
 
 import pytest
 
 from tiny_backprop.units import format_bytes
 
-from .lab import Notebook
-from .test_explorer_browser import HANDLE, MODEL, PEAK, SHOWS, position
+from .lab import NOTEBOOK, RUN_ALL, Notebook
+from .test_explorer_browser import CELL, HANDLE, MODEL, PEAK, SHOWS, STAND_IN, position, reopen
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
@@ -61,3 +61,21 @@ def test_a_slider_plans_anew(other_lab, browser, page):
     page.keyboard.press("Escape")
     page.locator(".tb-tensors tr[aria-selected=true]").wait_for(state="detached")
     assert first_lines(book.problems) - blamed == set()
+
+
+@pytest.mark.parametrize("other_lab", [NOTEBOOK], indirect=True, ids=["notebook"])
+def test_a_reopened_notebook_shows_pictures_in_place(other_lab, page):
+    alone = "import tiny_backprop_widgets as tw\ntw.TableView(ui.plan)"
+    book = Notebook(page, other_lab, [MODEL, "ui", alone])
+    page.wait_for_selector(".tb-frontier[data-paints]", timeout=90_000)
+    page.locator(".tb-view").nth(3).wait_for()
+    peak = page.locator(PEAK).inner_text()
+    reopen(page, other_lab, book.path)
+    shown = page.locator(STAND_IN)
+    assert shown.count() == 2
+    assert all(one.is_visible() for one in shown.all())
+    assert page.locator(CELL).first.inner_text() == peak
+    assert not any(words.is_visible() for words in page.get_by_text("model not found").all())
+    page.evaluate(RUN_ALL)
+    page.wait_for_selector(".tb-frontier[data-paints]", timeout=90_000)
+    assert not any(one.is_visible() for one in page.locator(STAND_IN).all())

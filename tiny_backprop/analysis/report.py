@@ -178,7 +178,8 @@ class LoopReport:
             ""
             if self.frontier is None
             else (
-                "over its steps, in the order in which they run:<br>"
+                f"live bytes over its steps, in the order in which they run, at most "
+                f"{format_bytes(int(self.frontier.live_bytes.max(initial=0)))} (predicted):<br>"
                 + display.frontier_svg(self.frontier.live_bytes, self.frontier.n_forward_steps)
                 + "<br>"
             )
@@ -263,7 +264,7 @@ class GraphReport:
             ("verdict", self.verdict),
         ]
         at_peak = [
-            (format_bytes(v.bytes), v.primitive, v.node, v.scope, display.short_path(v.source))
+            (format_bytes(v.bytes), v.primitive, v.node, display.plain_scope(v.scope), display.short_path(v.source))
             for v in self.live_at_peak[:10]
         ]
         header = ("alive at the peak by liveness", "primitive", "node", "scope", "source")

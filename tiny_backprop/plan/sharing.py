@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def _lend(
     first_written: np.ndarray,
     free_from: dict[int, int],
 ) -> np.ndarray:
-    """Return which temporaries are in the memory of an output.
+    """Return which temporaries are in the memory of an output; end lives where something there is written over them.
 
     Args:
       fusion: See `share`.
@@ -121,12 +122,15 @@ def _lend(
         if i in free_from:
             done &= lives.to_come[free_from[i]]
         fitting = waiting & done & (-1 << n_larger)
+        held = 0  # what this output is lent to
         while fitting:
             bit = fitting & -fitting
             t = bit.bit_length() - 1
             lent.append(t)
+            held |= bit
             waiting ^= bit
             fitting &= lives.apart_from(t)
+        lives.end_where_overwritten(i, held, last)
     is_lent[temporaries[lent]] = True
     return is_lent
 
@@ -141,6 +145,7 @@ class _Lives:
         n_kernels = int(last.max()) + 1
         self.to_come = _running_sets(self.starts, n_kernels, (1 << len(temporaries)) - 1)
         self.done = _running_sets(self.ends, n_kernels, 0)
+        self.temporaries = temporaries.tolist()
         number = np.full(len(first), -1)
         number[temporaries] = np.arange(len(temporaries))
         # Which others need memory only up to, or from, the kernel in which the one is written into the other.
@@ -154,14 +159,31 @@ class _Lives:
             if number[r] >= 0:
                 t = int(number[r])
                 self.neighbours[t] = self.neighbours.get(t, 0) | bits
-                while bits:
-                    s = (bits & -bits).bit_length() - 1
+                for s in _members(bits):
                     self.neighbours[s] = self.neighbours.get(s, 0) | 1 << t
-                    bits &= bits - 1
+
+    def end_where_overwritten(self, output: int, held: int, last: np.ndarray) -> None:
+        """Shorten lives in an output's memory by one kernel where it, or another one there, is written over them.
+
+        Args:
+          output: The output.
+          held: The set of temporaries in its memory.
+          last: See `share`.
+        """
+        for writer in (output, *(self.temporaries[t] for t in _members(held))):
+            for t in _members(held & self.touching.get(writer, 0)):
+                last[self.temporaries[t]] = self.ends[t] - 1
 
     def apart_from(self, t: int) -> int:
         """Return which temporaries can share memory with one."""
         return self.done[self.starts[t]] | self.to_come[self.ends[t] + 1] | self.neighbours.get(t, 0)
+
+
+def _members(bits: int) -> Iterator[int]:
+    """Yield the members of a set, the smallest first."""
+    while bits:
+        yield (bits & -bits).bit_length() - 1
+        bits &= bits - 1
 
 
 def _may_be_lent(n_bytes: np.ndarray, last: np.ndarray, output_bytes: np.ndarray, written: np.ndarray) -> np.ndarray:

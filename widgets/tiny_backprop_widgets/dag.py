@@ -26,6 +26,7 @@ import graphviz
 import numpy as np
 
 from tiny_backprop import display
+from tiny_backprop.display import plain_scope
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Op, Plan
@@ -33,7 +34,6 @@ from tiny_backprop.plan.blocks import block_starts, check_count
 from tiny_backprop.plan.plan import check_fits
 from tiny_backprop.units import format_bytes, format_flops
 from tiny_backprop_widgets.frontier import DisplayError
-from tiny_backprop_widgets.tensors import plain_scope
 
 _TIMEOUT_SECONDS = 30
 _N_LETTERS = 60

@@ -22,7 +22,7 @@ from tiny_backprop.analysis import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import Measurement, read_calibration
-from tiny_backprop.integration.jax.explain import kernels_of_positions
+from tiny_backprop.integration.jax.correspondence import BufferPairs, kernels_of_positions, pair_buffers
 from tiny_backprop.integration.jax.symbolic import has_symbolic_dimensions
 from tiny_backprop.plan import CostModel, Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as save_everything
@@ -47,6 +47,7 @@ from tiny_backprop_widgets.sliders import (
 from tiny_backprop_widgets.source import tensor_html
 from tiny_backprop_widgets.stand_in import hidden_stand_in, show_with_stand_in
 from tiny_backprop_widgets.table_view import TableView
+from tiny_backprop_widgets.tensors import value_type
 from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
 from tiny_backprop_widgets.verify_panel import VerifyPanel
 from tiny_backprop_widgets.view import with_pictures
@@ -96,7 +97,8 @@ class PlanExplorer(widgets.VBox):
         size and levels) or `"budget"` (`plan_budget`). Changing a slider chooses it.
       frontier: The `FrontierView`.
       dag: The `GraphView`.
-      tensors: The `TableView` of what is alive at the peak. A tensor that is chosen in one view is chosen in all.
+      tensors: The `TableView` of what is alive at the peak. A tensor that is chosen in one view is chosen in all,
+        in XLA's memory map, too, as far as it can be told which buffers hold it.
       cost_model: What `tiny_backprop.calibrate` has kept for this machine, for predicted step times; else None.
 
     End a notebook with `assert not ui.errors`: an exception in a callback fails no cell.
@@ -168,7 +170,7 @@ class PlanExplorer(widgets.VBox):
         self._title = widgets.HTML()
         title = f"<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
-        self._title.value = _CSS + hidden_stand_in(self._title.model_id) + title
+        self._title.value = f"{_CSS}<style>{hidden_stand_in(self._title.model_id)}</style>{title}"
         self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self._price.add_class("tiny-backprop-price")
         self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
@@ -177,6 +179,7 @@ class PlanExplorer(widgets.VBox):
         self._map_view: MemoryMapView | None = None
         self._map_color_by = "kind"  # kept while there is no map
         self._mapped: Measurement | None = None  # whose memory map is shown
+        self._pairs: BufferPairs | None = None  # of the plan and that map
         self._export_button = widgets.Button(description="Export", icon="download")
         self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
         self._tabs = widgets.Tab(
@@ -424,9 +427,9 @@ class PlanExplorer(widgets.VBox):
         self.tensors.plan = plan
         self._code.value = f"The same in Python:<pre>{html.escape(self.code())}</pre>"
         self._tell_budget()
-        self._show_tensor()
         self._loops.value = self._loops_text()
         self._verify_panel.refresh()
+        self._show_tensor()
         self._trade_off.follow()
 
     def _dimension_slider(self, name: str) -> DimensionSlider:
@@ -449,7 +452,7 @@ class PlanExplorer(widgets.VBox):
         """Lay XLA's live bytes over the frontier, and show its memory map; neither where they are not known."""
         if measurement is self._mapped:
             return
-        self._mapped = measurement
+        self._mapped, self._pairs = measurement, None
         memory_map = None if measurement is None else measurement.memory_map
         if memory_map is None or memory_map.missing:
             self.frontier.show_measured([], [])
@@ -458,7 +461,12 @@ class PlanExplorer(widgets.VBox):
         positions, _ = kernels_of_positions(self._plan, memory_map)
         live_bytes = memory_map.live_bytes + memory_map.live_output_bytes
         self.frontier.show_measured(positions[:-1] / max(len(self._plan.materialized.live_bytes), 1), live_bytes)
-        self._show_map("", MemoryMapView(memory_map))
+        self._pairs = pair_buffers(self._plan, memory_map)
+        view = MemoryMapView(memory_map)
+        view.observe(lambda change: self._guarded(lambda: self._choose_buffer(change["new"])), "value")
+        self._show_map("", view)
+        if self.frontier.value is not None:
+            self._choose(self.frontier.value)
 
     def _show_map(self, text: str, view: MemoryMapView | None) -> None:
         """Show a memory map, or a text that says why there is none."""
@@ -503,17 +511,23 @@ class PlanExplorer(widgets.VBox):
     # ---- linked views ----
 
     def _choose(self, value: int | None) -> None:
-        """Choose a tensor in all views."""
+        """Choose a tensor in all views, in the memory map whatever of XLA's buffers hold it."""
         if self._is_linking:
             return
         self._is_linking = True
         try:
-            self.frontier.value = self.tensors.value = value
-            node = -1 if value is None else int(self.graph.value_node[value])
-            self.dag.value = None if node < 0 else node
-            self._show_tensor()
+            self._choose_in_plan(value)
+            if self._map_view is not None and self._pairs is not None:
+                buffers = [] if value is None else self._pairs.buffers_of(value)
+                self._map_view.choose(buffers, "" if value is None else self._told(value))
         finally:
             self._is_linking = False
+
+    def _choose_in_plan(self, value: int | None) -> None:
+        self.frontier.value = self.tensors.value = value
+        node = -1 if value is None else int(self.graph.value_node[value])
+        self.dag.value = None if node < 0 else node
+        self._show_tensor()
 
     def _choose_node(self, node: int | None) -> None:
         """Choose the largest tensor that a node makes."""
@@ -525,9 +539,35 @@ class PlanExplorer(widgets.VBox):
         i, j = self.graph.output_start[node : node + 2].tolist()
         self._choose(i + int(self.graph.value_bytes[i:j].argmax()) if j > i else None)
 
+    def _choose_buffer(self, buffer: int | None) -> None:
+        """Choose the tensor that one of XLA's buffers holds, if one is found, and outline what else holds it."""
+        if self._is_linking or self._map_view is None or self._pairs is None:
+            return
+        self._is_linking = True
+        try:
+            value = None if buffer is None else self._pairs.value_of(buffer)
+            others = [] if value is None else self._pairs.buffers_of(value)
+            self._map_view.marked = [i for i in others if i != buffer]
+            if value is not None:
+                self._map_view.note = self._told(value)
+            else:
+                self._map_view.note = "" if buffer is None else f"In the plan: none; {self._pairs.tell_buffer(buffer)}."
+            self._choose_in_plan(value)
+        finally:
+            self._is_linking = False
+
+    def _told(self, value: int) -> str:
+        """Say which tensor of the plan is chosen, and which of XLA's buffers hold it."""
+        assert self._pairs is not None
+        node = int(self.graph.value_node[value])
+        made = self.graph.primitives[node] if node >= 0 else "the caller"
+        name = f"tensor {value}, {value_type(self.graph, value)}, made by {made}"
+        return f"In the plan: {name}. In XLA's memory: {self._pairs.tell_value(value)}."
+
     def _show_tensor(self) -> None:
         value = self.frontier.value
-        self._tensor.value = "" if value is None else tensor_html(self._plan, value)
+        by_xla = self._pairs.tell_value(value) if self._pairs is not None and value is not None else ""
+        self._tensor.value = "" if value is None else tensor_html(self._plan, value, by_xla)
 
     def _take(self, plan: Plan) -> None:
         """Show a plan of the trade-off."""

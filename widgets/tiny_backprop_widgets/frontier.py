@@ -18,7 +18,7 @@ from matplotlib.patches import StepPatch
 
 from tiny_backprop.display import BACKWARD, BASELINE, FORWARD, peaks_per_bin
 from tiny_backprop.errors import TinyBackpropError
-from tiny_backprop.integration.jax.explain import kernels_of_positions
+from tiny_backprop.integration.jax.correspondence import kernels_of_positions
 from tiny_backprop.integration.jax.measure import Measurement
 from tiny_backprop.plan import Plan, plan_save_everything
 from tiny_backprop.plan.plan import is_same_program

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
+from tiny_backprop.display import plain_scope
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Plan, block_starts, plan_save_everything
@@ -20,7 +21,7 @@ from tiny_backprop_widgets.frontier import DisplayError
 from tiny_backprop_widgets.graph_svg import graph_svg
 from tiny_backprop_widgets.layout import Box, lay_out
 from tiny_backprop_widgets.outline import Group, Outline
-from tiny_backprop_widgets.tensors import RECOMPUTED, SAVED, fates, plain_scope, value_type
+from tiny_backprop_widgets.tensors import RECOMPUTED, SAVED, fates, value_type
 from tiny_backprop_widgets.view import View, packed
 
 _ALL = 1000

@@ -39,6 +39,8 @@ class MemoryMapView(View):
       value: Number of the chosen tensor among `memory_map.buffers`, or None; `observe` it, or assign to it.
       position: The position whose tensors are listed, or None for that of the peak; `memory_map.alive_at` has the same.
       color_by: `"kind"` (saved, recomputed, gradient, …) or `"scope"` (the outermost of the user's named scopes).
+      marked: Numbers of further tensors to outline.
+      note: A text below the picture.
 
     Raises:
       DisplayError: `memory_map` is no map.
@@ -61,6 +63,8 @@ class MemoryMapView(View):
     value = traitlets.Int(None, allow_none=True).tag(sync=True)
     position = traitlets.Int(None, allow_none=True).tag(sync=True)
     color_by = traitlets.Enum(("kind", "scope"), "kind").tag(sync=True)
+    marked = traitlets.List(traitlets.Int()).tag(sync=True)
+    note = traitlets.Unicode().tag(sync=True)
     _strings = traitlets.List(traitlets.Unicode()).tag(sync=True)
     _texts = traitlets.Bytes().tag(sync=True)
     _lives = traitlets.Bytes().tag(sync=True)
@@ -82,6 +86,25 @@ class MemoryMapView(View):
     @traitlets.validate("position")
     def _check_position(self, proposal: Any) -> Any:
         return _in_range("position", "position", proposal["value"], len(self.memory_map.schedule))
+
+    def choose(self, buffers: Sequence[int], note: str = "") -> None:
+        """Choose the tensor that takes most bytes for longest, outline the others, and say why.
+
+        Args:
+          buffers: Numbers of tensors among `memory_map.buffers`; none chooses none.
+          note: The text below the picture.
+        """
+        first = max(buffers, key=self._weight, default=None)
+        with self.hold_sync():
+            self.value, self.note = first, note
+            self.marked = [i for i in buffers if i != first]
+            if first is not None:
+                b, peak = self.memory_map.buffers[first], self.memory_map.peak_position
+                self.position = None if b.first_use <= peak < b.freed_at else b.first_use
+
+    def _weight(self, buffer: int) -> int:
+        b = self.memory_map.buffers[buffer]
+        return b.bytes * (b.freed_at - b.first_use)
 
     def _writers(self) -> Mapping[str, Any]:
         def draw(path: Path) -> None:

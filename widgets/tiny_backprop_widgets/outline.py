@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tiny_backprop.display import plain_scope
 from tiny_backprop.graph import Graph
 from tiny_backprop_widgets.dag import backward_starts
-from tiny_backprop_widgets.tensors import plain_scope
 
 MOST_CHILDREN = 32
 _MOST_EQUATIONS = 24  # in a group that shows equations

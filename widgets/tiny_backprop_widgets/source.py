@@ -9,27 +9,29 @@ import re
 import numpy as np
 
 from tiny_backprop import display
-from tiny_backprop.display import short_path
+from tiny_backprop.display import plain_scope, short_path
 from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.tensors import FATES, fates, lives, plain_scope, value_type
+from tiny_backprop_widgets.tensors import FATES, fates, lives, value_type
 
 _N_AROUND = 3
 _MOST_LETTERS = 300
 
 
-def tensor_html(plan: Plan, value: int) -> str:
+def tensor_html(plan: Plan, value: int, by_xla: str = "") -> str:
     """Return a description of a tensor as HTML, everything in it escaped.
 
     Args:
       plan: The plan.
       value: Number of the tensor; inputs of the graph are described, too.
+      by_xla: What XLA was found to do with it, measured.
     """
     graph = plan.graph
     node = int(graph.value_node[value])
     facts = [("tensor", f"{value}: {value_type(graph, value)}, {format_bytes(int(graph.value_bytes[value]))}")]
     if node < 0:
         facts.append(("input", graph.input_names[value]))
+        facts += [("buffers of XLA", by_xla)] if by_xla else []
         return display.table([(name, text[:_MOST_LETTERS]) for name, text in facts])
     table = lives(plan)
     spans = [f"{a} to {b}" for a, b in table[table[:, 0] == value, 1:].tolist()]
@@ -39,6 +41,7 @@ def tensor_html(plan: Plan, value: int) -> str:
     facts += [
         ("the plan", FATES[fates(plan)[value]]),
         (f"alive at {word}s", ", ".join(spans) or nowhere),
+        *([("buffers of XLA", by_xla)] if by_xla else []),
         ("made by", f"{graph.primitives[node]}, node {node}, {format_flops(float(graph.flops[node]))}"),
         ("read by", f"{n_reads} node{'s' * (n_reads != 1)}"),
         ("scope", plain_scope(graph.scopes[node])),

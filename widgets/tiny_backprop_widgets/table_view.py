@@ -9,11 +9,12 @@ from typing import Any
 import traitlets
 
 from tiny_backprop import display
+from tiny_backprop.display import plain_scope
 from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import assets
 from tiny_backprop_widgets.frontier import DisplayError
-from tiny_backprop_widgets.tensors import FATES, AtPeak, alive_at_peak, fates, plain_scope, value_type
+from tiny_backprop_widgets.tensors import FATES, AtPeak, alive_at_peak, fates, value_type
 from tiny_backprop_widgets.view import View
 
 _N_ROWS = 100

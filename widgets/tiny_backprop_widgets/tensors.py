@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from tiny_backprop.display import plain_scope
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes
@@ -64,28 +65,6 @@ def value_type(graph: Graph, v: int) -> str:
     return f"{graph.value_dtypes[v]}[{','.join(map(str, graph.value_shapes[v]))}]"
 
 
-@functools.lru_cache(maxsize=4096)
-def plain_scope(scope: str) -> str:
-    """Return a name stack without what differentiation wraps around its parts; the phase is told elsewhere."""
-    while (i := max(scope.find("jvp("), scope.find("transpose("))) >= 0:
-        begin = scope.index("(", i)
-        end = _closing(scope, begin)
-        if end < 0:
-            return scope
-        scope = scope[:i] + scope[begin + 1 : end] + scope[end + 1 :]
-    return "/".join(part for part in scope.split("/") if part)
-
-
-def _closing(text: str, begin: int) -> int:
-    """Return where the parenthesis that opens at `begin` closes, -1 where it does not."""
-    depth = 0
-    for i in range(begin, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if not depth:
-            return i
-    return -1
-
-
 @functools.lru_cache(maxsize=4)  # all views of one plan ask
 def lives(plan: Plan) -> np.ndarray:
     """Return when values are in memory: a row (value, first kernel, last kernel) for each buffer that holds one.
@@ -128,7 +107,7 @@ class AtPeak:
       is_copy: Whether the buffer is a copy of it: held, or in another order of dimensions.
       n_bytes: Size of each buffer.
       to_come_bytes: Bytes of outputs that are not yet made, whose memory is taken all along. With `n_bytes` they add up
-        to the plan's `peak_bytes`, unless an output is just being written over a temporary: both are listed.
+        to the plan's `peak_bytes`.
     """
 
     values: np.ndarray
@@ -143,7 +122,7 @@ class AtPeak:
         alive = m.alive_at(m.peak_kernel)
         alive = alive[(m.values[alive] >= 0) & (m.n_bytes[alive] > 0)]
         n_bytes = m.n_bytes[alive]
-        return cls(m.values[alive], m.nodes[alive] < 0, n_bytes, max(m.peak_bytes - int(n_bytes.sum()), 0))
+        return cls(m.values[alive], m.nodes[alive] < 0, n_bytes, m.peak_bytes - int(n_bytes.sum()))
 
 
 def alive_at_peak(plan: Plan) -> pd.DataFrame:

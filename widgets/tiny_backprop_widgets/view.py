@@ -10,8 +10,10 @@ from typing import Any
 
 import anywidget
 import numpy as np
+import traitlets
 
 from tiny_backprop_widgets.frontier import DisplayError
+from tiny_backprop_widgets.stand_in import hidden_stand_in, show_with_stand_in
 
 
 class View(anywidget.AnyWidget):
@@ -24,6 +26,8 @@ class View(anywidget.AnyWidget):
     """
 
     kind: str
+
+    _stand_in_style = traitlets.Unicode().tag(sync=True)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write what is shown to a file, whose suffix is the format; the same content gives the same bytes.
@@ -58,6 +62,11 @@ class View(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         return with_pictures(super()._repr_mimebundle_(**kwargs), self, self._pictures)
+
+    def _ipython_display_(self) -> None:
+        """Show the live view and, as an output of its own, the picture that stands in where its model is not found."""
+        self._stand_in_style = hidden_stand_in(self.model_id)
+        show_with_stand_in(self._repr_mimebundle_(), self.model_id)
 
 
 def with_pictures(bundle: Any, value: object, pictures: Any) -> dict[str, Any]:

@@ -139,9 +139,10 @@ class _Describer:
             op_name, source = self._origin(instruction)
             phase = phase_of(op_name)
             depends = not after_backward.isdisjoint(read)
-            copied = self.at(read[0]) if read and self._copies(instruction) else None
+            copied, copies = self.at(read[0]) if read and self._copies(instruction) else None, ""
             if copied and copied.op_name:  # the copy of a tensor is that tensor
                 op_name, source, phase = copied.op_name, copied.source, copied.phase
+                copies = copied.copies or copied.instruction
             elif phase == "other" and instruction.operands:
                 phase = phases.get(instruction.operands[0], "other")
             elif phase == "forward" and depends:
@@ -149,7 +150,7 @@ class _Describer:
             if depends or (phase == "gradient" and read):
                 after_backward.update(made.get(instruction.name, ()))
             phases[instruction.name] = phase
-            self.positions.append(Position(instruction.name, instruction.opcode, op_name, source, phase))
+            self.positions.append(Position(instruction.name, instruction.opcode, op_name, source, phase, copies))
 
     def _copies(self, instruction: Instruction) -> bool:
         """Return whether an instruction copies a tensor and no equation asked for that."""
@@ -252,6 +253,7 @@ def _buffer(run: list[int], end: int, assignment: Assignment, lives: Lifetimes, 
         scope=scope_of(op_name),
         source=source,
         loop=describe.loops[start],
+        copies=told[best].copies,
     )
 
 

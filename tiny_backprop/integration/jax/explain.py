@@ -1,30 +1,23 @@
-"""Predicted beside measured: where a plan and XLA's memory map disagree, and how their time axes correspond."""
+"""Predicted beside measured: where a plan and XLA's memory map disagree, by source line."""
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import html
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError, PlanError
 from tiny_backprop.integration.jax.measure import Measurement
 from tiny_backprop.integration.jax.memory_map import MemoryMap
-from tiny_backprop.integration.jax.op_names import scope_of, split_name
-from tiny_backprop.plan import Op, Plan
+from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NO_SOURCE, OUTPUTS_TO_COME = "no source line", "outputs that are not yet made"
-_PHASES = {int(Op.RUN): "forward", int(Op.RECOMPUTE): "recomputed", int(Op.BACKWARD): "gradient"}
-_MOST_PAIRS_PER_KEY, _MOST_PAIRS = 4_000, 1_000_000
-_LEAST_MATCHED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,70 +205,3 @@ def _counted(tensors: list[tuple[int, str]]) -> str:
 
 def _signed(n_bytes: int) -> str:
     return ("+" if n_bytes >= 0 else "−") + format_bytes(abs(n_bytes))
-
-
-def kernels_of_positions(plan: Plan, memory_map: MemoryMap) -> tuple[np.ndarray, int]:
-    """Return where on a plan's axis of predicted kernels the positions of a compiled schedule begin.
-
-    A kernel and a position correspond where phase, user's scope, source line and primitive agree; of all such pairs the
-    longest sequence is kept that is in order on both sides (Hunt & Szymanski 1977, doi:10.1145/359581.359603), and
-    positions in between are spaced evenly. Where fewer than a tenth of the positions that name an equation find a
-    kernel, the whole schedule is stretched evenly instead, and 0 matches are reported.
-
-    Returns:
-      float64 of shape (n_positions + 1,), never falling, from 0 to the number of kernels; and how many positions have
-      a kernel of their own.
-
-    Raises:
-      MeasureError: There is no map.
-    """
-    graph, m = plan.graph, plan.materialized
-    n_positions, n_kernels = len(memory_map.live_bytes), len(m.kernel_nodes)
-    evenly = np.linspace(0, n_kernels, n_positions + 1)
-    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for kernel, (node, op) in enumerate(zip(m.kernel_nodes.tolist(), m.kernel_ops.tolist(), strict=True)):
-        if node < 0:
-            continue
-        primitive = graph.primitives[node]
-        scope = scope_of(f"{graph.scopes[node]}/{primitive}")
-        places[_PHASES[op], scope, graph.sources[node], primitive].append(kernel)
-    keys = [
-        (p.phase, scope_of(p.op_name), p.source, split_name(p.op_name)[-1]) if p.op_name else None
-        for p in memory_map.schedule
-    ]
-    often = Counter(key for key in keys if key in places)
-    useful = {key for key, n in often.items() if n * len(places[key]) <= _MOST_PAIRS_PER_KEY}
-    if sum(often[key] * len(places[key]) for key in useful) > _MOST_PAIRS:
-        return evenly, 0
-    pairs = _in_order([places[key] if key in useful else [] for key in keys])
-    if not n_positions or len(pairs) < max(1, _LEAST_MATCHED * sum(key is not None for key in keys)):
-        return evenly, 0
-    xs = [-1.0, *(position + 0.5 for position, _ in pairs), n_positions + 1.0]
-    ys = [0.0, *(kernel + 0.5 for _, kernel in pairs), float(n_kernels)]
-    found = np.interp(np.arange(n_positions + 1), xs, ys)
-    found[0], found[-1] = 0, n_kernels
-    return found, len(pairs)
-
-
-def _in_order(candidates: list[list[int]]) -> list[tuple[int, int]]:
-    """Return the longest sequence of (i, j), j among candidates[i], that rises in both; O(pairs log n)."""
-    ends: list[int] = []  # the smallest j that ends a sequence of each length
-    chain: list[tuple[int, int, int]] = []  # (i, j, its predecessor's place in chain)
-    last: list[int] = []
-    for i, places in enumerate(candidates):
-        for j in reversed(places):
-            length = bisect.bisect_left(ends, j)
-            if length < len(ends) and ends[length] == j:
-                continue
-            chain.append((i, j, last[length - 1] if length else -1))
-            if length == len(ends):
-                ends.append(j)
-                last.append(len(chain) - 1)
-            else:
-                ends[length], last[length] = j, len(chain) - 1
-    found: list[tuple[int, int]] = []
-    at = last[-1] if last else -1
-    while at >= 0:
-        i, j, at = chain[at]
-        found.append((i, j))
-    return found[::-1]

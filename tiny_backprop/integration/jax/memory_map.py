@@ -72,6 +72,7 @@ class Buffer:
       scope: The user's part of that: named scopes.
       source: `file:line (function)` of the user's code, or `""`.
       loop: The innermost loop in which it is made, such as `while.3 body`, or `""`.
+      copies: The instruction whose result it is a copy of, where no equation asked for that; else `""`.
     """
 
     memory: str
@@ -89,6 +90,7 @@ class Buffer:
     scope: str
     source: str
     loop: str
+    copies: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Position:
       op_name: Name stack and primitive of the equation it comes from, or `""`.
       source: `file:line (function)`, or `""`.
       phase: `forward`, `gradient` or `recomputed`; `other` where XLA does not tell, or there is no gradient.
+      copies: The instruction whose result it copies, where no equation asked for that; else `""`.
     """
 
     instruction: str
@@ -108,6 +111,7 @@ class Position:
     op_name: str
     source: str
     phase: str
+    copies: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -8,7 +8,9 @@ import {
   element,
   formatBytes,
   headings,
+  hideStandIn,
   kernelNotice,
+  labelIn,
   line,
   lowerBound,
   numbers,
@@ -74,6 +76,7 @@ function readPlan(model, valueBytes) {
 export function renderFrontier({ model, el }) {
   const root = element("div", "tb-view tb-frontier");
   el.append(root);
+  hideStandIn(model, root);
   const legend = element("div", "tb-bar");
   root.append(legend);
   const program = readStatic(model);
@@ -237,15 +240,10 @@ export function renderFrontier({ model, el }) {
       c.fill(path);
     });
     c.globalAlpha = 1;
-    c.fillStyle = theme.ink;
-    c.textBaseline = "middle";
     for (const { run, left, right, middle } of labels) {
       const from = Math.max(left, LEFT) + 4;
       const room = Math.min(right, LEFT + plotWidth()) - from - 4;
-      const text = bandLabel(plan.lives.value[run.life])
-        .slice(0, Math.floor(room / 6))
-        .replace(/[ ·]+$/, "");
-      if (text.length > 3) c.fillText(text, from, middle);
+      labelIn(c, theme, bandLabels(plan.lives.value[run.life]), from, middle, room);
     }
     c.strokeStyle = theme.mark;
     c.lineWidth = 2.5;
@@ -348,10 +346,11 @@ export function renderFrontier({ model, el }) {
   }
 
   /** @param {number} value */
-  function bandLabel(value) {
+  function bandLabels(value) {
     const node = program.values[2 * value];
-    const scope = program.strings[program.nodes[4 * node + 1]];
-    return `${program.strings[program.nodes[4 * node]]} ${formatBytes(program.bytes[value])}${scope ? ` · ${scope}` : ""}`;
+    const [primitive, scope] = [0, 1].map((k) => program.strings[program.nodes[4 * node + k]]);
+    const bytes = formatBytes(program.bytes[value]);
+    return [...(scope ? [`${primitive} ${bytes} · ${scope}`] : []), `${primitive} ${bytes}`, bytes];
   }
 
   /** @param {number} life */

@@ -1,7 +1,18 @@
 // @ts-check
 /** The graph view: boxes of equations that open and close; pan, zoom, hover, choose, search. Positions come from Python. */
 import { listen } from "./gestures.js";
-import { buttons, canvasIn, element, formatBytes, numbers, onChange, pattern, themeOf, tooltipIn } from "./shared.js";
+import {
+  buttons,
+  canvasIn,
+  element,
+  formatBytes,
+  hideStandIn,
+  numbers,
+  onChange,
+  pattern,
+  themeOf,
+  tooltipIn,
+} from "./shared.js";
 
 const HEIGHT = 520;
 const CORNER = 18;
@@ -30,6 +41,7 @@ export function renderGraph({ model, el }) {
   const bar = element("div", "tb-bar");
   root.append(bar);
   el.append(root);
+  hideStandIn(model, root);
   let drawing = readBoxes(model);
   let [scale, dx, dy] = [0, 0, 0];
   let [isWhole, paintedWidth] = [false, 0];

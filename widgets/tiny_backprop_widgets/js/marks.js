@@ -13,8 +13,12 @@ export function renderMarks({ model, el }) {
   const root = element("div", "tb-view tb-marks");
   el.append(root);
 
+  // What words need of room changes with themes and fonts, too, without any other sign.
+  const resized = new ResizeObserver(place);
+
   function draw() {
     root.dataset.theme = themeOf(el).isDark ? "dark" : "light";
+    for (const button of root.querySelectorAll("button")) resized.unobserve(button);
     root.replaceChildren();
     for (const [i, mark] of /** @type {Mark[]} */ (model.get("_marks")).entries()) {
       const share = `${100 * mark.at}%`;
@@ -29,12 +33,24 @@ export function renderMarks({ model, el }) {
       button.style.left = share;
       button.style.transform = `translateX(-${share})`; // words at an end stay inside
       root.append(button);
-      const row = freeRow(button, mark.row);
+      button.dataset.wanted = String(mark.row);
+      resized.observe(button);
+    }
+    place();
+  }
+
+  /** Put the words into rows, each as high as there is room. */
+  function place() {
+    const buttons = [...root.querySelectorAll("button")];
+    const ticks = root.querySelectorAll("i");
+    for (const button of buttons) delete button.dataset.row;
+    for (const [i, button] of buttons.entries()) {
+      const row = freeRow(button, Number(button.dataset.wanted));
       button.dataset.row = String(row);
       button.style.top = `${TOP + row * ROW}em`;
-      tick.style.height = `${TOP + row * ROW}em`;
+      ticks[i].style.height = `${TOP + row * ROW}em`;
     }
-    const rows = [...root.querySelectorAll("button")].map((button) => Number(button.dataset.row));
+    const rows = buttons.map((button) => Number(button.dataset.row));
     root.style.height = `${TOP + ROW * (1 + Math.max(1, ...rows))}em`;
   }
 
@@ -48,14 +64,13 @@ export function renderMarks({ model, el }) {
     const taken = new Set();
     for (const other of root.querySelectorAll("button")) {
       const its = other.getBoundingClientRect();
-      if (other !== button && its.left < box.right + GAP && its.right > box.left - GAP) taken.add(other.dataset.row);
+      if (other.dataset.row && its.left < box.right + GAP && its.right > box.left - GAP) taken.add(other.dataset.row);
     }
     while (taken.has(String(row))) row += 1;
     return row;
   }
 
   draw();
-  const resized = new ResizeObserver(draw);
   resized.observe(root.parentElement ?? root);
   const stops = [onTheme(draw), onChange(model, ["_marks"], draw)];
   return () => {

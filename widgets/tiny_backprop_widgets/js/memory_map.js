@@ -8,7 +8,9 @@ import {
   element,
   formatBytes,
   headings,
+  hideStandIn,
   kernelNotice,
+  labelIn,
   line,
   numbers,
   onChange,
@@ -65,6 +67,7 @@ export function renderMemoryMap({ model, el }) {
   const root = element("div", "tb-view tb-memory-map");
   const legend = element("div", "tb-bar");
   el.append(root);
+  hideStandIn(model, root);
   const map = read(model);
   const title = element("div", "tb-title", shortened(map.facts.title, 400));
   title.dir = "auto";
@@ -83,6 +86,10 @@ export function renderMemoryMap({ model, el }) {
     "Where XLA keeps each tensor: offset in memory over the schedule. Arrow keys move, plus and minus zoom, 0 shows all, N and P walk through the tensors by size.";
   const { frame, canvas, touch, stop } = canvasIn(root, HEIGHT + depth * BAR, label, paint);
   const tip = tooltipIn(frame);
+  const note = element("div", "tb-note");
+  note.setAttribute("aria-live", "polite");
+  note.dir = "auto";
+  root.append(note);
   const table = rowsIn(root, (value) => {
     choose(value, model.get("position"));
     reveal(value);
@@ -162,6 +169,7 @@ export function renderMemoryMap({ model, el }) {
     root.dataset.paints = String(nPaints);
     root.dataset.visible = String(seen.length);
     root.dataset.chosen = String(model.get("value") ?? "");
+    root.dataset.marked = model.get("marked").join(" ");
     root.dataset.span = String(x1 - x0);
   }
 
@@ -173,8 +181,10 @@ export function renderMemoryMap({ model, el }) {
     const byGroup = names.map(() => []);
     for (const i of seen) byGroup[map.groups[2 * i + column]].push(i);
     const chosen = model.get("value");
+    const others = new Set(model.get("marked"));
     const labels = [];
-    let own = /** @type {[number, number, number, number] | null} */ (null);
+    /** @type {[number, number, number, number, number[]][]} boxes and how their edges are dashed */
+    const outlines = [];
     for (const [g, buffers] of byGroup.entries()) {
       const [colour, mark] = look(theme, names[g], g);
       const marked = [];
@@ -189,7 +199,8 @@ export function renderMemoryMap({ model, el }) {
           const gap = h > 3 && w > 3 ? 0.6 : 0;
           c.fillRect(left, high + gap, w - gap, h - gap);
           if (mark && h > 4 && w > 4) marked.push(left, high + gap, w - gap, h - gap);
-          if (arena.number[i] === chosen) own = [left, high, w, h];
+          if (arena.number[i] === chosen) outlines.push([left, high, w, h, []]);
+          else if (others.has(arena.number[i])) outlines.push([left, high, w, h, [5, 3]]);
           if (h > 13 && w > 46) labels.push({ i, left, right, middle: (high + low) / 2 });
         }
       }
@@ -201,11 +212,13 @@ export function renderMemoryMap({ model, el }) {
     c.globalAlpha = 1;
     labels.sort((a, b) => arena.bytes[b.i] - arena.bytes[a.i]);
     for (const { i, left, right, middle } of labels.slice(0, MOST_LABELS)) paintLabel(c, theme, i, left, right, middle);
-    if (own) {
-      c.strokeStyle = theme.mark;
-      c.lineWidth = 2.5;
-      c.strokeRect(own[0] + 1, own[1] + 1, Math.max(1, own[2] - 2), Math.max(1, own[3] - 2));
+    c.strokeStyle = theme.mark;
+    c.lineWidth = 2.5;
+    for (const [left, high, w, h, dashes] of outlines) {
+      c.setLineDash(dashes);
+      c.strokeRect(left + 1, high + 1, Math.max(1, w - 2), Math.max(1, h - 2));
     }
+    c.setLineDash([]);
   }
 
   /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} i @param {number} left @param {number} right @param {number} middle */
@@ -213,17 +226,9 @@ export function renderMemoryMap({ model, el }) {
     const from = Math.max(left, LEFT) + 4;
     const room = Math.min(right, LEFT + plotWidth()) - from - 4;
     const where = text(i, SCOPE) || (text(i, SOURCE).split("/").pop() ?? "");
-    const words = `${formatBytes(arena.bytes[i])} ${text(i, SHAPE)}${where ? ` · ${shortened(where, 60)}` : ""}`;
-    const short = words.slice(0, Math.max(0, Math.floor(room / 6.2))).replace(/[ ·]+$/, "");
-    if (short.length < 4) return;
-    const width = c.measureText(short).width;
-    c.globalAlpha = 0.6;
-    c.fillStyle = "#ffffff";
-    c.fillRect(from - 2, middle - 7, width + 4, 14);
-    c.globalAlpha = 1;
-    c.fillStyle = theme.ink;
-    c.textBaseline = "middle";
-    c.fillText(short, from, middle);
+    const [bytes, type] = [formatBytes(arena.bytes[i]), `${formatBytes(arena.bytes[i])} ${text(i, SHAPE)}`];
+    const texts = [...(where ? [`${type} · ${shortened(where, 60)}`] : []), type, bytes];
+    labelIn(c, theme, texts, from, middle, room);
   }
 
   /** The border between temporaries and outputs, the peak, and the position of the table. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */
@@ -468,8 +473,14 @@ export function renderMemoryMap({ model, el }) {
     ]);
   }
 
+  function tell() {
+    note.textContent = shortened(model.get("note"), 900);
+    note.hidden = !note.textContent;
+  }
+
   drawLegend();
   fill();
+  tell();
   const stops = [
     stop,
     () => shown.disconnect(),
@@ -483,6 +494,8 @@ export function renderMemoryMap({ model, el }) {
       fill();
       touch();
     }),
+    onChange(model, ["marked"], touch),
+    onChange(model, ["note"], tell),
     onChange(model, ["value"], () => {
       table.mark(model.get("value"));
       reveal(model.get("value"));

@@ -1,9 +1,21 @@
 // @ts-check
 /** The trade-off: peak bytes to the right, what recomputation costs upwards; every point can be chosen. */
-import { element, formatBytes, onChange, onTheme, themeOf, ticks, tooltipIn } from "./shared.js";
+import { element, formatBytes, hideStandIn, onChange, onTheme, themeOf, ticks, tooltipIn } from "./shared.js";
 
 const HEIGHT = 280;
+const GAP = 3; // between words, in pixels
 const MARGIN = { left: 58, right: 14, top: 14, bottom: 20 };
+/** Where words may stand beside their point, the best place first: where a falling curve is not. */
+const SIDES = [
+  [12, -7],
+  [-13, 16],
+  [12, -21],
+  [-13, 30],
+  [13, 16],
+  [-12, -7],
+  [13, 30],
+  [-12, -21],
+];
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
@@ -17,6 +29,14 @@ function shape(tag, attributes, text = "") {
   return el;
 }
 
+/** How many elements a box touches. @param {DOMRect} box @param {Element[]} elements */
+function countCovered(box, elements) {
+  return elements.filter((e) => {
+    const its = e.getBoundingClientRect();
+    return its.left < box.right + GAP && its.right > box.left - GAP && its.top < box.bottom && its.bottom > box.top;
+  }).length;
+}
+
 /** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
 export function renderPareto({ model, el }) {
   const root = element("div", "tb-view tb-pareto");
@@ -24,6 +44,7 @@ export function renderPareto({ model, el }) {
   const words = element("div", "tb-bar tb-apart");
   root.append(frame, words);
   el.append(root);
+  hideStandIn(model, root);
   const tip = tooltipIn(frame);
   let drawing = /** @type {SVGElement | null} */ (null);
 
@@ -114,6 +135,8 @@ export function renderPareto({ model, el }) {
       svg.append(cross, shape("text", { ...font, x: a - 9, y: low, "text-anchor": "end" }, p.name));
       hoverable(cross, p, `jax.checkpoint, ${p.name}`, a, b);
     }
+    /** @type {[SVGElement, number, number][]} words, and the point that they belong to */
+    const labels = [];
     for (const [i, p] of points.entries()) {
       const isKnee = i === knee;
       const isChosen = i === model.get("value");
@@ -148,14 +171,14 @@ export function renderPareto({ model, el }) {
       });
       hoverable(point, p, isKnee ? "knee" : "plan", a, b);
       svg.append(point);
-      if (isKnee)
-        svg.append(
-          shape(
-            "text",
-            { ...font, fill: theme.text, "font-weight": "bold", x: Math.min(a + 11, width - 150), y: b - 7 },
-            `knee: ${formatBytes(p.peak_bytes)}, +${p.percent.toFixed(1)}%`,
-          ),
-        );
+      if (isKnee) {
+        const words = `knee: ${formatBytes(p.peak_bytes)}, +${p.percent.toFixed(1)}%`;
+        labels.push([
+          shape("text", { ...font, fill: theme.text, "font-weight": "bold", class: "tb-knee" }, words),
+          a,
+          b,
+        ]);
+      }
     }
     if (current) {
       const [a, b] = [x(current.peak_bytes), y(current.percent)];
@@ -170,22 +193,43 @@ export function renderPareto({ model, el }) {
           class: "tb-current",
         }),
       );
-      const right = a < MARGIN.left + w * 0.7;
-      svg.append(
-        shape(
-          "text",
-          { ...font, fill: theme.text, x: a + (right ? 13 : -13), y: b + 16, "text-anchor": right ? "start" : "end" },
-          "this plan",
-        ),
-      );
+      labels.push([shape("text", { ...font, fill: theme.text, class: "tb-this" }, "this plan"), a, b]);
     }
     const focused = document.activeElement?.getAttribute("data-point");
     const hadFocus = drawing?.contains(document.activeElement);
     if (drawing) drawing.remove();
     drawing = svg;
     frame.prepend(svg);
+    for (const [words, a, b] of labels) label(svg, words, a, b, width);
     if (hadFocus && focused)
       /** @type {SVGElement | null} */ (svg.querySelector(`[data-point="${model.get("value") ?? focused}"]`))?.focus();
+  }
+
+  /**
+   * Put words beside a point, where they cover no other words and, if there is such a place, no other point.
+   * @param {SVGElement} svg @param {SVGElement} words @param {number} a @param {number} b @param {number} width
+   */
+  function label(svg, words, a, b, width) {
+    const others = [...svg.querySelectorAll("text")];
+    const marks = [...svg.querySelectorAll(".tb-point")];
+    svg.append(words);
+    const covered = SIDES.map(([dx, dy]) => {
+      put(words, a + dx, b + dy, dx);
+      const box = words.getBoundingClientRect();
+      const left = box.left - svg.getBoundingClientRect().left;
+      const isOutside =
+        left < MARGIN.left || left + box.width > width || b + dy < 11 || b + dy > HEIGHT - MARGIN.bottom;
+      return 1000 * Number(isOutside) + 100 * countCovered(box, others) + countCovered(box, marks);
+    });
+    const [dx, dy] = SIDES[covered.indexOf(Math.min(...covered))];
+    put(words, a + dx, b + dy, dx);
+  }
+
+  /** @param {SVGElement} words @param {number} x @param {number} y @param {number} side */
+  function put(words, x, y, side) {
+    words.setAttribute("x", String(x));
+    words.setAttribute("y", String(y));
+    words.setAttribute("text-anchor", side > 0 ? "start" : "end");
   }
 
   /** @param {Element} el @param {any} p @param {string} name @param {number} a @param {number} b */

@@ -361,6 +361,16 @@ export function kernelNotice(model, root) {
   return onChangeOf(model, "comm_live_update", update);
 }
 
+/**
+ * Hide the picture that stands in for a view where there is no kernel: the view is live.
+ * @param {Model} model
+ * @param {HTMLElement} root
+ */
+export function hideStandIn(model, root) {
+  const rule = model.get("_stand_in_style");
+  if (rule) root.append(element("style", "", rule));
+}
+
 /** @param {Model} model @param {string} event @param {() => void} callback */
 function onChangeOf(model, event, callback) {
   model.on(event, callback);
@@ -415,6 +425,28 @@ export function headings(c, upwards, along, left, right, y) {
   c.textAlign = "right";
   c.fillText(along.find((words) => c.measureText(words).width <= room) ?? "", right, y);
   c.textAlign = "left";
+}
+
+/**
+ * The first of some texts that there is room for, on a light plate; nothing where none fits.
+ * @param {CanvasRenderingContext2D} c
+ * @param {Theme} theme
+ * @param {string[]} texts the longest first
+ * @param {number} x
+ * @param {number} middle
+ * @param {number} room
+ */
+export function labelIn(c, theme, texts, x, middle, room) {
+  const text = texts.find((t) => c.measureText(t).width <= room);
+  if (!text) return;
+  c.globalAlpha = 0.6;
+  c.fillStyle = "#ffffff";
+  c.fillRect(x - 2, middle - 7, c.measureText(text).width + 4, 14);
+  c.globalAlpha = 1;
+  c.fillStyle = theme.ink;
+  c.textAlign = "left";
+  c.textBaseline = "middle";
+  c.fillText(text, x, middle);
 }
 
 /**

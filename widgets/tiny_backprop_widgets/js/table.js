@@ -1,6 +1,6 @@
 // @ts-check
 /** The table of tensors that are alive at the peak, largest first; a row can be chosen. */
-import { element, formatBytes, onChange, onTheme, shortened, shortPath, themeOf } from "./shared.js";
+import { element, formatBytes, hideStandIn, onChange, onTheme, shortened, shortPath, themeOf } from "./shared.js";
 
 /**
  * A table whose rows can be chosen by mouse and keys.
@@ -74,6 +74,7 @@ export function renderTable({ model, el }) {
   const root = element("div", "tb-view tb-tensors");
   const table = rowsIn(root, choose);
   el.append(root);
+  hideStandIn(model, root);
   const themed = () => {
     root.dataset.theme = themeOf(el).isDark ? "dark" : "light";
   };
