@@ -176,3 +176,17 @@ def test_wrong_arguments_are_named(donate_argnums, message):
     ):
         with pytest.raises(CaptureError, match=message):
             ask()
+
+
+def test_the_explorer_and_symbolic_graphs_donate():
+    ui = tb.explore(chain, [SQUARE] * 3, TALL, donate_argnums=0)
+    assert ui.verify().alias_bytes == 3 * 4 * SQUARE.size
+    assert ui.plan.peak_bytes == pytest.approx(ui.measurement.peak_bytes, rel=0.02)
+    assert "height_compressed_value_and_grad(chain, plan=plan, donate_argnums=0)" in ui.code()
+    assert not ui.errors
+    (rows,) = jax.export.symbolic_shape("rows")
+    symbolic = tb.capture_symbolic_gradient(
+        chain, [SQUARE] * 3, jax.ShapeDtypeStruct((rows, 256), "float32"), donate_argnums=0
+    )
+    want = tb.capture_gradient(chain, [SQUARE] * 3, TALL, donate_argnums=0)
+    assert symbolic.at(rows=2048).to_data() == want.to_data()

@@ -112,8 +112,9 @@ def test_what_is_alive_at_the_peak_adds_up(graph, size):
     assert np.all(np.diff(at_peak.n_bytes) <= 0)
 
 
+@pytest.mark.parametrize("donate_argnums", [(), 0])
 @pytest.mark.parametrize("planner", [plan_blocks, plan_save_everything])
-def test_buffers_and_outputs_to_come_add_up_to_the_live_bytes_of_every_kernel(planner):
+def test_buffers_and_outputs_to_come_add_up_to_the_live_bytes_of_every_kernel(planner, donate_argnums):
     """Also where an output is written over a temporary that was lent its memory."""
 
     def loss(ws, x):
@@ -122,13 +123,15 @@ def test_buffers_and_outputs_to_come_add_up_to_the_live_bytes_of_every_kernel(pl
         return jnp.sum(x**2)
 
     shapes = [jax.ShapeDtypeStruct((32, 64), "float32")] * 8, jax.ShapeDtypeStruct((128, 32), "float32")
-    plan = planner(capture_gradient(loss, *shapes))
+    plan = planner(capture_gradient(loss, *shapes, donate_argnums=donate_argnums))
     m, graph = plan.materialized, plan.graph
+    assert m.is_in_argument.any() == bool(graph.donated)
     value, first, last = lives(plan).T
-    made = [m.n_bytes[m.is_output & (m.first <= k)].sum() for k in range(len(m.live_bytes))]
+    is_output, is_lent = m.is_output & ~m.is_in_argument, m.is_lent & ~m.is_in_argument
+    made = [m.n_bytes[is_output & (m.first <= k)].sum() for k in range(len(m.live_bytes))]
     counted = [graph.value_bytes[value[(first <= k) & (k <= last)]].sum() for k in range(len(m.live_bytes))]
-    lent = [m.n_bytes[m.is_lent & (m.first <= k) & (m.last >= k)].sum() for k in range(len(m.live_bytes))]
-    to_come = graph.output_bytes - np.array(made) - lent
+    lent = [m.n_bytes[is_lent & (m.first <= k) & (m.last >= k)].sum() for k in range(len(m.live_bytes))]
+    to_come = graph.new_output_bytes - np.array(made) - lent
     assert np.all(to_come >= 0)
     predicates = [((m.values < 0) & (m.first <= k) & (m.last >= k)).sum() for k in range(len(m.live_bytes))]
     assert (np.array(counted) + to_come + predicates).tolist() == m.live_bytes.tolist()

@@ -19,7 +19,7 @@ from tiny_backprop.plan.unrolled import Instructions
 
 def with_copies(fusion: Fusion) -> Fusion:
     """Add the copies of donated inputs that XLA makes; what reads these then reads the copies."""
-    copied = sorted(_copied(fusion, {v: i for i, v in _taken_over(fusion).items()}))
+    copied = sorted(_copied(fusion, {v: i for i, v in taking_over(fusion).items()}))
     if not copied:
         return fusion
     n, n_copies = len(fusion.instructions), len(copied)
@@ -52,10 +52,10 @@ def free_after(fusion: Fusion, first: np.ndarray) -> dict[int, int]:
     last: dict[int, int] = {}
     for reader, v in zip(first[fusion.donated_readers].tolist(), fusion.donated.tolist(), strict=True):
         last[v] = max(reader, last.get(v, NONE))
-    return {i: last.get(v, NONE) for i, v in _taken_over(fusion).items()}
+    return {i: last.get(v, NONE) for i, v in taking_over(fusion).items()}
 
 
-def _taken_over(fusion: Fusion) -> dict[int, int]:
+def taking_over(fusion: Fusion) -> dict[int, int]:
     """Return the donated input whose memory each instruction is written into that takes one over."""
     by_place = fusion.instructions.graph.taken_over
     return {i: by_place[k] for i, k in fusion.returned.items() if k in by_place and fusion.has_buffer[i]}

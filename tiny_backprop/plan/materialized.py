@@ -37,7 +37,7 @@ import pandas as pd
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.donation import with_copies
+from tiny_backprop.plan.donation import taking_over, with_copies
 from tiny_backprop.plan.fusion import Fusion, fuse
 from tiny_backprop.plan.kernel_work import KernelWork, kernel_work
 from tiny_backprop.plan.sharing import share
@@ -104,6 +104,7 @@ class Materialized:
       last: The last kernel that needs it.
       is_output: Whether the program returns it.
       is_lent: Whether it is a temporary in the memory of an output that is written later.
+      is_in_argument: Whether it is in the memory of a donated argument, which does not count: an output or a temporary.
     """
 
     graph: Graph
@@ -121,6 +122,7 @@ class Materialized:
     last: np.ndarray
     is_output: np.ndarray
     is_lent: np.ndarray
+    is_in_argument: np.ndarray
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per buffer, in the order in which they are written."""
@@ -139,6 +141,7 @@ class Materialized:
                 "last_kernel": self.last[buffers],
                 "is_output": self.is_output[buffers],
                 "is_lent": self.is_lent[buffers],
+                "is_in_argument": self.is_in_argument[buffers],
                 "scope": [graph.scopes[n] if n >= 0 else "" for n in nodes],
                 "source": [graph.sources[n] if n >= 0 else "" for n in nodes],
             }
@@ -233,9 +236,9 @@ def materialize(
     n_kernels, first = _kernels(fusion, buffers)
     last = first.copy()
     np.maximum.at(last, fusion.sources, first[fusion.readers])
-    is_output, is_lent = share(fusion, first, last, lends)
+    place = share(fusion, first, last, lends)[buffers]
     starts, ends, n_bytes = first[buffers], last[buffers], of.n_bytes[buffers]
-    own = ~is_output[buffers] & ~is_lent[buffers]
+    own, is_output = place < 0, place == buffers
     delta = np.zeros(n_kernels + 2, np.int64)
     np.add.at(delta, starts[own], n_bytes[own])
     np.add.at(delta, ends[own] + 1, -n_bytes[own])
@@ -256,9 +259,10 @@ def materialize(
         nodes=of.nodes[buffers],
         n_bytes=n_bytes,
         first=starts,
-        last=np.where(is_output[buffers], n_kernels - 1, ends),
-        is_output=is_output[buffers],
-        is_lent=is_lent[buffers],
+        last=np.where(is_output, n_kernels - 1, ends),
+        is_output=is_output,
+        is_lent=~own & ~is_output,
+        is_in_argument=np.isin(place, list(taking_over(fusion))),
     )
 
 
@@ -339,6 +343,7 @@ def by_liveness(graph: Graph, ops: np.ndarray, targets: np.ndarray, timeline: Ti
         last=last,
         is_output=np.isin(made, graph.outputs) & ~is_ended,
         is_lent=np.zeros(len(made), bool),
+        is_in_argument=np.zeros(len(made), bool),
     )
 
 

@@ -226,6 +226,7 @@ class Plan:
         return (
             isinstance(other, Plan)
             and self.graph.fingerprint == other.graph.fingerprint
+            and self.graph.donated == other.graph.donated
             and np.array_equal(self.ops, other.ops)
             and np.array_equal(self.targets, other.targets)
         )

@@ -26,8 +26,10 @@ _LEAST_LENT_BYTES = 1024
 _LOOPS = ("scan", "while")
 
 
-def share(fusion: Fusion, first: np.ndarray, last: np.ndarray, lends: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return which instructions are outputs and which temporaries are in the memory of one; shorten other lives.
+def share(fusion: Fusion, first: np.ndarray, last: np.ndarray, lends: bool) -> np.ndarray:
+    """Return the output in whose memory each instruction lies, -1 for memory of its own; shorten lives.
+
+    An output lies in its own.
 
     Args:
       fusion: The instructions and what they read.
@@ -48,17 +50,14 @@ def share(fusion: Fusion, first: np.ndarray, last: np.ndarray, lends: bool) -> t
         passes[source[by_loop]] = True
         may = np.where(by_loop, _overwritten(of.graph)[of.values[reader]] == of.values[source], may)
     reader, source = reader[may], source[may]
-    is_lent = np.zeros(len(of), bool)
+    place = np.where(is_output, np.arange(len(of)), -1)
     if lends:
-        written, free_from = (
-            _first_written(fusion, first, is_loop),
-            {i: k + 1 for i, k in free_after(fusion, first).items()},
-        )
-        is_lent = _lend(fusion, first, last, is_output, (reader, source), passes, written, free_from)
-    is_own = ~(is_output | is_lent)
+        written = _first_written(fusion, first, is_loop)
+        _lend(fusion, first, last, place, (reader, source), passes, written)
+    is_own = place < 0
     own = is_own[source] & (is_own[reader] | (not lends)) & (is_loop[reader] | ~passes[source])
     _overwrite(fusion, first, last, reader[own], source[own])
-    return is_output, is_lent
+    return place
 
 
 def _first_written(fusion: Fusion, first: np.ndarray, is_loop: np.ndarray) -> np.ndarray:
@@ -85,54 +84,49 @@ def _lend(
     fusion: Fusion,
     first: np.ndarray,
     last: np.ndarray,
-    is_output: np.ndarray,
+    place: np.ndarray,
     overwrites: tuple[np.ndarray, np.ndarray],
     passes: np.ndarray,
     first_written: np.ndarray,
-    free_from: dict[int, int],
-) -> np.ndarray:
-    """Return which temporaries are in the memory of an output; end lives where something there is written over them.
+) -> None:
+    """Give temporaries a place in the memory of outputs; end lives where something there is written over them.
 
     Args:
       fusion: See `share`.
       first: See `share`.
       last: See `share`.
-      is_output: Which instructions are outputs.
+      place: See `share`; the places of temporaries are written here.
       overwrites: Readers and sources that may share memory.
       passes: What passes through loops.
       first_written: See `_first_written`.
-      free_from: The first kernel in which an output's memory is free, where it was that of a donated input.
     """
     n_bytes = fusion.instructions.n_bytes
-    is_lent = np.zeros(len(n_bytes), bool)
     places = {i: k for i, k in fusion.returned.items() if first[i] >= 0}
     outputs = sorted(places, key=lambda i: (n_bytes[i], -places[i]))
-    temporaries = np.flatnonzero(fusion.has_buffer & ~is_output & (n_bytes >= _LEAST_LENT_BYTES))
+    temporaries = np.flatnonzero(fusion.has_buffer & (place < 0) & (n_bytes >= _LEAST_LENT_BYTES))
     temporaries = temporaries[_may_be_lent(n_bytes[temporaries], last[temporaries], n_bytes[outputs], first[outputs])]
     temporaries = temporaries[np.argsort(-n_bytes[temporaries], kind="stable")]
     if not len(temporaries):
-        return is_lent
+        return
     too_large = np.searchsorted(-n_bytes[temporaries], -n_bytes[outputs]).tolist()
     lives = _Lives(temporaries, first, last, overwrites)
     free = int.from_bytes(np.packbits(~passes[temporaries], bitorder="little").tobytes(), "little")
     waiting = (1 << len(temporaries)) - 1
-    lent: list[int] = []
+    donated_until = free_after(fusion, first)
     for i, n_larger in zip(outputs, too_large, strict=True):
         done = (lives.done[first_written[i]] & free) | lives.touching.get(i, 0)
-        if i in free_from:
-            done &= lives.to_come[free_from[i]]
+        if i in donated_until:
+            done &= lives.to_come[donated_until[i] + 1]
         fitting = waiting & done & (-1 << n_larger)
         held = 0  # what this output is lent to
         while fitting:
             bit = fitting & -fitting
             t = bit.bit_length() - 1
-            lent.append(t)
+            place[temporaries[t]] = i
             held |= bit
             waiting ^= bit
             fitting &= lives.apart_from(t)
         lives.end_where_overwritten(i, held, last)
-    is_lent[temporaries[lent]] = True
-    return is_lent
 
 
 class _Lives:

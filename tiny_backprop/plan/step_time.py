@@ -56,7 +56,7 @@ def kernel_seconds(work: KernelWork, model: CostModel) -> np.ndarray:
 
 def _fresh_bytes(allocated: Materialized, model: CostModel) -> int:
     """Return the bytes of the allocations that are mapped anew: temporaries are one, and each output is one."""
-    outputs = allocated.n_bytes[allocated.is_output]
+    outputs = allocated.n_bytes[allocated.is_output & ~allocated.is_in_argument]
     allocations = np.append(outputs, allocated.peak_bytes - allocated.graph.new_output_bytes)
     return int(allocations[allocations >= model.least_fresh_bytes].sum())
 

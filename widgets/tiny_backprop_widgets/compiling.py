@@ -26,8 +26,8 @@ from tiny_backprop import jit, measure
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax import Measurement
 
-Program = tuple[Callable[..., Any], Sequence[Any]]
-"""A function of a list of arrays, and those arrays or their shapes."""
+Program = tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]
+"""A function of a list of arrays that it may write over and a list of others, and those arrays or their shapes."""
 
 _TRACING, _APART, _HERE = "tracing", "compiling in a process of its own", "compiling in the kernel's own process"
 
@@ -42,13 +42,13 @@ class Compilation:
       stage: What is being done, in words.
     """
 
-    def __init__(self, fun: Callable[..., Any], arrays: Sequence[Any], done: Callable[[Compilation], None]):
-        """Prepare to compile `fun(arrays)`; `done(self)` is called from another thread when there is an end to it."""
+    def __init__(self, program: Program, done: Callable[[Compilation], None]):
+        """Prepare to compile a program; `done(self)` is called from another thread when there is an end to it."""
         self.measurement: Measurement | None = None
         self.error: Exception | None = None
         self.is_cancelled = False
         self.stage = _TRACING
-        self._fun, self._arrays, self._done = fun, list(arrays), done
+        self._program, self._done = program, done
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._start = time.monotonic()
@@ -96,7 +96,7 @@ class Compilation:
             return None
         if program is None:
             self.stage = _HERE
-            return measure(jit(self._fun), self._arrays)
+            return measure_program(self._program)
         self.stage = _APART
         return self._measure_apart(program)
 
@@ -105,7 +105,8 @@ class Compilation:
         if jax.default_backend() != "cpu" or jax.device_count() > 1:
             return None
         try:
-            return bytes(export.export(jax.jit(self._fun))(self._arrays).serialize())
+            fun, *arrays = self._program
+            return bytes(export.export(jax.jit(fun))(*arrays).serialize())
         except (NotImplementedError, ValueError):  # effects, custom calls without a promise to stay as they are
             return None
 
@@ -133,12 +134,18 @@ class Compilation:
         return pickle.loads(out)  # what our own process below has written
 
 
+def measure_program(program: Program) -> Measurement:
+    """Compile a program here, and return what XLA allocates for it."""
+    fun, *arrays = program
+    return measure(jit(fun, donate_argnums=0), *arrays)
+
+
 def main() -> None:
     """Compile the exported program on standard input and write the measurement to standard output, pickled."""
     program = export.deserialize(bytearray(sys.stdin.buffer.read()))
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.in_avals]
-    args, kwargs = jax.tree.unflatten(program.in_tree, shapes)
-    measurement = measure(jit(program.call), *args, **kwargs)
+    (given, others), _ = jax.tree.unflatten(program.in_tree, shapes)
+    measurement = measure_program((program.call, given, others))
     sys.stdout.buffer.write(pickle.dumps(dataclasses.replace(measurement, name=program.fun_name)))
 
 

@@ -10,7 +10,7 @@ import base64
 import functools
 import html
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tiny_backprop.analysis import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import Measurement, read_calibration
+from tiny_backprop.integration.jax.call import Call, check_donate_argnums
 from tiny_backprop.integration.jax.correspondence import BufferPairs, kernels_of_positions, pair_buffers
 from tiny_backprop.integration.jax.symbolic import has_symbolic_dimensions
 from tiny_backprop.plan import CostModel, Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
@@ -52,6 +53,7 @@ from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
 from tiny_backprop_widgets.verify_panel import VerifyPanel
 from tiny_backprop_widgets.view import with_pictures
 
+_DEFAULTS = {"argnums": 0, "has_aux": False, "donate_argnums": ()}
 _MAX_BOXES = 120
 _NO_MAP = "Verify asks XLA where it keeps each tensor of this plan's gradient; the map is shown here."
 _BY_BLOCKS, _BY_HEIGHT, _BY_BUDGET = STRATEGIES = ("block size", "height compression", "budget")
@@ -83,6 +85,7 @@ class PlanExplorer(widgets.VBox):
         dimensions in them (`jax.export.symbolic_shape`) get a slider each.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether the function returns a pair whose second part is not differentiated.
+      donate_argnums: Which positional arguments the gradient may write over, as with `jax.jit`.
       **kwargs: Keyword arguments of the function.
 
     Attributes:
@@ -121,18 +124,20 @@ class PlanExplorer(widgets.VBox):
         *args: Any,
         argnums: int | Sequence[int] = 0,
         has_aux: bool = False,
+        donate_argnums: int | Sequence[int] = (),
         **kwargs: Any,
     ):
+        options = {"argnums": argnums, "has_aux": has_aux, "donate_argnums": donate_argnums}
         self._guarded, self._is_linking, self._is_resizing = Guard(), False, False
         self._symbolic, self._sizes = None, {}
         self.cost_model: CostModel | None = None
         if callable(graph_or_fun) and has_symbolic_dimensions((args, kwargs)):
-            self._symbolic = capture_symbolic_gradient(graph_or_fun, *args, argnums=argnums, has_aux=has_aux, **kwargs)
+            self._symbolic = capture_symbolic_gradient(graph_or_fun, *args, **options, **kwargs)
             self._sizes = self._symbolic.example_sizes()
             self.graph = self._symbolic.at(**self._sizes)
         else:
-            self.graph = _graph(graph_or_fun, args, argnums, has_aux, kwargs)
-        self._capture_line, self._run_line = _lines(graph_or_fun, argnums, has_aux, bool(kwargs))
+            self.graph = _graph(graph_or_fun, args, options, kwargs)
+        self._capture_line, self._run_line = _lines(graph_or_fun, options, bool(kwargs))
         self.dimensions = {name: self._dimension_slider(name) for name in self._sizes}
         self._plan = plan_blocks(self.graph)
         self._plain = save_everything(self.graph)
@@ -155,7 +160,7 @@ class PlanExplorer(widgets.VBox):
         self.tensors = TableView(self._plan)
         gradient = None
         if not isinstance(graph_or_fun, Graph):
-            of_plan = functools.partial(_gradient, graph_or_fun, argnums, has_aux)
+            of_plan = functools.partial(_gradient, graph_or_fun, options)
             gradient = functools.partial(self._at_sizes, of_plan, args, kwargs)
         self._verify_panel = VerifyPanel(gradient, lambda: self._plan, self._show_measurement, self._guarded)
         self._trade_off = TradeOffPanel(self.graph, lambda: self._plan, self._take, self._tell_budget, self._guarded)
@@ -586,7 +591,8 @@ def explore(fun: Callable[..., Any] | Graph, *args: Any, **kwargs: Any) -> PlanE
     Args:
       fun: The function, or a gradient graph.
       *args: Example arguments: arrays, `jax.ShapeDtypeStruct` objects, or pytrees of them.
-      **kwargs: `argnums` and `has_aux`, as for `jax.grad`; the others are keyword arguments of the function.
+      **kwargs: `argnums` and `has_aux`, as for `jax.grad`, and `donate_argnums`, as for `jax.jit`; others are keyword
+        arguments of the function.
 
     Returns:
       The explorer; a notebook shows it.
@@ -610,29 +616,26 @@ def _row(*children: widgets.Widget) -> widgets.Box:
 
 
 def _gradient(
-    fun: Callable[..., Any],
-    argnums: int | Sequence[int],
-    has_aux: bool,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    plan: Plan,
+    fun: Callable[..., Any], options: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan
 ) -> Program:
-    """Return the gradient along a plan as a function of a list of arrays, and those; the rest are constants of it."""
-    planned = height_compressed_value_and_grad(fun, plan=plan, argnums=argnums, has_aux=has_aux, on_error="raise")
+    """Return the gradient along a plan as a function of lists of arrays, and those; the rest are constants of it."""
+    planned = height_compressed_value_and_grad(fun, plan=plan, **options, on_error="raise")
     leaves, tree = jax.tree.flatten((args, kwargs))
+    call = Call.of(fun, args, kwargs)
+    donated = {call.traced[i] for i in check_donate_argnums(call, options["donate_argnums"])}
     at = [i for i, x in enumerate(leaves) if hasattr(x, "dtype") or isinstance(x, int | float | complex)]
+    given, others = [i for i in at if i in donated], [i for i in at if i not in donated]
 
-    def gradient(arrays: list[Any]) -> Any:
-        filled = dict(enumerate(leaves)) | dict(zip(at, arrays, strict=True))
+    def gradient(given_arrays: list[Any], other_arrays: list[Any]) -> Any:
+        arrays = zip([*given, *others], [*given_arrays, *other_arrays], strict=True)
+        filled = dict(enumerate(leaves)) | dict(arrays)
         a, k = jax.tree.unflatten(tree, filled.values())
         return planned(*a, **k)
 
-    return gradient, [leaves[i] for i in at]
+    return gradient, [leaves[i] for i in given], [leaves[i] for i in others]
 
 
-def _graph(
-    graph_or_fun: Any, args: tuple[Any, ...], argnums: int | Sequence[int], has_aux: bool, kwargs: dict[str, Any]
-) -> Graph:
+def _graph(graph_or_fun: Any, args: tuple[Any, ...], options: Mapping[str, Any], kwargs: dict[str, Any]) -> Graph:
     """Return the gradient graph."""
     if isinstance(graph_or_fun, Graph):
         if args or kwargs:
@@ -646,17 +649,16 @@ def _graph(
             f"PlanExplorer needs a gradient graph, or a function and its example arguments; found "
             f"{type(graph_or_fun).__name__}. Try PlanExplorer(capture_gradient(fun, *args))."
         )
-    return capture_gradient(graph_or_fun, *args, argnums=argnums, has_aux=has_aux, **kwargs)
+    return capture_gradient(graph_or_fun, *args, **options, **kwargs)
 
 
-def _lines(fun: Any, argnums: int | Sequence[int], has_aux: bool, has_kwargs: bool) -> tuple[str, str]:
+def _lines(fun: Any, options: Mapping[str, Any], has_kwargs: bool) -> tuple[str, str]:
     """Return what is given to the function that captures, and the line that runs a plan; "" for a graph."""
     if isinstance(fun, Graph):
         return "", ""
     name = getattr(fun, "__name__", "")
     name = name if name.isidentifier() else "fun"
-    options = [f"argnums={argnums!r}"] if argnums != 0 else []
-    options += ["has_aux=True"] if has_aux else []
-    given = [name, "*args", *options, *(["**kwargs"] if has_kwargs else [])]
-    run = f"value_and_grad = height_compressed_value_and_grad({', '.join([name, 'plan=plan', *options])})"
+    said = [f"{k}={v!r}" for k, v in options.items() if v != _DEFAULTS[k]]
+    given = [name, "*args", *said, *(["**kwargs"] if has_kwargs else [])]
+    run = f"value_and_grad = height_compressed_value_and_grad({', '.join([name, 'plan=plan', *said])})"
     return ", ".join(given), run

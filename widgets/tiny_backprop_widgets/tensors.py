@@ -69,14 +69,15 @@ def value_type(graph: Graph, v: int) -> str:
 def lives(plan: Plan) -> np.ndarray:
     """Return when values are in memory: a row (value, first kernel, last kernel) for each buffer that holds one.
 
-    Values without bytes have none. The bytes of the rows that contain a kernel, and those of the outputs that are not
-    yet made, add up to its live bytes. Kernels are steps where the graph was made by hand; see `Plan.materialized`.
+    Values without bytes have none, nor have those in the memory of a donated argument. The bytes of the rows that
+    contain a kernel, and those of the outputs that are not yet made, add up to its live bytes. Kernels are steps where
+    the graph was made by hand; see `Plan.materialized`.
 
     Returns:
       Int32 of shape (n_lives, 3), sorted by value and kernel.
     """
     m = plan.materialized
-    keep = (m.values >= 0) & (m.n_bytes > 0)
+    keep = (m.values >= 0) & (m.n_bytes > 0) & ~m.is_in_argument
     table = np.array([m.values[keep], m.first[keep], m.last[keep]], np.int32).T
     return table[np.lexsort((table[:, 1], table[:, 0]))]
 
@@ -117,10 +118,10 @@ class AtPeak:
 
     @classmethod
     def of(cls, plan: Plan) -> AtPeak:
-        """Return what is in memory at the peak; what holds nothing of the program's own is left out."""
+        """Return what is in memory at the peak, but for what holds nothing of the program's own or is in arguments."""
         m = plan.materialized
         alive = m.alive_at(m.peak_kernel)
-        alive = alive[(m.values[alive] >= 0) & (m.n_bytes[alive] > 0)]
+        alive = alive[(m.values[alive] >= 0) & (m.n_bytes[alive] > 0) & ~m.is_in_argument[alive]]
         n_bytes = m.n_bytes[alive]
         return cls(m.values[alive], m.nodes[alive] < 0, n_bytes, m.peak_bytes - int(n_bytes.sum()))
 

@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from tiny_backprop import jit, measure
 from tiny_backprop.errors import PlanError
 from tiny_backprop.integration.jax import Measurement
 from tiny_backprop.plan import Plan
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.compiling import Compilation, Program
+from tiny_backprop_widgets.compiling import Compilation, Program, measure_program
 from tiny_backprop_widgets.guard import Guard
 
 _TICK_SECONDS = 0.5
@@ -64,8 +63,7 @@ class VerifyPanel(widgets.Box):
             raise PlanError("to verify a plan, its function is compiled: make the explorer by PlanExplorer(fun, *args)")
         plan = self._plan()
         if plan not in self.measured:
-            fun, arrays = self._gradient(plan)
-            self._keep(plan, measure(jit(fun).lower(arrays)))
+            self._keep(plan, measure_program(self._gradient(plan)))
             self.refresh()
         return self.measured[plan]
 
@@ -103,7 +101,7 @@ class VerifyPanel(widgets.Box):
         plan = self._plan()
         if self._gradient is None or self.compilation is not None or plan in self.measured:
             return
-        self.compilation = Compilation(*self._gradient(plan), functools.partial(self._ended, plan))
+        self.compilation = Compilation(self._gradient(plan), functools.partial(self._ended, plan))
         self._show_buttons()
         self.refresh()
         self.compilation.start()

@@ -33,7 +33,7 @@ import numpy as np
 from tiny_backprop.errors import CaptureError, TinyBackpropError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import compat
-from tiny_backprop.integration.jax.call import Call, check_argnums, symbolic_dimensions
+from tiny_backprop.integration.jax.call import Call, check_argnums, check_donate_argnums, symbolic_dimensions
 from tiny_backprop.integration.jax.capture import capture_program
 from tiny_backprop.integration.jax.template import DifferentProgramsError, Template
 from tiny_backprop.integration.jax.trace import trace_symbolically
@@ -86,10 +86,10 @@ class SymbolicGraph:
       (32, 4)
     """
 
-    def __init__(self, call: Any, positions: Sequence[int], has_aux: bool):
+    def __init__(self, call: Any, positions: Sequence[int], has_aux: bool, donated: Sequence[int]):
         self.name = call.name
         self._call: Call = call
-        self._positions, self._has_aux = positions, has_aux
+        self._positions, self._has_aux, self._donated = positions, has_aux, donated
         found = call.symbolic_dimensions()
         self.dimensions: tuple[str, ...] = tuple(dict.fromkeys(n for d in found for n in _names(d)))
         self._given = list({str(d): d for d in found}.values())
@@ -206,7 +206,7 @@ class SymbolicGraph:
             raise self._depends_on_sizes([other, sizes], _difference(predicted, traced))
 
     def _program(self, sizes: Sizes) -> Any:
-        return capture_program(self._call_at(sizes), self._positions, self._has_aux)[0]
+        return capture_program(self._call_at(sizes), self._positions, self._has_aux, self._donated)[0]
 
     def _trace_symbolically(self, sample: Sizes) -> Any:
         """Return the symbolic trace; where there is none, say whether there is one at the sizes of a sample."""
@@ -300,6 +300,7 @@ def capture_symbolic_gradient(
     *args: Any,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    donate_argnums: int | Sequence[int] = (),
     **kwargs: Any,
 ) -> SymbolicGraph:
     """Capture a gradient whose arguments have symbolic dimensions, as a graph for any sizes.
@@ -313,6 +314,7 @@ def capture_symbolic_gradient(
         from `jax.export.symbolic_shape`, all with the same scope.
       argnums: Which positional arguments to differentiate by.
       has_aux: Whether `fun` returns a pair whose second part is not differentiated.
+      donate_argnums: See `capture_gradient`.
       **kwargs: Keyword arguments; they are not differentiated.
 
     Returns:
@@ -340,7 +342,7 @@ def capture_symbolic_gradient(
             f"given {found}. Make them together: a, b = jax.export.symbolic_shape('a, b'), or with scope="
             "jax.export.SymbolicScope(). Without symbolic dimensions use capture_gradient."
         )
-    return SymbolicGraph(call, check_argnums(call, argnums), has_aux)
+    return SymbolicGraph(call, check_argnums(call, argnums), has_aux, check_donate_argnums(call, donate_argnums))
 
 
 def has_symbolic_dimensions(tree: Any) -> bool:

@@ -187,6 +187,7 @@ class _OfProgram(_Place):
         graph, variables = build_graph(
             old.name, eqns, old.n_forward, inputs, old.input_names, outvars, old.n_primal_outputs
         )
+        graph = dataclasses.replace(graph, donated=old.donated)
         return dataclasses.replace(self.program, graph=graph, eqns=eqns, variables=variables)
 
 
