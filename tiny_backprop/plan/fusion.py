@@ -351,8 +351,9 @@ class _Fuser:
         aliases = np.flatnonzero(is_alias & self.has_buffer)
         # Where the nearest instruction with memory, or no alias, is.
         bare = follow(np.where(is_alias & ~self.has_buffer, self.operand, np.arange(self.n)))
+        nearest: list[int] = bare[self.operand[aliases]].tolist()
         merged: dict[int, int] = {}
-        for i, o in zip(aliases.tolist(), bare[self.operand[aliases]].tolist(), strict=True):
+        for i, o in zip(aliases.tolist(), nearest, strict=True):
             o = merged.get(o, o)
             if self.has_buffer[o] and (not self.is_inlined[o] or self.in_reduction[i]):
                 merged[i] = o
