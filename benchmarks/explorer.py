@@ -102,14 +102,16 @@ def explorer_figures(lab: Any, browser: Any, n_nodes: int, most_ms: float) -> li
 def _slider_figures(book: Notebook, name: str, most_ms: float) -> list[Figure]:
     figures = []
     book.page.evaluate(_TIME_KEYS)
-    for strategy in ("block size", "budget"):
+    # What plans, which of the visible sliders is moved, and how many stops one way before it goes back.
+    for strategy, place, n_stops in (("block size", 0, 10), ("height compression", 1, 7), ("budget", 0, 10)):
         book.run(f"ui.strategy.value = {strategy!r}")
-        handle = book.page.locator(".widget-slider .noUi-handle:visible").first
+        handle = book.page.locator(".widget-slider .noUi-handle:visible").nth(place)
         handle.wait_for()
         handle.focus()
         for i in range(_N_KEYS):
             serial = book.page.locator(".tb-frontier").get_attribute("data-serial")
-            book.page.keyboard.press("ArrowRight" if i // 10 % 2 else "ArrowLeft")
+            is_right = bool(i // n_stops % 2) != (strategy == "height compression")  # levels begin at the left end
+            book.page.keyboard.press("ArrowRight" if is_right else "ArrowLeft")
             changed = "s => document.querySelector('.tb-frontier').dataset.serial !== s"
             book.page.wait_for_function(changed, arg=serial, timeout=30_000)
             book.run("pass")  # the price follows in the same reply

@@ -7,6 +7,7 @@ import html.parser
 import json
 import re
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +24,26 @@ from tiny_backprop import (
     Plan,
     PlanError,
     TinyBackpropError,
+    capture_gradient,
     capture_graph_jaxpr,
+    pareto,
     plan_blocks,
     plan_budget,
     plan_height_compressed,
     plan_save_everything,
 )
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, stand_in, verify_panel, write_report
+from tiny_backprop_widgets import (
+    DisplayError,
+    ParetoView,
+    PlanExplorer,
+    explorer,
+    guard,
+    stand_in,
+    trade_off_panel,
+    verify_panel,
+    write_report,
+)
 from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak
 
 GRAPH = chain(100, n_bytes=2**20)
@@ -384,6 +397,97 @@ def test_the_trade_off_is_worked_out_in_the_background_and_can_be_cancelled():
     (ui._trade_off.search or search).join(60)
     assert isinstance(ui.trade_off_view, ParetoView)
     assert ui.errors == []
+
+
+def idle_explorer(monkeypatch, *args):
+    """Return an explorer at a budget, for which every moment is an idle one."""
+    monkeypatch.setattr(trade_off_panel, "_IDLE_SECONDS_UNASKED", 0.0)
+    ui = PlanExplorer(*args)
+    with ui._guarded.lock:  # the search has to wait
+        ui.budget.value = 0.9
+        return ui, ui._trade_off.search
+
+
+def test_the_knee_is_worked_out_and_marked_without_being_asked_for(monkeypatch):
+    ui, search = idle_explorer(monkeypatch, loss, *ARGS)
+    ui.budget.value = 0.8
+    search.join(60)
+    knee = pareto(capture_gradient(loss, *ARGS), n_points=trade_off_panel.N_POINTS).knee
+    assert ui.budget.knee_bytes == knee.peak_bytes
+    assert [m.name for m in ui.budget._marks.marks] == ["smallest", "knee", "save everything"]
+    assert f"knee at {format_bytes(knee.peak_bytes)}" in ui._budget_line.value
+    assert ui.plan == plan_budget(ui.graph, 0.8)  # what was chosen meanwhile
+    assert ui._trade_off.search is None
+    assert ui._trade_off.button.layout.display is None
+    assert ui.errors == []
+
+
+def test_a_trade_off_that_was_cancelled_comes_only_when_it_is_asked_for(monkeypatch):
+    ui, search = idle_explorer(monkeypatch, loss, *ARGS)
+    with ui._guarded.lock:
+        if ui.trade_off_view is None:
+            ui._trade_off.cancel_button.click()
+    search.join(60)
+    was_found = ui.trade_off_view is not None
+    ui.budget.value = 0.7
+    assert ui._trade_off.search is None
+    assert (ui.trade_off_view is not None) == was_found
+    ui._trade_off.button.click()
+    if ui._trade_off.search is not None:
+        ui._trade_off.search.join(60)
+    assert ui.trade_off_view is not None
+
+
+def test_no_trade_off_comes_unasked_where_it_is_dear_or_changes_other_plans(monkeypatch):
+    _, search = idle_explorer(monkeypatch, CHAIN)
+    assert search is None
+    monkeypatch.setattr(trade_off_panel, "_MOST_NODES_UNASKED", 5)
+    _, search = idle_explorer(monkeypatch, loss, *ARGS)
+    assert search is None
+
+
+def test_what_fails_in_the_background_is_told_once(monkeypatch):
+    def fails(*_, **__):
+        raise PlanError("no trade-off today")
+        yield
+
+    monkeypatch.setattr(trade_off_panel, "pareto_steps", fails)
+    ui, search = idle_explorer(monkeypatch, loss, *ARGS)
+    search.join(60)
+    assert [str(e) for e in ui.errors] == ["no trade-off today"]
+    assert "no trade-off today" in ui._guarded.message.value
+    ui.budget.value = 0.8
+    assert (len(ui.errors), ui._trade_off.search) == (1, None)
+
+
+def test_what_is_asked_for_supersedes_what_runs_in_the_background(monkeypatch):
+    ui, search = idle_explorer(monkeypatch, loss, *ARGS)
+    with ui._guarded.lock:
+        found = ui.trade_off(n_points=5)
+    search.join(60)
+    assert ui.trade_off_view.pareto is found
+    assert ui._trade_off.search is None
+
+
+def test_the_background_waits_until_no_callback_has_come_for_a_while(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
+    guarded = guard.Guard()
+    waits = []
+
+    class Over(threading.Event):
+        def wait(self, timeout=None):
+            now[0] += timeout
+            waits.append(timeout)
+            if len(waits) == 1:
+                guarded(lambda: now.append(now.pop() + 5.0))  # comes as the wait ends, and takes 5 s
+            return self.is_set()
+
+    assert guarded.wait_until_idle(2.0, Over())
+    assert (waits, now) == ([2.0, 2.0], [9.0])
+    over = threading.Event()
+    over.set()
+    assert not guarded.wait_until_idle(0.0, over)
 
 
 # ---- verify ----

@@ -10,8 +10,10 @@ from jax.ad_checkpoint import print_saved_residuals
 from benchmarks.models import gpt, small
 from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_budget, plan_policy, plan_save_everything
+from tiny_backprop.plan.pareto import pareto_steps
 from tiny_backprop.plan.plan import predict_allocation
 from tiny_backprop.plan.planner import Planner
+from tiny_backprop.plan.policies import POLICIES
 
 
 def net(ws, x):
@@ -45,6 +47,19 @@ def test_what_was_captured_needs_its_outputs(graph):
 
 @settings(max_examples=40)
 @given(training_graphs(max_forward=10, in_order=True))
+def test_it_can_be_worked_out_a_plan_at_a_time(graph):
+    steps, n_steps = pareto_steps(graph, n_points=6), 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as e:
+            found = e.value
+            break
+        n_steps += 1
+    assert n_steps == 1 + 6 + 1 + len(POLICIES)
+    assert found.plans == pareto(graph, n_points=6).plans
+
+
 def test_it_is_monotone(graph):
     p = pareto(graph, cost="flops", n_points=6)
     assert np.all(np.diff(p.peak_bytes) < 0)

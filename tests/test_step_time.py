@@ -25,7 +25,7 @@ from tiny_backprop import (
     plan_budget,
     plan_save_everything,
 )
-from tiny_backprop.plan import PRESETS
+from tiny_backprop.plan import PRESETS, materialized
 from tiny_backprop.plan.cost import CLASSES, node_classes, node_costs
 from tiny_backprop.plan.nested import nested_plans
 
@@ -67,6 +67,21 @@ def test_kernels_do_what_xla_counts_in_the_compiled_program(name):
         assert work.flops.sum() == pytest.approx(counted["flops"], rel=0.02), case.name
         assert work.bytes_moved.sum() == pytest.approx(counted["bytes accessed"], rel=0.12), case.name
         assert len(work.nodes) == len(case.plan.materialized.live_bytes)
+
+
+def test_what_was_fused_for_the_memory_is_not_fused_again_for_the_time(monkeypatch):
+    fused = []
+    fuse = materialized.fuse
+    monkeypatch.setattr(materialized, "fuse", lambda i: fused.append(i) or fuse(i))
+    graph = capture_gradient(mlp, *(jax.ShapeDtypeStruct((64, 64), "float32"),) * 2)
+    plans = [plan_save_everything(graph), *(plan_blocks(graph, size) for size in (2, 3, 4, 5))]
+    assert all(plan.peak_bytes > 0 for plan in plans)
+    assert len(fused) == len(plans)
+    assert plans[-1].step_seconds() > 0
+    assert len(fused) == len(plans)
+    assert len(graph.memo["latest fusions"]) == 3  # of five: one has gone for a later one, one has served
+    assert plans[0].step_seconds() > 0
+    assert len(fused) == len(plans) + 1
 
 
 def test_each_kernel_takes_time_to_start():

@@ -77,18 +77,24 @@ class Fusion:
 
     def first_source(self, i: int, among: Collection[int]) -> int:
         """Return the one of some sources of an instruction that it comes to first, operand by operand."""
-        of, bounds = self.instructions, self.instructions.operand_start
+        bounds, operands, is_read_through = self._lists
         waiting, seen = [(i, -1)], set[int]()
         while waiting:
             instruction, e = waiting.pop()
-            if e >= 0 and not self.is_read_through[e]:
+            if e >= 0 and not is_read_through[e]:
                 if instruction in among:
                     return instruction
             elif instruction not in seen:
                 seen.add(instruction)
                 entries = range(bounds[instruction + 1] - 1, bounds[instruction] - 1, -1)
-                waiting += [(int(of.operands[e]), e) for e in entries]
-        raise AssertionError("not among its sources")
+                waiting += [(operands[e], e) for e in entries]
+        return min(among)  # copies of donated inputs, which are no operands
+
+    @functools.cached_property
+    def _lists(self) -> tuple[list[int], list[int], list[bool]]:
+        """Where each instruction's operands start, these, and `is_read_through`, as lists, which are faster to walk."""
+        of = self.instructions
+        return of.operand_start.tolist(), of.operands.tolist(), self.is_read_through.tolist()
 
 
 def fuse(instructions: Instructions) -> Fusion:
@@ -366,12 +372,12 @@ class _Fuser:
     def _merge_aliases(self) -> None:
         """Let aliases share the memory of what they stand for (rule 5)."""
         is_alias = self.kinds == _ALIAS
-        aliases = np.flatnonzero(is_alias & self.has_buffer).tolist()
+        aliases = np.flatnonzero(is_alias & self.has_buffer)
         # Where the nearest instruction with memory, or no alias, is.
         bare = follow(np.where(is_alias & ~self.has_buffer, self.operand, np.arange(self.n)))
+        nearest: list[int] = bare[self.operand[aliases]].tolist()
         merged: dict[int, int] = {}
-        for i in aliases:
-            o = int(bare[self.operand[i]])
+        for i, o in zip(aliases.tolist(), nearest, strict=True):
             o = merged.get(o, o)
             if self.has_buffer[o] and (not self.is_inlined[o] or self.in_reduction[i]):
                 merged[i] = o

@@ -88,8 +88,9 @@ def _computed(fusion: Fusion, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarra
         n_further = np.diff(starts)[instructions]
         further = operands[ranges(starts[instructions], n_further)]
         reached = distinct(np.repeat(new // n, n_further) * n + further)
-        new = reached[~np.isin(reached, found)]
-        found = np.append(found, new)
+        place = np.searchsorted(found, reached)
+        new = reached[np.append(found, -1)[place] != reached]
+        found = np.sort(np.append(found, new), kind="stable")  # which merges what is sorted
     return found % n, found // n
 
 

@@ -48,6 +48,7 @@ from tiny_backprop.units import format_bytes
 
 BACKENDS = ("cpu",)
 """Backends whose allocation is modelled."""
+_MOST_FUSIONS = 4  # of one graph that are kept
 _NAMES = {
     HELD: "hold",
     PREDICATE: "predicate",
@@ -71,15 +72,31 @@ class PlannedProgram:
 
     @functools.cached_property
     def work(self) -> KernelWork:
-        """What its kernels do; takes about as long to find as what it allocates."""
-        return kernel_work(self.fused())
+        """What its kernels do."""
+        work = kernel_work(self.fused())
+        self._latest.pop(self, None)
+        return work
 
     def fused(self) -> Fusion:
-        """Return what of it takes memory, and what is computed inside its readers."""
+        """Return what of it takes memory, and what is computed inside its readers.
+
+        It is large: those of the latest few programs are kept with the graph until their `work` has been asked for.
+        """
+        if self not in self._latest:
+            if len(self._latest) >= _MOST_FUSIONS:
+                del self._latest[next(iter(self._latest))]
+            self._latest[self] = self._fused()
+        return self._latest[self]
+
+    def _fused(self) -> Fusion:
         program = unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)
         if not self.is_planned:
             program = _with_jax_loops(program)
         return with_copies(_without_unread(fuse(program)))
+
+    @property
+    def _latest(self) -> dict[PlannedProgram, Fusion]:
+        return self.graph.memo.setdefault("latest fusions", {})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

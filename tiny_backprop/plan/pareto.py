@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -178,22 +179,41 @@ def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Paret
     Raises:
       PlanError: The graph has no backward phase, or an argument is not as described.
     """
+    steps = pareto_steps(graph, cost=cost, n_points=n_points)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as e:
+            return e.value
+
+
+def pareto_steps(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Generator[None, None, Pareto]:
+    """Work a trade-off out a plan at a time, for whoever has other things to do in between; see `pareto`.
+
+    Returns:
+      What yields after the range of budgets has been found, and after each plan, and then returns the trade-off.
+    """
     check_gradient(graph)
-    least, most = budget_range_bytes(graph, cost)
     n_points = max(2, check_count("n_points", n_points))
+    least, most = budget_range_bytes(graph, cost)
+    yield
     everything = plan_save_everything(graph)
     found = [everything]
-    for budget in np.geomspace(max(most, 1), max(least, 1), n_points).round().astype(np.int64).tolist():
-        try:
-            found.append(plan_budget(graph, max(budget, least), cost=cost))
-        except BudgetError:  # the smallest peak was reached by another way than this budget's
-            continue
-    found.append(plan_budget(graph, least, cost=cost))
+    ladder = np.geomspace(max(most, 1), max(least, 1), n_points).round().astype(np.int64).tolist()
+    for budget in [*(max(b, least) for b in ladder), least]:
+        with contextlib.suppress(BudgetError):  # the smallest peak was reached by another way than this budget's
+            found.append(plan_budget(graph, budget, cost=cost))
+            found[-1].materialized  # noqa: B018 (predicted here, a plan at a time)
+        yield
     spent = [float(node_costs(p.graph, cost)[p.timeline.steps].sum()) for p in found]
     priced = sorted((s, p.peak_bytes, i, p) for i, (s, p) in enumerate(zip(spent, found, strict=True)))
     plans: list[Plan] = []
     for _, peak, _, p in priced:
         if not plans or peak < plans[-1].peak_bytes:
             plans.append(p)
-    references = {policy: plan_policy(graph, policy) for policy in POLICIES}
+    references: dict[str, Plan] = {}
+    for policy in POLICIES:
+        references[policy] = plan_policy(graph, policy)
+        references[policy].materialized  # noqa: B018
+        yield
     return Pareto(graph, tuple(plans), everything, references, cost)

@@ -159,7 +159,8 @@ class Plan:
         """Predict how long a step of the gradient takes; see `tiny_backprop.plan.step_time`.
 
         Meant for ratios between plans: seconds themselves can be wrong by a factor of two or three.
-        Takes about as long as the prediction of memory. A graph made by hand is priced node by node.
+        Takes a fraction of what the prediction of memory takes, whose kernels it prices. A graph made by hand is priced
+        node by node.
 
         Args:
           cost: A `CostModel`, such as `tiny_backprop.calibrate` returns, the name of a preset, or `"seconds"`, the

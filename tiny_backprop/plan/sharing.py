@@ -199,10 +199,10 @@ def _running_sets(kernels: list[int], n_kernels: int, start: int) -> list[int]:
 
 def _overwrite(fusion: Fusion, first: np.ndarray, last: np.ndarray, readers: np.ndarray, sources: np.ndarray) -> None:
     """End lives one kernel earlier where another instruction is written into the memory, one source for each."""
-    starts, ends = first.tolist(), last.tolist()
-    pairs = zip(readers.tolist(), sources.tolist(), strict=True)
+    is_last = (last[sources] == first[readers]) & (first[sources] < first[readers])
+    pairs, taken = zip(readers[is_last].tolist(), sources[is_last].tolist(), strict=True), set[int]()
     for i, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-        done = [o for _, o in group if ends[o] == starts[i] > starts[o]]
-        if done:
-            ends[done[0] if len(done) == 1 else fusion.first_source(i, done)] -= 1
-    last[:] = ends
+        free = [o for _, o in group if o not in taken]
+        if free:
+            taken.add(free[0] if len(free) == 1 else fusion.first_source(i, free))
+    last[list(taken)] -= 1

@@ -395,6 +395,8 @@ class PlanExplorer(widgets.VBox):
         if graph is not self.graph:
             self._take_in(graph, sizes, plan)
         self._show(plan)
+        if way == _BY_BUDGET:
+            self._trade_off.work_out_unasked()
 
     def _show_budgets_of(self, graph: Graph) -> None:
         self._is_resizing = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -29,9 +30,11 @@ class Guard:
         self.errors: list[Exception] = []
         self.budget_error: BudgetError | None = None
         self.lock = threading.RLock()
+        self._last_called = time.monotonic()
 
     def __call__(self, callback: Callable[[], None]) -> None:
         """Run a callback; show what it raises, and keep it."""
+        self._last_called = time.monotonic()
         with self.lock:
             try:
                 callback()
@@ -42,6 +45,14 @@ class Guard:
                 self.fail(e)
             else:
                 self.message.value = ""
+            self._last_called = time.monotonic()
+
+    def wait_until_idle(self, seconds: float, is_over: threading.Event) -> bool:
+        """Wait until no callback has come or ended for so long; return False as soon as `is_over` is set."""
+        while (left := self._last_called + seconds - time.monotonic()) > 0:
+            if is_over.wait(left):
+                return False
+        return not is_over.is_set()
 
     def fail(self, e: Exception) -> None:
         """Show and keep an exception."""

@@ -1,20 +1,27 @@
-"""`TradeOffPanel`: the trade-off of a gradient, worked out in the background, whose points can be chosen."""
+"""`TradeOffPanel`: the trade-off of a gradient, worked out in the background, whose points can be chosen.
+
+It is worked out when its button is clicked, and unasked, in idle time, where that is cheap and changes no other plan.
+Callbacks come first: a search goes on, a plan at a time, once none has run for a while.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import ipywidgets as widgets
-import numpy as np
 
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan import Pareto, Plan, pareto
-from tiny_backprop.plan.budget import budget_range_bytes, plan_budget
+from tiny_backprop.plan import Pareto, Plan
+from tiny_backprop.plan.pareto import pareto, pareto_steps
+from tiny_backprop.plan.policies import POLICIES
 from tiny_backprop_widgets.guard import Guard
 from tiny_backprop_widgets.pareto_view import ParetoView
 
 N_POINTS = 24
+_N_STEPS = 1 + N_POINTS + 1 + len(POLICIES)
+_IDLE_SECONDS, _IDLE_SECONDS_UNASKED = 0.05, 1.0
+_MOST_NODES_UNASKED = 3000  # a plan takes as long as one of a slider: some ten milliseconds for each 1,000 nodes
 _HIDDEN = {"display": "none"}
 
 
@@ -38,7 +45,8 @@ class TradeOffPanel(widgets.VBox):
         self._graph, self._plan, self._take, self._known, self._guard = graph, plan, take, known, guard
         self.view: ParetoView | None = None
         self.search: threading.Thread | None = None
-        self._is_cancelled = self._is_following = False
+        self._is_over = threading.Event()  # the search that is running, or the last one, is to end
+        self._was_started = self._is_following = False
         self.button = widgets.Button(
             description="Work out the trade-off",
             icon="line-chart",
@@ -46,26 +54,33 @@ class TradeOffPanel(widgets.VBox):
             tooltip=f"plans for {N_POINTS} budgets, in the background",
         )
         self.cancel_button = widgets.Button(description="Cancel", icon="times", layout=_HIDDEN)
-        self._progress = widgets.IntProgress(max=N_POINTS, layout=_HIDDEN)
+        self._progress = widgets.IntProgress(max=_N_STEPS, layout=_HIDDEN)
         self.button.on_click(lambda _: guard(self._clicked))
-        self.cancel_button.on_click(lambda _: guard(self._cancelled))
+        self.cancel_button.on_click(lambda _: guard(self._end_search))
         self._bar = widgets.HBox([self.button, self._progress, self.cancel_button])
         super().__init__([self._bar])
 
     def work_out(self, n_points: int = N_POINTS) -> Pareto:
         """Work the trade-off out, and wait; see `PlanExplorer.trade_off`."""
-        found = pareto(self._graph, n_points=n_points)
         with self._guard.lock:
-            view = ParetoView(found, current=self._plan())
-            view.observe(lambda change: self._guard(lambda: self._chosen(change["new"])), "value")
-            self.view = view
-            self.children = [view]
-            self._known()
+            self._end_search()
+            found = pareto(self._graph, n_points=n_points)
+            self._show(found)
         return found
+
+    def work_out_unasked(self) -> None:
+        """Work the trade-off out in idle time, once for a graph, where that is cheap.
+
+        Of a graph made by hand, plans depend on what was planned before: there it waits until it is asked for.
+        """
+        is_cheap = bool(self._graph.backend) and self._graph.n_nodes <= _MOST_NODES_UNASKED
+        if is_cheap and self.view is None and not self._was_started:
+            self._start(_IDLE_SECONDS_UNASKED)
 
     def show_graph(self, graph: Graph) -> None:
         """Be the panel of another graph, whose trade-off is not known yet."""
-        self._graph, self.view, self._is_cancelled = graph, None, True
+        self._end_search()
+        self._graph, self.view, self._was_started = graph, None, False
         self.children = [self._bar]
 
     def follow(self) -> None:
@@ -77,38 +92,52 @@ class TradeOffPanel(widgets.VBox):
             finally:
                 self._is_following = False
 
+    def _show(self, found: Pareto) -> None:
+        view = ParetoView(found, current=self._plan())
+        view.observe(lambda change: self._guard(lambda: self._chosen(change["new"])), "value")
+        self.view = view
+        self.children = [view]
+        self._known()
+
     def _chosen(self, point: int | None) -> None:
         if point is not None and not self._is_following and self.view is not None:
             self._take(self.view.pareto.plans[point])
 
     def _clicked(self) -> None:
-        if self.search is None:
-            self._is_cancelled = False
-            self.search = threading.Thread(target=self._run, name="tiny_backprop trade-off", daemon=True)
-            self._show_buttons()
-            self.search.start()
+        self._end_search()
+        self._start(_IDLE_SECONDS)
 
-    def _cancelled(self) -> None:
-        self._is_cancelled = True
+    def _start(self, idle_seconds: float) -> None:
+        self._was_started, self._is_over = True, threading.Event()
+        args = (self._graph, idle_seconds, self._is_over)
+        self.search = threading.Thread(target=self._run, args=args, name="tiny_backprop trade-off", daemon=True)
+        self._progress.value = 0
+        self._show_buttons()
+        self.search.start()
 
-    def _run(self) -> None:
-        """Plan for one budget after the other; between two of them the sliders get their turn."""
-        try:
+    def _end_search(self) -> None:
+        """Have nothing more come of the search that is running."""
+        self._is_over.set()
+        self.search = None
+        self._show_buttons()
+
+    def _run(self, graph: Graph, idle_seconds: float, is_over: threading.Event) -> None:
+        steps = pareto_steps(graph, n_points=N_POINTS)
+        while self._guard.wait_until_idle(idle_seconds, is_over):
             with self._guard.lock:
-                least, most = budget_range_bytes(self._graph)
-            ladder = np.geomspace(max(most, 1), max(least, 1), N_POINTS).round().astype(np.int64).tolist()
-            for i, budget in enumerate(ladder):
-                if self._is_cancelled:
-                    return
-                with self._guard.lock:
-                    plan_budget(self._graph, max(budget, least))
-                self._progress.value = i + 1
-            self.work_out()
+                if not is_over.is_set():
+                    self._go_on(steps)
+
+    def _go_on(self, steps: Generator[None, None, Pareto]) -> None:
+        try:
+            next(steps)
+            self._progress.value += 1
+        except StopIteration as e:
+            self._end_search()
+            self._show(e.value)
         except Exception as e:
+            self._end_search()
             self._guard.fail(e)
-        finally:
-            self.search = None
-            self._show_buttons()
 
     def _show_buttons(self) -> None:
         is_running = self.search is not None

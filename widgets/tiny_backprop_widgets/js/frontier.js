@@ -100,7 +100,8 @@ export function renderFrontier({ model, el }) {
     isAllShown = !isAllShown;
     touch();
   };
-  const plotWidth = () => Math.max(10, canvas.clientWidth - LEFT - RIGHT);
+  let plotted = 10; // pixels; asked of the page once a picture, which may have to lay itself out to tell
+  const plotWidth = () => plotted;
   const plotHeight = () => HEIGHT - TOP - BOTTOM;
   /** @param {number} step */
   const xOf = (step) => LEFT + ((step - x0) / (x1 - x0)) * plotWidth();
@@ -129,6 +130,7 @@ export function renderFrontier({ model, el }) {
 
   /** @param {CanvasRenderingContext2D} c @param {number} width */
   function paint(c, width) {
+    plotted = Math.max(10, width - LEFT - RIGHT);
     const theme = themeOf(el);
     root.dataset.theme = theme.isDark ? "dark" : "light";
     const columns = columnsOf(plan.live, x0, x1, plotWidth());

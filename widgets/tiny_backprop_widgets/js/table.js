@@ -57,13 +57,12 @@ export function rowsIn(root, choose) {
 
   /** Mark a row and bring it into sight, inside the table alone: the page stays where it is. @param {number | null} value */
   function mark(value) {
-    for (const tr of table.querySelectorAll("tbody tr")) {
-      const isChosen = /** @type {HTMLElement} */ (tr).dataset.value === String(value);
-      tr.setAttribute("aria-selected", String(isChosen));
-      const { offsetTop, offsetHeight } = /** @type {HTMLElement} */ (tr);
+    const rows = /** @type {HTMLElement[]} */ ([...table.querySelectorAll("tbody tr")]);
+    for (const tr of rows) tr.setAttribute("aria-selected", String(tr.dataset.value === String(value)));
+    for (const { offsetTop, offsetHeight } of rows.filter((tr) => tr.dataset.value === String(value))) {
       const isInSight =
         offsetTop >= scroll.scrollTop + 24 && offsetTop + offsetHeight <= scroll.scrollTop + scroll.clientHeight;
-      if (isChosen && !isInSight) scroll.scrollTop = offsetTop - scroll.clientHeight / 2;
+      if (!isInSight) scroll.scrollTop = offsetTop - scroll.clientHeight / 2;
     }
   }
   return { fill, mark };
