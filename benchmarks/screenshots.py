@@ -42,9 +42,9 @@ def take(lab: Any, browser: Any, folder: Path, theme: str, width: int) -> list[P
     name = f"{theme.lower()}{'' if width > 1000 else '-narrow'}"
     paths = []
 
-    def shoot(part: str) -> None:
+    def shoot(part: str, of: str = _EXPLORER) -> None:
         paths.append(folder / f"{name}-{part}.png")
-        _shoot(page, paths[-1])
+        _shoot(page, paths[-1], of)
 
     canvas = page.locator(".tb-frontier canvas").first
     canvas.focus()
@@ -70,6 +70,7 @@ def take(lab: Any, browser: Any, folder: Path, theme: str, width: int) -> list[P
     page.wait_for_selector(".tb-memory-map[data-paints]")
     page.locator(".tb-memory-map tr[aria-selected=true]").wait_for()
     shoot("memory-map")
+    shoot("memory-map-view", ".tb-memory-map")
     page.get_by_label("colour by").select_option("scope")
     page.locator(".tb-memory-map").get_by_role("button", name="zoom to the peak").click()
     shoot("memory-map-zoomed")
@@ -80,13 +81,13 @@ def take(lab: Any, browser: Any, folder: Path, theme: str, width: int) -> list[P
     return paths
 
 
-def _shoot(page: Any, path: Path) -> None:
-    """Keep a picture of the explorer, in a page so high that no bar at its foot covers any of it."""
+def _shoot(page: Any, path: Path, of: str = _EXPLORER) -> None:
+    """Keep a picture of the explorer, or a part of it, in a page so high that no bar at its foot covers any of it."""
     width = page.viewport_size["width"]
     height = page.locator(_EXPLORER).bounding_box()["height"]
     page.set_viewport_size({"width": width, "height": round(height) + _AROUND})
-    page.locator(_EXPLORER).scroll_into_view_if_needed()
-    page.locator(_EXPLORER).screenshot(path=str(path), animations="disabled")
+    page.locator(of).scroll_into_view_if_needed()
+    page.locator(of).screenshot(path=str(path), animations="disabled")
 
 
 def take_loops(lab: Any, browser: Any, folder: Path) -> Path:

@@ -112,9 +112,10 @@ class Compressibility:
         """The verdict in one sentence."""
         best, plain = self.best.liveness_peak_bytes, self.save_everything_bytes
         word = "height-compressible" if self.is_height_compressible else "hardly height-compressible"
+        levels = self.best.meta["levels"]
         return (
             f"{word}: peak by liveness {format_bytes(plain)} → {format_bytes(best)} ({best / max(plain, 1):.2f} ×) "
-            f"with {self.best.meta['levels']} level(s) of blocks of {self.best.meta['block_size']} nodes and "
+            f"with {levels} level{'s' * (levels != 1)} of blocks of {self.best.meta['block_size']} nodes and "
             f"+{self.best.recompute_fraction:.0%} FLOPs; no plan needs less than "
             f"{format_bytes(self.lower_bound_bytes)}"
         )
@@ -178,7 +179,7 @@ class LoopReport:
             ""
             if self.frontier is None
             else (
-                f"live bytes over its steps, in the order in which they run, at most "
+                f"live bytes over its steps, forward (blue) and then backward (orange), at most "
                 f"{format_bytes(int(self.frontier.live_bytes.max(initial=0)))} (predicted):<br>"
                 + display.frontier_svg(self.frontier.live_bytes, self.frontier.n_forward_steps)
                 + "<br>"
