@@ -75,7 +75,7 @@ class Case:
     gradient: Callable[..., Any]
 
 
-def cases(loss: Callable[..., jax.Array], args: tuple[Any, ...], donate_argnums: Sequence[int]) -> Iterator[Case]:
+def cases(loss: Callable[..., jax.Array], args: tuple[Any, ...], donate_argnums: Sequence[int] = ()) -> Iterator[Case]:
     """Yield the plain gradient of a model and eight different planned ones: by levels, block size and budget."""
     everything = tb.plan_save_everything(tb.capture_gradient(loss, *args, donate_argnums=donate_argnums))
     yield Case(SAVE_EVERYTHING, everything, jax.value_and_grad(loss))
