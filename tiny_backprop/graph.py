@@ -179,12 +179,14 @@ class Graph:
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
       relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED`,
-        or what `copied` returns. For a literal that an array is scaled or shifted by, a number for its value.
+        or what `copied` returns; for a copy with an edge, `COPIED` and how many elements it has. For a literal that an
+        array is scaled or shifted by, a number for its value.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.
       value_bytes: Size of each value in bytes.
-      relaid_values: Which values XLA:CPU copies into another order of dimensions after their node has made them.
+      relaid_values: Which values XLA:CPU copies after their node has made them: into another order of dimensions, or
+        with something else for what was out of bounds.
       input_names: Name of each input; there are `n_inputs` of them.
       outputs: Numbers of the values that the program returns; `LITERAL` for a literal.
       n_primal_outputs: How many of `outputs` the function itself returns; the others are its gradients.

@@ -11,11 +11,16 @@
    nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory, but what multiplies it does.
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
-10. What is concatenated along the last dimension takes memory; the result is computed in the loop that reads it.
+10. What is concatenated along the last dimension, into rows of 64 bytes or more, takes memory, and so do more than
+    eight arrays along any; the result is computed in the loop that reads it.
 11. A dot that sums nothing is a multiplication.
 12. Division by what a broadcast repeats is multiplication by the reciprocal of what it repeats, which takes memory.
 13. A literal that two instructions of one shape scale or shift by is an array that both read: it takes memory where one
     of them is inside a reduction.
+14. A pad or a concatenation takes memory where loops would compute it more than once, and anything where one loop would
+    do so more than 15 times: once for each way of finding its elements.
+15. Dots, convolutions and scatters of 16-bit floats read copies in float32 and round what they make; what rounds to
+    bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it is.
 
 `tests/test_materialized.py` holds each rule against XLA.
 """
@@ -24,6 +29,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -36,9 +43,14 @@ _ABSORBED = names(
     "reshape squeeze expand_dims broadcast_in_dim iota convert_element_type add sub mul div max min neg abs sign floor "
     "ceil round square integer_pow pow sqrt rsqrt exp expm1 log log1p tanh logistic erf add_any stop_gradient"
 )
+_IN_PLACE = ("scatter", "dynamic_update", "select_and_scatter_add", "triangular_solve")
 _SCALED = ("add", "mul", "div")
+_BRANCHES = names("pad concatenate stack")
+_JOINS = names("concatenate stack")
+_MOST_JOINED, _LEAST_ROW_BYTES, _LEAST_JOINED_BYTES = 8, 64, 2048
 _MOST_BETWEEN = 5  # instructions between a reduction of rows and where it is subtracted
 _LEAST_ROWS_BYTES = 16384
+_MOST_TIMES = 15
 _DOUBLINGS = 4  # how often what is computed inside others is continued, each time twice as far
 _ALIAS, _CHEAP, _EXPENSIVE, _REDUCTION, _KERNEL = (  # as plain numbers, which compare faster
     int(k) for k in (Kind.ALIAS, Kind.CHEAP, Kind.EXPENSIVE, Kind.REDUCTION, Kind.KERNEL)
@@ -121,7 +133,7 @@ class _Fuser:
         self.is_returned[list(self.returned)] = True
         self.taken_in: set[int] = set()  # by a softmax
         self.replaced: set[int] = set()  # scatters into zeros, and the zeros
-        self.is_in_place = self._is_named(lambda p: p.startswith(("scatter", "dynamic_update")))
+        self.is_in_place = self._is_named(lambda p: p.startswith(_IN_PLACE))
 
     def run(self) -> Fusion:
         self._find_patterns()
@@ -173,9 +185,9 @@ class _Fuser:
         is_pair, second = self.n_operands == 2, np.arange(self.n)
         second[self.edge_reader] = self.edge_operand  # the last operand
         is_chain = (self.n_operands == 1) & (self.kinds < _REDUCTION)
-        is_sum = self._is_named(lambda p: p == "reduce_sum") & (self.n_bytes >= _LEAST_ROWS_BYTES)
+        is_sum = self._is_named(lambda p: p == "reduce_sum") & ~self.of.is_narrow & (self.n_bytes >= _LEAST_ROWS_BYTES)
         is_max = self._is_named(lambda p: p == "reduce_max")
-        is_rows = self._is_named(lambda p: p == "sub") & is_max[self._end(is_chain)[second]]
+        is_rows = self._is_named(lambda p: p == "sub") & ~self.of.is_narrow & is_max[self._end(is_chain)[second]]
         end = self._end(is_chain & (self.n_readers == 1))
         is_gradient = is_sum[end[self.operand]] | is_sum[end[second]]
         is_scatter = self._is_named(lambda p: p.startswith("scatter"))
@@ -347,18 +359,69 @@ class _Fuser:
         needed |= ~is_expensive & ~self.of.is_unary & self._kept()
         is_plain = ~is_special & ~is_chained
         has_readers = self.n_readers > 0
+        self._add_repeated_pads(needed, is_plain & (has_readers | self.is_returned))
         self.has_buffer = np.where(is_plain, np.where(has_readers, needed, self.is_returned), False)
         self.has_buffer |= (self.kinds >= _REDUCTION) & ~taken_in & ~replaced
         self.is_inlined = taken_in | replaced | is_chained
         self.is_inlined |= is_plain & has_readers & (~needed | (~is_expensive & self.of.is_unary))
 
+    def _add_repeated_pads(self, needed: np.ndarray, is_plain: np.ndarray) -> None:
+        """Give memory to pads and concatenations computed more than once, and to all that is often (rule 14).
+
+        A loop computes an instruction once for each way of finding its elements: readers that keep the place share
+        one, each of the others has its own, for each way of its own.
+
+        Args:
+          needed: Which instructions have memory; changed in place.
+          is_plain: Which can be computed inside loops.
+        """
+        is_inner, of = is_plain & ~needed, self.of
+        is_pad = is_inner & self._is_named(_BRANCHES.__contains__)
+        if not is_pad.any():
+            return
+        is_copied = is_plain & needed & (self.kinds < _EXPENSIVE) & of.is_unary
+        passes, ways, counts = is_inner | is_copied, dict[int, set[int]](), dict[int, Counter[int]]()
+
+        def root(i: int) -> set[int]:
+            counts[i + self.n] = Counter({i: 1})
+            return {i + self.n}
+
+        is_sliced = is_inner & self._any_reader(of.moves) & (self.n_readers > 1)
+        for i in self._region(is_pad | is_sliced, passes):
+            ways[i] = set() if is_inner[i] else root(i)
+            for r in self._readers(i):
+                if not is_plain[r]:
+                    continue
+                of_reader = ways[r] if passes[r] else root(r)
+                if not of.moves[r] and of.shapes[r] == of.shapes[i]:
+                    ways[i] |= of_reader
+                else:
+                    counts[r] = sum((counts[w] for w in of_reader), Counter[int]())
+                    ways[i].add(r)
+            n_times = sum((counts[w] for w in ways[i]), Counter[int]())
+            if (is_pad[i] and n_times.total() > 1) or max(n_times.values(), default=0) > _MOST_TIMES:
+                needed[i], ways[i] = True, root(i)
+
+    def _region(self, is_start: np.ndarray, passes: np.ndarray) -> list[int]:
+        """Return some instructions and what reads them through others that are computed inside, last ones first."""
+        waiting = np.flatnonzero(is_start).tolist()
+        region, inside = set(waiting), passes.tolist()
+        while waiting:
+            further = {r for r in self._readers(waiting.pop()) if inside[r]} - region
+            region |= further
+            waiting += further
+        return sorted(region, reverse=True)
+
     @functools.cached_property
     def _joins_rows(self) -> np.ndarray:
-        """Which instructions concatenate along the last dimension (rule 10)."""
+        """Which instructions concatenate along the last dimension, or more than a few arrays (rule 10)."""
         joins, shapes, values = np.zeros(self.n, bool), self.of.graph.value_shapes, self.of.values
-        for i in np.flatnonzero(self._is_named(lambda p: p == "concatenate") & (self.n_operands > 0)).tolist():
+        for i in np.flatnonzero(self._is_named(_JOINS.__contains__) & (self.n_operands > 0)).tolist():
             operand, out = shapes[values[self.operand[i]]], shapes[values[i]]
-            joins[i] = len(operand) == len(out) > 0 and operand[-1] != out[-1]
+            is_last = len(operand) == len(out) > 1 and operand[-1] != out[-1]
+            row_bytes = self.n_bytes[i] // max(math.prod(out[:-1]), 1)
+            joins[i] = is_last and row_bytes >= _LEAST_ROW_BYTES and self.n_bytes[i] >= _LEAST_JOINED_BYTES
+            joins[i] |= self.n_operands[i] > _MOST_JOINED
         return joins
 
     def _is_repeated(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from tiny_backprop.plan.cost import CLASSES, node_classes
 from tiny_backprop.plan.fusion import Fusion
 from tiny_backprop.plan.node_facts import Kind
 from tiny_backprop.plan.simulate import ranges
-from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE, RECIPROCAL
+from tiny_backprop.plan.templates import BROADCAST, CONVERT, COPY, FLAT, HELD, PREDICATE, RECIPROCAL, SCRATCH
 from tiny_backprop.plan.unrolled import distinct, starts_of
 
 _CLASS_OF = {
@@ -26,6 +26,8 @@ _CLASS_OF = {
     BROADCAST: "movement",
     FLAT: "movement",
     RECIPROCAL: "elementwise",
+    CONVERT: "elementwise",
+    SCRATCH: "other",
 }
 
 

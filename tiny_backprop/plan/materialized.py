@@ -12,7 +12,8 @@ otherwise, and this module follows it, in four steps:
 XLA:CPU starts every kernel as soon as it can, in the order in which they become ready (a breadth-first schedule). So
 what depends on arguments alone, such as the transposed weights of a convolution, is made first and lives long. What the
 program returns has memory of its own for the whole run, which lends itself to temporaries, the largest first, until it
-is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter. A hold
+is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter. What XLA
+writes as several kernels takes memory on the way: random bits, cumulative sums, the gradient of max-pooling. A hold
 copies what it holds, so that both copies live where the original is read later. A `scan` or a `while` keeps its
 carries in the memory of their first values, if nobody reads these later, and leaves out what it stacks up and nobody
 reads; what passes through it is lent no memory of outputs. What its steps need is `step_memory`'s to say.
@@ -20,7 +21,8 @@ reads; what passes through it is lent no memory of outputs. What its steps need 
 The rules are those of XLA:CPU (JAX 0.10, with YNNPACK's kernels), each held against it in `tests/test_materialized.py`;
 `python -m benchmarks.truth` says how far the predictions are off. Known weak spots: the order in which kernels that
 become ready together run; kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller
-than their kernels become; values of literals, of which the graph knows no more than which are equal; and room that XLA
+than their kernels become; factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what
+`associative_scan` keeps; values of literals, of which the graph knows no more than which are equal; and room that XLA
 leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
@@ -42,7 +44,7 @@ from tiny_backprop.plan.fusion import Fusion, fuse
 from tiny_backprop.plan.kernel_work import KernelWork, kernel_work
 from tiny_backprop.plan.sharing import share
 from tiny_backprop.plan.simulate import Op, Timeline, ranges
-from tiny_backprop.plan.templates import BROADCAST, COPY, FLAT, HELD, PREDICATE, RECIPROCAL
+from tiny_backprop.plan.templates import BROADCAST, CONVERT, COPY, FLAT, HELD, PREDICATE, RECIPROCAL, SCRATCH
 from tiny_backprop.plan.unrolled import Instructions, distinct, starts_of, unroll
 from tiny_backprop.units import format_bytes
 
@@ -56,6 +58,8 @@ _NAMES = {
     BROADCAST: "broadcast",
     FLAT: "reshape",
     RECIPROCAL: "reciprocal",
+    CONVERT: "convert",
+    SCRATCH: "scratch",
 }
 OP_NAMES = (*(op.name.lower() for op in Op), *_NAMES.values())
 """The word for each entry of `Materialized.kernel_ops`."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from tiny_backprop.graph import LITERAL, Graph
+from tiny_backprop.graph import COPIED, LITERAL, Graph
+
+OPERANDS, FIRST, SECOND = -1, -2, -3
+"""Stand in `Stage.reads` for what the node reads: all of it, its first operand, its second one."""
 
 
 class Kind(enum.IntEnum):
@@ -51,17 +55,19 @@ _KINDS = (
     | _of_kind(
         Kind.CHEAP, "imag complex conj shift_left shift_right_logical shift_right_arithmetic population_count clz"
     )
-    | _of_kind(Kind.CHEAP, "add_any reduce_precision broadcast_in_dim iota pad slice concatenate transpose gather rev")
-    | _of_kind(Kind.CHEAP, "dynamic_slice dynamic_update_slice split eq_to le_to lt_to")
+    | _of_kind(Kind.CHEAP, "add_any reduce_precision broadcast_in_dim iota pad slice concatenate transpose rev")
+    | _of_kind(Kind.CHEAP, "dynamic_slice dynamic_update_slice split eq_to le_to lt_to stack unstack")
+    | _of_kind(Kind.CHEAP, "cumsum cumprod cummax cummin cumlogsumexp")
     | _of_kind(
         Kind.EXPENSIVE, "exp exp2 expm1 log log1p tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow"
     )
-    | _of_kind(Kind.EXPENSIVE, "atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem")
+    | _of_kind(Kind.EXPENSIVE, "atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem gather")
     | _of_kind(Kind.REDUCTION, "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin")
 )
 """Kind of each primitive; what is not named is a `KERNEL`."""
 _MOVES = names(
-    "broadcast_in_dim iota pad slice concatenate transpose gather dynamic_slice rev split dynamic_update_slice"
+    "broadcast_in_dim iota pad slice concatenate transpose gather dynamic_slice rev split dynamic_update_slice stack "
+    "unstack"
 )
 _MERGED = names(
     "broadcast_in_dim exp tanh neg mul add sub div convert_element_type max min log rsqrt sqrt square select_n logistic"
@@ -69,9 +75,40 @@ _MERGED = names(
 """Element-wise primitives whose result is told by operands, shape and dtype alone."""
 _SCALES = names("add sub mul div")
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
+_IN_FLOAT32 = (*_CONTRACTIONS, "scatter-add", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+_CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+NARROW = ("bfloat16", "float16")
+"""Floats that XLA:CPU computes with in float32."""
+_POOL_GRADIENT = "select_and_scatter_add"
 _EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
 _LEAST_SHARED_BYTES = 4096
 _SMALL_BYTES = 64
+
+
+class Stage(NamedTuple):
+    """What XLA makes on the way to a node that it writes as several kernels.
+
+    Attributes:
+      n_bytes: Size of each of its buffers.
+      n_buffers: How many it makes.
+      reads: The numbers of the stages that it reads, `OPERANDS`, `FIRST` or `SECOND` for what the node reads.
+    """
+
+    n_bytes: int
+    n_buffers: int
+    reads: tuple[int, ...]
+
+
+class Expansion(NamedTuple):
+    """A node that XLA writes as several kernels.
+
+    Attributes:
+      stages: What comes before the last one.
+      reads: What the last one reads, as in `Stage`.
+    """
+
+    stages: tuple[Stage, ...]
+    reads: tuple[int, ...]
 
 
 class NodeFacts:
@@ -103,6 +140,16 @@ class NodeFacts:
         for i, p in enumerate(self.primitives):
             if p == "div" and self.kinds[i] == Kind.EXPENSIVE and self.is_broadcast[self.operands[i][1]]:
                 self.kinds[i] = Kind.CHEAP  # XLA multiplies by the reciprocal of what was broadcast
+        self.is_in_float32 = [
+            p in _IN_FLOAT32 and self.dtypes[self.starts[i]] in NARROW for i, p in enumerate(self.primitives)
+        ]
+        self.expansions = dict(self._expansions())
+        self.held_expansions = dict(self._pools_by_slice())
+        for i in range(graph.n_nodes):
+            if i in self.expansions and self._ends_in_loop(i):
+                self.kinds[i] = Kind.CHEAP
+            elif self._is_rounded(i):
+                self.kinds[i] = Kind.EXPENSIVE
         self.reciprocals = dict(self._reciprocals())
         self.moves = [p in _MOVES for p in self.primitives]
         self.is_unary = [self._is_unary(i) for i in range(graph.n_nodes)]
@@ -111,9 +158,11 @@ class NodeFacts:
             for i, (p, o) in enumerate(zip(self.primitives, self.operands, strict=True))
         ]
         self.is_widened = [
-            self.kinds[i] in (Kind.CHEAP, Kind.EXPENSIVE) and not self.moves[i] and len(self.reads[i]) > 1
-            for i in range(graph.n_nodes)
+            k in (Kind.CHEAP, Kind.EXPENSIVE) and not self.moves[i] and len(self.reads[i]) > 1
+            for i, k in enumerate(self.kinds)
         ]
+        for i in self.expansions:
+            self.is_widened[i] = False
         self.literals = self._literals(relaid)
         self.is_shared_exp = self._shared_exponentials()
         self.is_held_when_made, self.varies = _held_when_made(graph), self._varies()
@@ -126,6 +175,63 @@ class NodeFacts:
         if "node facts" not in graph.memo:
             graph.memo["node facts"] = cls(graph)
         return graph.memo["node facts"]
+
+    def _is_rounded(self, i: int) -> bool:
+        """Return whether a node computes in float32 and rounds to bfloat16, which XLA does not do twice."""
+        is_arithmetic = self.kinds[i] == Kind.CHEAP and self.primitives[i] not in (*_MOVES, "select_n")
+        return is_arithmetic and self.dtypes[self.starts[i]] == "bfloat16"
+
+    def in_float32(self, v: int) -> int:
+        """Return the bytes of a value in float32, 0 where it is none of a narrower kind."""
+        return 4 * self.sizes[v] if self.dtypes[v] in NARROW else 0
+
+    def _expansions(self) -> Iterator[tuple[int, Expansion]]:
+        """Yield the nodes that XLA writes as several kernels.
+
+        Random bits come out of a loop over two arrays of 32-bit words, a new pair of which it makes in each step.
+        Cumulative sums are taken of pieces of a copy. The gradient of max-pooling reduces windows of the operand
+        together with its indices, one array for each dimension, and scatters into zeros by the indices that it finds.
+        """
+        for i, p in enumerate(self.primitives):
+            out = self.starts[i]
+            words = 4 * self.sizes[out] if out < len(self.sizes) else 0
+            if p == "random_bits" and any(self.dtypes[v] == "key<fry>" for v in self.reads[i]):
+                yield i, Expansion((Stage(words, 2, (OPERANDS,)), Stage(words, 2, (0,))), (1,))
+            elif p in _CUMULATIVE:
+                n_bytes = words if self.is_in_float32[i] else self.n_bytes[out]
+                yield i, Expansion((Stage(n_bytes, 1, (OPERANDS,)), Stage(n_bytes, 1, (0,))), (1,))
+            elif self._is_pool_gradient(i):
+                rank, found = len(self.shapes[out]), 4 * self.sizes[self.operands[i][0]]
+                n_padded = self._n_padded(i)
+                indices, windows = Stage(4 * n_padded, rank, ()), Stage(found, rank + 1, (0, SECOND))
+                zeros = Stage(self.n_bytes[out] // max(self.sizes[out], 1) * n_padded, 1, ())
+                joined = Stage(rank * found, 1, (1,))
+                yield i, Expansion((indices, windows, joined, zeros), (3, 2, FIRST))
+
+    def _ends_in_loop(self, i: int) -> bool:
+        """Return whether a node that XLA writes as several kernels ends in a loop over what the last stage makes."""
+        return not self._is_pool_gradient(i) or self._n_padded(i) != self.sizes[self.starts[i]]
+
+    def _is_pool_gradient(self, i: int) -> bool:
+        return self.primitives[i] == _POOL_GRADIENT and len(self.operands[i]) == 2 and min(self.operands[i]) >= 0
+
+    def _n_padded(self, i: int) -> int:
+        """Return how many elements the operand of a pooling's gradient has with the edge that windows reach over."""
+        how = int(self.graph.relaid_operands[self.graph.operand_start[i] + 1])
+        return how - COPIED if how else self.sizes[self.starts[i]]
+
+    def _pools_by_slice(self) -> Iterator[tuple[int, Expansion]]:
+        """Yield the gradients of max-pooling that planned gradients run slice by slice (`integration/jax/pooling`)."""
+        for i in range(self.graph.n_nodes):
+            if not self._is_pool_gradient(i):
+                continue
+            out = self.starts[i]
+            shape, n_found = self.shapes[out], self.sizes[self.operands[i][0]]
+            n = next((a for a, b in zip(shape, self.shapes[self.operands[i][0]], strict=True) if a == b > 1), 0)
+            if n:
+                n_words = (len(shape) + 2) * self._n_padded(i) + (len(shape) + 1) * n_found
+                zeros, slices = Stage(self.n_bytes[out], 1, ()), Stage(4 * n_words // n, 1, (OPERANDS,))
+                yield i, Expansion((zeros, slices), (0, 1, OPERANDS))
 
     def _waits(self) -> Iterator[tuple[int, list[int]]]:
         """Yield the nodes that reverse a loop, with what there must be before room is made for their gradients."""

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tiny_backprop.graph import COPIED, Graph
-from tiny_backprop.plan.node_facts import Kind, NodeFacts
+from tiny_backprop.plan.node_facts import FIRST, NARROW, OPERANDS, SECOND, Expansion, Kind, NodeFacts
 
-HELD, PREDICATE, COPY, BROADCAST, FLAT, RECIPROCAL = -1, -2, -3, -4, -5, -6
+HELD, PREDICATE, COPY, BROADCAST, FLAT, RECIPROCAL, CONVERT, SCRATCH = -1, -2, -3, -4, -5, -6, -7, -8
 """Stand in `Instructions.nodes` for what no node of the graph makes."""
 NONE = -1
+_GATHERED = -2  # XLA gathers into a shape of its own, with dimensions of 1 where slices were
 _PRIMITIVES = {BROADCAST: "broadcast_in_dim", FLAT: "reshape", RECIPROCAL: "reciprocal"}
 
 
@@ -36,6 +37,7 @@ class Row(NamedTuple):
       continues: Whether it is made together with the row before it.
       follows: Whether it is there only where its first operand is: an alias of an input is an input.
       is_second: Whether it is the copy of what its node reads second, of a first that is not copied.
+      n_bytes: Its size where that is not the value's, else 0.
     """
 
     kind: Kind
@@ -50,6 +52,7 @@ class Row(NamedTuple):
     continues: bool = False
     follows: bool = False
     is_second: bool = False
+    n_bytes: int = 0
 
 
 class Templates:
@@ -93,7 +96,7 @@ class Templates:
 
     # ---- rows ----
 
-    def _rows(self, node: int) -> list[Row]:
+    def _rows(self, node: int, when_held: bool = False) -> list[Row]:
         """Return the rows of a node: copies and broadcasts of what it reads, itself, copies of what it makes."""
         facts = self.facts
         start, end = facts.starts[node], facts.starts[node + 1]
@@ -112,22 +115,51 @@ class Templates:
             tokens = tuple(~place[v] for v in dict.fromkeys(facts.waits_for[node]))
             operands = (*operands, len(rows))
             rows.append(Row(Kind.CHEAP, PREDICATE, NONE, tokens))
+        expansions = facts.held_expansions if when_held else facts.expansions
+        if node in expansions:
+            operands = self._expand(rows, expansions[node], start, operands)
         key = None
         if facts.is_merged[node]:
             key = (facts.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start])
         traits = facts.is_unary[node], facts.moves[node], facts.is_shared_exp[node]
         for v in range(start, end):
             self.made_at[0, v] = len(rows)
-            rows.append(
-                Row(
-                    facts.kinds[node], node, v, operands, key, (0, len(facts.reads[node])), *traits, continues=v > start
-                )
-            )
+            reads = (0, len(facts.reads[node]))
+            n_bytes = facts.in_float32(v) if facts.is_in_float32[node] else 0
+            kind = facts.kinds[node]
+            rows.append(Row(kind, node, v, operands, key, reads, *traits, continues=v > start, n_bytes=n_bytes))
         for v in range(start, end):
-            if self.graph.relaid_values[v]:
-                rows.append(Row(Kind.CHEAP, COPY, v, (int(self.made_at[0, v]),)))
-                self.made_at[0, v] = len(rows) - 1
+            self._finish(rows, v, facts.is_in_float32[node])
         return rows
+
+    def _finish(self, rows: list[Row], v: int, is_in_float32: bool) -> None:
+        """Add what XLA makes of a result: a copy in another order of dimensions, and one in its own dtype."""
+        made, facts = self.made_at[0], self.facts
+        n_bytes = facts.in_float32(v) if is_in_float32 else 0
+        if self.graph.relaid_values[v]:
+            rows.append(Row(Kind.CHEAP, COPY, v, (int(made[v]),), n_bytes=n_bytes))
+            made[v] = len(rows) - 1
+        if n_bytes:
+            kind = Kind.EXPENSIVE if facts.dtypes[v] == "bfloat16" else Kind.CHEAP
+            rows.append(Row(kind, CONVERT, v, (int(made[v]),), moves=False))
+            made[v] = len(rows) - 1
+
+    def _expand(self, rows: list[Row], expansion: Expansion, value: int, operands: tuple[int, ...]) -> tuple[int, ...]:
+        """Add what XLA makes on the way to a node, and return what the node then reads."""
+        made: list[tuple[int, ...]] = []
+
+        def read(stages: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(i for s in stages for i in (of_node[s] if s in of_node else made[s]))
+
+        of_node = {OPERANDS: operands, FIRST: operands[:1], SECOND: operands[1:]}
+
+        for stage in expansion.stages:
+            made.append(tuple(range(len(rows), len(rows) + stage.n_buffers)))
+            rows += [
+                Row(Kind.KERNEL, SCRATCH, value, read(stage.reads), continues=i > 0, n_bytes=stage.n_bytes)
+                for i in range(stage.n_buffers)
+            ]
+        return read(expansion.reads)
 
     def _prepared(self, node: int) -> tuple[list[Row], tuple[int, ...]]:
         """Return copies, reciprocals and broadcasts of what a node reads, and what it then reads."""
@@ -135,16 +167,24 @@ class Templates:
         rows, operands = [], []
         for k, (v, how) in enumerate(facts.reads[node].items()):
             operands.append(len(rows))
+            read, n_bytes = ~k, facts.in_float32(v) if facts.is_in_float32[node] else 0
+            if n_bytes:
+                read = len(rows)
+                rows.append(Row(Kind.CHEAP, CONVERT, v, (~k,), ("float32",), (k, 1), moves=False, n_bytes=n_bytes))
+                operands[-1] += how > 0
             if how >= COPIED:
-                is_dot = facts.primitives[node] == "dot_general"
-                if how > COPIED:  # the order of dimensions is known
-                    rows.append(Row(Kind.CHEAP, COPY, v, (~k,), ("copy", is_dot, how), (k, 1)))
+                is_dot, is_wide = facts.primitives[node] == "dot_general", n_bytes > 0
+                if how > COPIED:  # the order of dimensions is known, or how much there is with an edge
+                    key = ("copy", is_dot, is_wide, how)
+                    rows.append(Row(Kind.CHEAP, COPY, v, (read,), key, (k, 1), n_bytes=n_bytes))
                     continue
-                key = ("copy", is_dot, bool(rows) and rows[0].node == COPY)
-                rows.append(Row(Kind.CHEAP, COPY, v, (~k,), key, (k, 1), is_second=k > 0 and not key[-1]))
+                key = ("copy", is_dot, is_wide, any(r.node == COPY for r in rows))
+                is_second = k > 0 and not key[-1]
+                rows.append(Row(Kind.CHEAP, COPY, v, (read,), key, (k, 1), is_second=is_second, n_bytes=n_bytes))
             elif how:
-                rows.append(Row(Kind.ALIAS, FLAT, v, (~k,), ("flat",), (k, 1), follows=True))
-            else:
+                key = ("flat", n_bytes > 0)
+                rows.append(Row(Kind.ALIAS, FLAT, v, (read,), key, (k, 1), follows=True, n_bytes=n_bytes))
+            elif not n_bytes:
                 operand, is_inverse = ~k, facts.reciprocals.get(node, (NONE,))[0] == v
                 if is_inverse:
                     operand = len(rows)
@@ -161,10 +201,15 @@ class Templates:
         facts = self.facts
         made = range(facts.starts[node], facts.starts[node + 1])
         held = [v for v in made if facts.is_held_when_made[v] and facts.varies[v] and self.made_at[0, v] != NONE]
-        if not held:
+        if not held and node not in facts.held_expansions:
             return []
-        rows, is_alias = self._rows(node), facts.kinds[node] == Kind.ALIAS
-        predicate, tokens = len(rows), tuple(self.made_at[0, held].tolist())
+        at_once = self.made_at[0, made.start : made.stop].copy()
+        rows, is_alias = self._rows(node, when_held=True), facts.kinds[node] == Kind.ALIAS
+        self.made_at[1, made.start : made.stop] = self.made_at[0, made.start : made.stop]
+        self.made_at[0, made.start : made.stop] = at_once
+        if not held:
+            return rows
+        predicate, tokens = len(rows), tuple(self.made_at[1, held].tolist())
         rows.append(Row(Kind.CHEAP, PREDICATE, NONE, tokens, follows=is_alias))
         for v, token in zip(held, tokens, strict=True):
             self.made_at[1, v] = len(rows)
@@ -178,12 +223,16 @@ class Templates:
         self.kinds = np.array([int(r.kind) for r in rows])
         self.nodes = np.array([r.node for r in rows])
         self.values = np.array([r.value for r in rows])
-        self.n_bytes = np.append(graph.value_bytes, 1)[self.values]  # a predicate takes one byte
+        n_bytes = np.array([r.n_bytes for r in rows], np.int64)
+        self.n_bytes = np.where(n_bytes, n_bytes, np.append(graph.value_bytes, 1)[self.values])  # a predicate takes 1
         self.shape_of = _numbers(graph.value_shapes)
         self.shapes = np.append(self.shape_of, NONE)[self.values]
+        is_gather = np.array([r.node >= 0 and self.facts.primitives[r.node] == "gather" for r in rows], bool)
+        self.shapes[is_gather] = _GATHERED
         self.is_unary = np.array([r.is_unary for r in rows])
         self.moves = np.array([r.moves for r in rows])
         self.is_shared_exp = np.array([r.is_shared_exp for r in rows])
+        self.is_narrow = np.append([d in NARROW for d in graph.value_dtypes], False)[self.values]
         self.continues = np.array([r.continues for r in rows])
         self.follows = np.array([r.follows for r in rows])
         self.is_second = np.array([r.is_second for r in rows])

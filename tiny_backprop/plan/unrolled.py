@@ -33,8 +33,8 @@ class Instructions:
       graph: The graph.
       returned: The instructions that the program returns, each with its first place among the outputs.
       kinds: `Kind` of each.
-      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST`, `FLAT` or
-        `RECIPROCAL`.
+      nodes: The node that makes it, or `HELD`, `PREDICATE`, `COPY`, `BROADCAST`, `FLAT`,
+        `RECIPROCAL`, `CONVERT` or `SCRATCH`.
       values: The value of the graph that it stands for, -1 for a predicate.
       n_bytes: Its size.
       shapes: A number for its shape, -1 for a predicate.
@@ -46,6 +46,7 @@ class Instructions:
       is_unary: Whether it reads at most one array of its own rank that is no broadcast.
       moves: Whether an element of it comes from another place of its operand.
       is_shared_exp: Whether it is the exponential that XLA also computes for an `erfc` of the same operand.
+      is_narrow: Whether its value is a float of 16 bits.
       donated_readers: Instructions that read donated inputs of the graph.
       donated: The input that each of them reads.
     """
@@ -65,6 +66,7 @@ class Instructions:
     is_unary: np.ndarray
     moves: np.ndarray
     is_shared_exp: np.ndarray
+    is_narrow: np.ndarray
     donated_readers: np.ndarray
     donated: np.ndarray
 
@@ -421,6 +423,7 @@ class _Program:
             is_unary=templates.is_unary[rows],
             moves=templates.moves[rows],
             is_shared_exp=templates.is_shared_exp[rows],
+            is_narrow=templates.is_narrow[rows],
             donated_readers=number[self.readers[of_donated]],
             donated=self.donated[of_donated] if self.graph.donated else kept[:0],
         )

@@ -5,6 +5,7 @@ XLA brings every `dot_general` and convolution into one form before it compiles 
 - Dots have their batch dimensions first and one contracting dimension. A dot that has not becomes one of matrices, the
   left one (batch, free, contracted) and the right one (batch, contracted, free), each group of dimensions flattened. A
   plain transposition of a matrix is folded into the dot; any other order is copied.
+- Triangular systems are solved by LAPACK, which has columns together.
 - Convolutions read (batch, space, features) and kernels (space, inputs, outputs), and write (batch, space, features).
 
 Copies are skipped where only dimensions of size 1 move. `tests/test_materialized.py` holds this against XLA.
@@ -12,8 +13,11 @@ Copies are skipped where only dimensions of size 1 move. `tests/test_materialize
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+from jax import lax
 
 from tiny_backprop.graph import COPIED, FLATTENED, copied
 
@@ -66,4 +70,29 @@ def _convolution(eqn: Any) -> Relaid:
     return (COPIED * _moves(*data[0]), COPIED * _moves(rhs, kernel)), (_moves(*data[1]),)
 
 
-_RULES = {"dot_general": _dot, "conv_general_dilated": _convolution}
+def _triangular_solve(eqn: Any) -> Relaid:
+    rank = len(eqn.invars[0].aval.shape)
+    columns = copied([*range(rank - 2), rank - 1, rank - 2])
+    return (columns, columns), (False,)
+
+
+def _gather(eqn: Any) -> Relaid:
+    """Where indices out of bounds give a value of their own, XLA selects it in a loop after it has gathered."""
+    fills = eqn.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    return (0,) * len(eqn.invars), (fills,)
+
+
+def _pool_gradient(eqn: Any) -> Relaid:
+    """Windows that reach over the edge read a copy with the edge; how many elements that has stands for its order."""
+    shape, padding = eqn.invars[1].aval.shape, eqn.params["padding"]
+    n_padded = math.prod(n + low + high for n, (low, high) in zip(shape, padding, strict=True))
+    return (0, COPIED + n_padded if n_padded != math.prod(shape) else 0), (False,)
+
+
+_RULES = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "triangular_solve": _triangular_solve,
+    "gather": _gather,
+    "select_and_scatter_add": _pool_gradient,
+}
