@@ -259,6 +259,26 @@ def test_gradient_of_a_softmax_is_one_kernel_with_its_dot_from_4096_rows_on(n_ro
     assert len(large) == len(xla)
 
 
+def scaled_softmax_gradient(x, w, a, e, v):
+    """A softmax's gradient, scaled; something else reads what is multiplied out of its dot."""
+    d = x @ w
+    p = d * a
+    r = (p + -jnp.sum(d * e, 1, keepdims=True)) * e * 0.25
+    return jnp.sin(r) @ v, p[0, 0] + 1
+
+
+def test_gradient_of_a_softmax_takes_in_its_scale_where_the_dot_is_read_elsewhere():
+    """Rule 7: then dot and product take memory, and the kernel ends with the scale."""
+    args = jnp.ones((8192, 64)), jnp.ones((64, 64)), jnp.ones((8192, 1)), jnp.ones((8192, 64)), jnp.ones((64, 8))
+    text = jax.jit(scaled_softmax_gradient).lower(*args).compile().as_text()
+    entry = text[text.index("ENTRY") :].splitlines()
+    xla = [line for line in entry if "= f32[8192,64]" in line and "parameter(" not in line]
+    table = predicted(scaled_softmax_gradient, args).to_pandas()
+    large = table[table["shape"] == (8192, 64)]
+    assert large.made_by.tolist() == ["dot_general", "mul", "mul", "sin"]
+    assert len(large) == len(xla)
+
+
 # ---- holds, and the order of kernels ----
 
 

@@ -8,7 +8,8 @@
 5. An `ALIAS` shares its operand's memory where that has some, and is otherwise a `CHEAP` unary instruction.
 6. A reduction takes in the chain of element-wise instructions that it alone reads. What enters that chain takes memory.
 7. The softmax of rows, x - max(x) and its exponential, is one reduction kernel, and takes in the dot before it that
-   nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory, but what multiplies it does.
+   nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory if nothing else reads it, but what
+   multiplies it does.
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
 10. What is concatenated along the last dimension, into rows of 64 bytes or more, takes memory, and so do more than
@@ -257,10 +258,18 @@ class _Fuser:
             dots = [i for i in inside if self._name(i) == "dot_general"]
             if len(dots) != 1 or inside & self.returned.keys():
                 continue
-            readers = {r for i in inside for r in self._readers(i)}
-            if readers <= inside | {add}:
+            inside = self._read_within(inside, add)
+            if inside.issuperset(between):
                 self._take_in_gradient(inside, add)
                 return
+
+    def _read_within(self, inside: set[int], root: int) -> set[int]:
+        """Return those of some instructions that nothing but these and a root reads."""
+        while True:
+            within = {i for i in inside if inside.issuperset(r for r in self._readers(i) if r != root)}
+            if within == inside:
+                return within
+            inside = within
 
     def _take_in_gradient(self, inside: set[int], root: int) -> None:
         """Mark the kernel of a softmax's gradient, down to the last element-wise instruction that it alone feeds."""
