@@ -8,8 +8,8 @@
 5. An `ALIAS` shares its operand's memory where that has some, and is otherwise a `CHEAP` unary instruction.
 6. A reduction takes in the chain of element-wise instructions that it alone reads. What enters that chain takes memory.
 7. The softmax of rows, x - max(x) and its exponential, is one reduction kernel, and takes in the dot before it that
-   nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory if nothing else reads it, but what
-   multiplies it does.
+   nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory unless something else reads it,
+   but what multiplies it does.
 8. A scatter into zeros that is only added to another array scatters into that array.
 9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
 10. What is concatenated along the last dimension, into rows of 64 bytes or more, takes memory, and so do more than
