@@ -75,8 +75,8 @@ _MERGED = names(
 """Element-wise primitives whose result is told by operands, shape and dtype alone."""
 _SCALES = names("add sub mul div")
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
-_IN_FLOAT32 = (*_CONTRACTIONS, "scatter-add", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 _CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+_IN_FLOAT32 = (*_CONTRACTIONS, "scatter-add", *_CUMULATIVE)
 NARROW = ("bfloat16", "float16")
 """Floats that XLA:CPU computes with in float32."""
 _POOL_GRADIENT = "select_and_scatter_add"
