@@ -40,6 +40,14 @@ def payload(*views):
     return n
 """
 _OPEN = "start = time.time(); ui = tb.PlanExplorer(graph); ui"
+# The floor of every slider in this front-end: the same keys on one of ipywidgets, whose callback sets a text.
+_BARE = """
+import ipywidgets as widgets
+bare = widgets.SelectionSlider(options=[(str(n), n) for n in range(40)], index=20, readout=False, continuous_update=True)
+said = widgets.HTML("<i class='bare'>20</i>")
+bare.observe(lambda change: setattr(said, "value", f"<i class='bare'>{change['new']}</i>"), "value")
+widgets.VBox([bare, said])
+"""
 _GRAPH = "start = time.time(); view = tb.GraphView(tb.plan_blocks(graph)); view"
 _MAP_CAPTURE = """
 from benchmarks.memory_maps import perceptron

@@ -1,8 +1,11 @@
 """plan_budget: never above its budget, never cheaper than possible, and on known graphs as cheap as possible."""
 
+import concurrent.futures
 import itertools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoint_schedules import EndReverse, Forward, Revolve
@@ -21,7 +24,7 @@ from tiny_backprop import (
     plan_budget,
     plan_save_everything,
 )
-from tiny_backprop.plan.budget import ladder_of
+from tiny_backprop.plan.budget import budget_range_bytes, count_budgets_ahead, ladder_of
 from tiny_backprop.plan.planner import Planner
 
 SEARCHES = (0.0, 0.05)
@@ -285,9 +288,6 @@ def test_the_cost_model_decides_what_is_recomputed():
 
 
 def test_identical_layers_share_their_menus():
-    import jax
-    import jax.numpy as jnp
-
     def loss(ws, x):
         for w in ws:
             x = x + jnp.tanh(x @ w) @ w.T
@@ -300,3 +300,44 @@ def test_identical_layers_share_their_menus():
     segments, menus = max(Planner.of(point, "seconds")._menus.values(), key=lambda pair: pair[0].n_blocks)
     assert segments.n_blocks >= 40
     assert len({id(menu) for menu in menus}) <= 8
+
+
+def captured():
+    def loss(ws, x):
+        for w in ws:
+            x = jnp.tanh(x @ w)
+        return x.sum()
+
+    ws = [jax.ShapeDtypeStruct((64, 64), "float32")] * 12
+    return capture_gradient(loss, ws, jax.ShapeDtypeStruct((512, 64), "float32"))
+
+
+def test_what_is_counted_ahead_is_what_budgets_ask_for_and_changes_no_plan():
+    graph, alike = captured(), captured()
+    n_steps = sum(1 for _ in count_budgets_ahead(graph))
+    ladder = ladder_of(graph, "seconds")
+    n_counted = len(ladder.counted)
+    assert n_counted > 27  # the plans in blocks, and rungs
+    assert n_steps >= n_counted - 1  # one at a time; the program as it is comes with the first
+    least, most = budget_range_bytes(graph)
+    assert (least, most) == budget_range_bytes(alike)
+    for budget in np.geomspace(least, most, 60).astype(int).tolist():
+        assert plan_budget(graph, budget) == plan_budget(alike, budget)
+    assert len(ladder.counted) == n_counted
+
+
+def test_a_graph_made_by_hand_is_not_planned_ahead():
+    graph = chain(20)
+    assert list(count_budgets_ahead(graph)) == []
+    assert graph.memo == {}
+
+
+def test_threads_that_plan_one_graph_at_once_get_the_plans_of_one():
+    graph, alike = captured(), captured()
+    wanted = [plan_budget(alike, b) for b in (0.45, 0.6, 0.8)]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        ahead = threads.submit(list, count_budgets_ahead(graph))
+        found = list(threads.map(lambda b: plan_budget(graph, b), (0.45, 0.6, 0.8) * 4))
+        ahead.result()
+    assert found == wanted * 4
+    assert [p.peak_bytes for p in found] == [p.peak_bytes for p in wanted] * 4

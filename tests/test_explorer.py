@@ -32,11 +32,13 @@ from tiny_backprop import (
     plan_height_compressed,
     plan_save_everything,
 )
+from tiny_backprop.plan.budget import ladder_of
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import (
     DisplayError,
     ParetoView,
     PlanExplorer,
+    cells,
     explorer,
     guard,
     stand_in,
@@ -488,6 +490,78 @@ def test_the_background_waits_until_no_callback_has_come_for_a_while(monkeypatch
     over = threading.Event()
     over.set()
     assert not guarded.wait_until_idle(0.0, over)
+
+
+class Shell:
+    """An IPython that runs a cell, with no more than its events."""
+
+    def __init__(self):
+        self.events, self._called = self, {}
+
+    def register(self, event, callback):
+        self._called[event] = callback
+
+    def trigger(self, event):
+        self._called[event](None)
+
+
+def test_what_is_done_unasked_waits_for_cells_as_well(monkeypatch):
+    now, shell, waits = [0.0], Shell(), []
+    monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cells, "get_ipython", lambda: shell)
+    guarded = guard.Guard()
+
+    class Over(threading.Event):
+        def wait(self, timeout=None):
+            now[0] += timeout
+            waits.append(timeout)
+            if len(waits) == 3:  # the cell that made the explorer ends
+                shell.trigger("post_run_cell")
+            return self.is_set()
+
+    assert guarded.wait_until_idle(2.0, Over())  # asked for: only callbacks count
+    assert waits == [2.0]
+    assert guarded.wait_until_idle(2.0, Over(), for_cells=True)
+    assert waits == [2.0] * 4
+    for event, is_running in (("pre", True), ("pre", True), ("post", True), ("post", False)):  # a cell within a cell
+        shell.trigger(f"{event}_run_cell")
+        now[0] += 10
+        over = threading.Event()
+        threading.Timer(0.05, over.set).start()
+        assert guarded.wait_until_idle(0.01, over, for_cells=True) == (not is_running)
+
+
+def test_an_explorer_that_is_shown_is_ready_for_budgets_before_one_is_chosen(monkeypatch):
+    monkeypatch.setattr(trade_off_panel, "_IDLE_SECONDS_UNASKED", 0.0)
+    monkeypatch.setattr(stand_in, "display", lambda *_, **__: None)
+    ui = PlanExplorer(loss, *ARGS)
+    assert ui._trade_off.search is None  # nobody looks at it yet
+    with ui._guarded.lock:
+        ui._ipython_display_()
+        search = ui._trade_off.search
+    search.join(60)
+    assert ui.strategy.value == "block size"
+    ladder = ladder_of(ui.graph, "seconds")
+    counted = len(ladder.counted)
+    ui.strategy.value = "budget"
+    assert ui.budget.knee_bytes == ui.trade_off_view.pareto.knee.peak_bytes
+    alike = capture_gradient(loss, *ARGS)
+    for n_bytes in np.linspace(*ui.budget.range_bytes, 30).astype(int).tolist():
+        ui.budget.value = n_bytes
+        assert ui.plan == plan_budget(alike, n_bytes)
+    assert len(ladder.counted) == counted
+    assert ui.errors == []
+
+
+def test_an_explorer_that_is_closed_does_nothing_more(monkeypatch):
+    ui, search = idle_explorer(monkeypatch, loss, *ARGS)
+    with ui._guarded.lock:
+        was_found = ui.trade_off_view is not None
+        ui.close()
+    search.join(60)
+    assert ui._trade_off.search is None
+    assert (ui.trade_off_view is not None) == was_found
+    assert ui.errors == []
 
 
 # ---- verify ----

@@ -10,6 +10,7 @@ A known weakness: everything that crosses a cut is saved, and everything else re
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
@@ -165,20 +166,21 @@ def best_plan(
     Returns:
       The plan.
     """
-    priced = [(peak_bytes(p), p) for p in some_plans(graph, levels, octaves, loops)]
+    plans = [make() for make in plan_makers(graph, levels, octaves, loops)]
+    priced = [(peak_bytes(p), p) for p in plans]
     good_bytes = 1.02 * min(n_bytes for n_bytes, _ in priced)
     return min((c for c in priced if c[0] <= good_bytes), key=lambda c: (c[1].recompute_flops, c[0]))[1]
 
 
-def some_plans(
+def plan_makers(
     graph: Graph, levels: int, octaves: Sequence[float] = _OCTAVES, loops: LoopChoice | None = None
-) -> list[Plan]:
-    """Return plans for some block sizes; see `best_plan`."""
+) -> list[Callable[[], Plan]]:
+    """Return what makes plans for some block sizes; see `best_plan`."""
     graph = by_choice(graph, loops or LoopChoice(levels=levels))
     ideal = graph.n_forward ** (1 / (levels + 1))
     sizes = sorted({max(1, min(graph.n_forward, round(ideal * 2**e))) for e in octaves})
     strategy = "blocks" if levels == 1 else "height compression"
-    return [_plan_tree(graph, size, levels, {"strategy": strategy}) for size in sizes]
+    return [functools.partial(_plan_tree, graph, size, levels, {"strategy": strategy}) for size in sizes]
 
 
 def _plan_tree(graph: Graph, block_size: int, levels: int, meta: dict[str, Any]) -> Plan:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import check_gradient, plan_save_everything, some_plans
+from tiny_backprop.plan.blocks import check_gradient, plan_makers, plan_save_everything
 from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
 from tiny_backprop.plan.cost import Cost, CostModel
 from tiny_backprop.plan.ladder import Counted, Ladder
@@ -29,6 +31,7 @@ _AHEAD = 54  # rungs, down to a tenth of the memory, whose landmarks the first p
 _LEVELS = (1, 2, 3)
 _DEAR = 1.1  # cost, in proportion to every node once, from which on plans in blocks are often better
 _MIDDLING = 3000  # nodes up to which they are tried for that; with more, only where nothing else fits
+_ONE_AT_A_TIME = threading.RLock()  # what is kept with a graph changes while it is planned
 
 
 def plan_budget(
@@ -81,15 +84,16 @@ def plan_budget(
     if isinstance(search_seconds, bool) or not isinstance(search_seconds, numbers.Real) or not search_seconds >= 0:
         raise PlanError(f"search_seconds must be a number of at least 0; found {search_seconds!r}")
     meta = budget_meta(budget, budget_bytes, cost)
-    if graph.backend:
-        return _plan_allocation(graph, budget_bytes, float(search_seconds), ladder_of(graph, cost, loops), meta)
-    planner = BudgetPlanner.of(graph, cost, loops)
-    found = planner.best(budget_bytes)
-    if search_seconds:
-        found = planner.search(budget_bytes, float(search_seconds), found)
-    if found is None:
-        raise planner.no_plan(budget_bytes)
-    return planner.plan(found, meta)
+    with _ONE_AT_A_TIME:
+        if graph.backend:
+            return _plan_allocation(graph, budget_bytes, float(search_seconds), ladder_of(graph, cost, loops), meta)
+        planner = BudgetPlanner.of(graph, cost, loops)
+        found = planner.best(budget_bytes)
+        if search_seconds:
+            found = planner.search(budget_bytes, float(search_seconds), found)
+        if found is None:
+            raise planner.no_plan(budget_bytes)
+        return planner.plan(found, meta)
 
 
 def budget_range_bytes(graph: Graph, cost: Cost = "seconds") -> tuple[int, int]:
@@ -105,13 +109,42 @@ def budget_range_bytes(graph: Graph, cost: Cost = "seconds") -> tuple[int, int]:
       PlanError: The graph has no backward phase, or `cost` is unknown.
     """
     check_gradient(graph)
-    if graph.backend:
-        ladder = ladder_of(graph, cost)
-        if graph.n_nodes <= _MIDDLING:
-            ladder.fitting(0)
-        return min(c.n_bytes for c in [ladder.everything, *ladder.others, *ladder.counted]), ladder.everything.n_bytes
-    planner = BudgetPlanner.of(graph, cost)
-    return planner.smallest.peak_bytes, planner.everything.peak_bytes
+    with _ONE_AT_A_TIME:
+        if graph.backend:
+            ladder = ladder_of(graph, cost)
+            return ladder.least_counted_bytes(graph.n_nodes <= _MIDDLING), ladder.everything.n_bytes
+        planner = BudgetPlanner.of(graph, cost)
+        return planner.smallest.peak_bytes, planner.everything.peak_bytes
+
+
+def count_budgets_ahead(graph: Graph, cost: Cost = "seconds") -> Iterator[None]:
+    """Find, a step at a time, what plans by budget are chosen from, for whoever has idle time; no plan changes by it.
+
+    Then `budget_range_bytes` answers at once, and `plan_budget` takes a fraction of the time. Nothing is done for
+    graphs made by hand, whose plans would change. Other threads may plan between two steps.
+
+    Args:
+      graph: A gradient graph.
+      cost: See `plan_budget`.
+
+    Raises:
+      PlanError: The graph has no backward phase, or `cost` is unknown.
+    """
+    check_gradient(graph)
+    steps = _counted_ahead(graph, cost) if graph.backend else iter(())
+    while True:
+        with _ONE_AT_A_TIME:
+            try:
+                next(steps)
+            except StopIteration:
+                return
+        yield
+
+
+def _counted_ahead(graph: Graph, cost: Cost) -> Iterator[None]:
+    ladder = ladder_of(graph, cost)
+    yield from ladder.count_others()
+    yield from ladder.count_ahead(0 if graph.n_nodes <= _MIDDLING else ladder.least_counted_bytes(False))
 
 
 def budget_meta(budget: int | float | str, budget_bytes: int, cost: Cost) -> dict[str, Any]:
@@ -153,7 +186,7 @@ def ladder_of(graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> Ladd
         graph.memo[key] = Ladder(
             planner,
             lambda found: _predicted_bytes(graph, found),
-            lambda: [plan for levels in _LEVELS for plan in some_plans(graph, levels, loops=loops)],
+            lambda: [make for levels in _LEVELS for make in plan_makers(graph, levels, loops=loops)],
             n_rungs=_OCTAVES * _RUNGS_PER_OCTAVE,
             least_bytes=planner.most_bytes / 2**_OCTAVES,
             is_walked=True,

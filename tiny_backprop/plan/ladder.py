@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
@@ -53,7 +53,7 @@ class Ladder:
         self,
         planner: BudgetPlanner,
         count: Callable[[Found], int],
-        more_plans: Callable[[], Iterable[Plan]],
+        more_plans: Callable[[], Sequence[Callable[[], Plan]]],
         *,
         n_rungs: int,
         least_bytes: float,
@@ -67,7 +67,8 @@ class Ladder:
         Args:
           planner: See `Ladder`.
           count: Returns the bytes of a schedule by the other count.
-          more_plans: Makes other plans of the graph, to be tried where those that fit are dear, or none does.
+          more_plans: Returns what makes other plans of the graph, to be tried where those that fit are dear, or none
+            does.
           n_rungs: See `Ladder`.
           least_bytes: See `Ladder`.
           is_walked: See `Ladder`.
@@ -79,6 +80,7 @@ class Ladder:
         self.is_walked, self.slack, self.n_ahead = is_walked, slack, n_ahead
         self.least_bytes, self._count, self._more_plans = least_bytes, count, more_plans
         self._rungs: dict[int, Counted | None] = {}
+        self._others: list[Counted] = []  # as many as were counted so far
 
     @functools.cached_property
     def everything(self) -> Counted:
@@ -98,8 +100,25 @@ class Ladder:
     @property
     def counted(self) -> list[Counted]:
         """Everything that was counted so far."""
-        others = self.__dict__.get("others", [])
-        return [self.everything, *(c for c in self._rungs.values() if c is not None), *others]
+        return [self.everything, *(c for c in self._rungs.values() if c is not None), *self._others]
+
+    def least_counted_bytes(self, is_searched: bool) -> int:
+        """Return the smallest count of the other plans and, where they are searched for that, of the rungs."""
+        return min(c.n_bytes for c in [self.everything, *self.others, *(self._search(0) if is_searched else ())])
+
+    def count_ahead(self, least_bytes: int) -> Iterator[None]:
+        """Count, one at a time, the rungs that a walk down to any budget of at least so many bytes may ask for."""
+        gone: list[int] = []
+        for i in range(_STRIDE, self.n_rungs, _STRIDE):
+            gone.append(i)
+            landmark = self.rung(i)
+            yield
+            if landmark is None or (landmark.n_bytes <= least_bytes and i >= self.n_ahead):
+                break
+        for i in gone:
+            for k in self._before(i):
+                self.rung(k)
+                yield
 
     def _search(self, budget_bytes: int) -> list[Counted]:
         """Return the rungs tried for a budget, which do not depend on what was asked before."""
@@ -110,14 +129,16 @@ class Ladder:
         tried: list[Counted | None] = []
         for i in self._landmarks(budget_bytes):
             landmark = self.rung(i)
-            if landmark is None or (self._recomputes(landmark) and landmark.n_bytes <= self.slack * budget_bytes):
-                tried += [self.rung(k) for k in range(i - _STRIDE + 1, i)]
+            if landmark is None or landmark.n_bytes <= self.slack * budget_bytes:
+                tried += [self.rung(k) for k in self._before(i)]
             tried.append(landmark)
         return [c for c in tried if c is not None]
 
-    def _recomputes(self, counted: Counted) -> bool:
-        """Return whether something runs again; if not, neither does it with more memory."""
-        return counted.found.cost > self.everything.found.cost * (1 + _ROUNDING)
+    def _before(self, i: int) -> range:
+        """Return the rungs between a landmark and the one above it; none where nothing runs again at the landmark."""
+        landmark = self.rung(i)
+        is_free = landmark is not None and landmark.found.cost <= self.everything.found.cost * (1 + _ROUNDING)
+        return range(0) if is_free else range(i - _STRIDE + 1, i)
 
     def _landmarks(self, budget_bytes: int) -> list[int]:
         """Return the landmarks down to the first that fits or has no plan; those ahead of it are counted, too."""
@@ -140,16 +161,27 @@ class Ladder:
             above, below = (above, rung) if is_below else (rung, below)
         return tried
 
-    @functools.cached_property
+    @property
     def others(self) -> list[Counted]:
         """Other plans than those of the rungs."""
-        counted = []
-        for plan in self._more_plans():
+        for _ in self.count_others():
+            pass
+        return self._others
+
+    def count_others(self) -> Iterator[None]:
+        """Make and count the other plans, one at a time."""
+        while len(self._others) < len(self._ways):
+            plan = self._ways[len(self._others)]()
             steps = plan.timeline.steps
             cost = float(node_costs(plan.graph, self.planner.cost)[steps].sum())
             found = Found(plan.graph, steps, cost, plan.liveness_peak_bytes)
-            counted.append(Counted(found, self._count(found)))
-        return counted
+            self._others.append(Counted(found, self._count(found)))
+            yield
+
+    @functools.cached_property
+    def _ways(self) -> Sequence[Callable[[], Plan]]:
+        """What makes each of the other plans."""
+        return self._more_plans()
 
     def rung(self, i: int) -> Counted | None:
         """Return the schedule of a rung, from 1 to n_rungs - 1, and its bytes; None where there is none."""

@@ -42,6 +42,7 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.plan.donation import taking_over, with_copies
 from tiny_backprop.plan.fusion import Fusion, fuse
 from tiny_backprop.plan.kernel_work import KernelWork, kernel_work
+from tiny_backprop.plan.latest import Latest
 from tiny_backprop.plan.sharing import share
 from tiny_backprop.plan.simulate import Op, Timeline, ranges
 from tiny_backprop.plan.templates import BROADCAST, CONVERT, COPY, FLAT, HELD, PREDICATE, RECIPROCAL, SCRATCH
@@ -78,7 +79,7 @@ class PlannedProgram:
     def work(self) -> KernelWork:
         """What its kernels do."""
         work = kernel_work(self.fused())
-        self._latest.pop(self, None)
+        self._latest.forget(self)
         return work
 
     def fused(self) -> Fusion:
@@ -86,11 +87,7 @@ class PlannedProgram:
 
         It is large: those of the latest few programs are kept with the graph until their `work` has been asked for.
         """
-        if self not in self._latest:
-            if len(self._latest) >= _MOST_FUSIONS:
-                del self._latest[next(iter(self._latest))]
-            self._latest[self] = self._fused()
-        return self._latest[self]
+        return self._latest.get(self, self._fused)
 
     def _fused(self) -> Fusion:
         program = unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)
@@ -99,8 +96,8 @@ class PlannedProgram:
         return with_copies(_without_unread(fuse(program)))
 
     @property
-    def _latest(self) -> dict[PlannedProgram, Fusion]:
-        return self.graph.memo.setdefault("latest fusions", {})
+    def _latest(self) -> Latest[Fusion]:
+        return self.graph.memo.setdefault("latest fusions", Latest(_MOST_FUSIONS))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from tiny_backprop.graph import Graph, read_json
 from tiny_backprop.liveness import frontier
 from tiny_backprop.plan import step_time
 from tiny_backprop.plan.cost import Cost, cost_model, node_costs
+from tiny_backprop.plan.latest import Latest
 from tiny_backprop.plan.materialized import Materialized, by_liveness, materialize
 from tiny_backprop.plan.nested import NestedPlan, keeping_everything, nested_plans, with_choices
 from tiny_backprop.plan.simulate import Op, Timeline, simulate
@@ -340,18 +341,16 @@ def predict_allocation(graph: Graph, steps: np.ndarray) -> Materialized:
       graph: A captured graph.
       steps: Nodes in the order in which they run.
     """
-    known: dict[bytes, Materialized] = graph.memo.setdefault("predicted allocations", {})
-    key = steps.tobytes()
-    if key not in known:
+
+    def predict() -> Materialized:
         is_backward = graph.is_backward[steps]
         n_forward_steps = int(is_backward.argmax()) if is_backward.any() else len(steps)
         is_late = n_forward_steps < graph.n_forward  # some of the forward phase waits for the backward phase
         is_planned = len(steps) > graph.n_nodes or is_late or bool(graph.nested)
-        found = materialize(graph, steps, n_forward_steps, is_planned=is_planned, backend=graph.backend)
-        if len(known) >= _MOST_PREDICTIONS:
-            del known[next(iter(known))]
-        known[key] = found
-    return known[key]
+        return materialize(graph, steps, n_forward_steps, is_planned=is_planned, backend=graph.backend)
+
+    known: Latest[Materialized] = graph.memo.setdefault("predicted allocations", Latest(_MOST_PREDICTIONS))
+    return known.get(steps.tobytes(), predict)
 
 
 def predict_jax_gradient(graph: Graph) -> Materialized:

@@ -111,6 +111,7 @@ class Tape:
         last = made.at.copy()
         np.maximum.at(last, pairs // (n + 1), pairs % (n + 1))
         size = graph.value_bytes[made.value]
+        self._worth = functools.partial(_worth, made, np.diff(bounds), last, size, is_again)
         delta = np.zeros(n + 2, np.int64)
         np.add.at(delta, made.at, size)
         np.add.at(delta, last + 1, -size)
@@ -146,6 +147,10 @@ class Tape:
     def again(self) -> list[int]:
         """Return the steps that make values that were made before."""
         return [p for p in np.flatnonzero(self._is_again).tolist() if self.steps[p] >= 0]
+
+    def worth(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return those steps and, of each, the cost saved without it for its bytes; none may have been left out yet."""
+        return self._worth(np.array([self.costs[i] for i in self.steps]))
 
     def cost(self) -> float:
         """Return the cost of all steps."""
@@ -216,6 +221,33 @@ class Tape:
         return self.costs[node]
 
 
+def _worth(
+    made: _Makings, n_reads: np.ndarray, last: np.ndarray, size: np.ndarray, is_again: np.ndarray, costs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `Tape.worth` does.
+
+    Args:
+      made: What steps make.
+      n_reads: How many steps read each making.
+      last: The last step at which each is alive.
+      size: Bytes of each.
+      is_again: Whether each step makes what was made before.
+      costs: Cost of each step.
+    """
+    again = np.flatnonzero(is_again)
+    # What only such a step reads is not needed without it, and neither is what only that reads.
+    source = made.at[made.operands]
+    is_served = is_again[made.read_at] & is_again[source] & (n_reads[made.operands] == 1)
+    cost, served = costs.tolist(), [0.0] * len(costs)
+    for p, q in zip(made.read_at[is_served].tolist(), source[is_served].tolist(), strict=True):
+        served[p] += cost[q] + served[q]
+    # Each value that is read has to live on from its making before.
+    k = np.flatnonzero(is_again[made.at] & (n_reads > 0))
+    area = np.zeros(len(costs), np.int64)
+    np.add.at(area, made.at[k], size[k] * (made.at[k] - last[made.previous[k]]))
+    return again, (costs[again] + np.array(served)[again]) / (area[again] + 1e-9)
+
+
 def _cached(graph: Graph, name: str, make: Callable[[], Any]) -> Any:
     """Return what belongs to a graph and is made once."""
     key = ("search", name)
@@ -235,23 +267,11 @@ def fill(tape: Tape, budget: int, noise: np.random.Generator | None = None) -> f
     Returns:
       The cost saved.
     """
-    gain: dict[int, float] = {}
-    for p in tape.again():
-        gain[p] = tape.costs[tape.steps[p]] + sum(
-            gain.get(tape.made[j], 0.0) for j in tape.operands[p] if len(tape.reads[j]) == 1
-        )
-    score = []
-    for p, g in gain.items():
-        area = sum(
-            tape.sizes[tape.value[k]] * (p - tape.last(tape._before(k))) for k in tape.makings(p) if tape.reads[k]
-        )
-        score.append((g / (area + 1e-9), p))
+    again, score = tape.worth()
     if noise is not None:
-        factors = np.exp(noise.normal(0.0, 0.7, len(score))).tolist()
-        score = [(s * f, p) for (s, p), f in zip(score, factors, strict=True)]
-    score.sort(reverse=True)
+        score = score * np.exp(noise.normal(0.0, 0.7, len(score)))
     saved = 0.0
-    for _, p in score:
+    for p in again[np.lexsort((again, score))[::-1]].tolist():
         if tape.steps[p] >= 0 and tape.fits_without(p, budget):
             saved += tape.remove(p)
     return saved

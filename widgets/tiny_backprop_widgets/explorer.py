@@ -128,7 +128,7 @@ class PlanExplorer(widgets.VBox):
         **kwargs: Any,
     ):
         options = {"argnums": argnums, "has_aux": has_aux, "donate_argnums": donate_argnums}
-        self._guarded, self._is_linking, self._is_resizing = Guard(), False, False
+        self._guarded, self._is_linking, self._is_resizing, self._is_shown = Guard(), False, False, False
         self._symbolic, self._sizes = None, {}
         self.cost_model: CostModel | None = None
         if callable(graph_or_fun) and has_symbolic_dimensions((args, kwargs)):
@@ -345,6 +345,12 @@ class PlanExplorer(widgets.VBox):
         paths.append(write_report(report, self.graph, plan, memory_map=memory_map, cost_model=self.cost_model))
         return paths
 
+    def close(self) -> None:
+        """Close the explorer, and end what it does in the background."""
+        if hasattr(self, "_trade_off"):  # ipywidgets closes what could not be made, too
+            self._trade_off.end()
+        super().close()
+
     def __repr__(self) -> str:
         return f"PlanExplorer({self._plan!r})"
 
@@ -354,6 +360,8 @@ class PlanExplorer(widgets.VBox):
     def _ipython_display_(self) -> None:
         """Show the live explorer and, as an output of its own, what stands in where its model is not found."""
         show_with_stand_in(self._repr_mimebundle_(), self._title.model_id)
+        self._is_shown = True
+        self._trade_off.work_out_unasked()
 
     def _pictures(self) -> dict[str, str]:
         """Return a static picture and table, which stand in where there is no kernel."""
@@ -395,7 +403,7 @@ class PlanExplorer(widgets.VBox):
         if graph is not self.graph:
             self._take_in(graph, sizes, plan)
         self._show(plan)
-        if way == _BY_BUDGET:
+        if self._is_shown or way == _BY_BUDGET:
             self._trade_off.work_out_unasked()
 
     def _show_budgets_of(self, graph: Graph) -> None:

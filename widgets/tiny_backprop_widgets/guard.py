@@ -11,6 +11,7 @@ from collections.abc import Callable
 import ipywidgets as widgets
 
 from tiny_backprop.errors import BudgetError
+from tiny_backprop_widgets.cells import follow_cells
 
 _SHOWN = "What is shown is the last plan that could be made"
 
@@ -31,6 +32,7 @@ class Guard:
         self.budget_error: BudgetError | None = None
         self.lock = threading.RLock()
         self._last_called = time.monotonic()
+        self._cells = follow_cells()
 
     def __call__(self, callback: Callable[[], None]) -> None:
         """Run a callback; show what it raises, and keep it."""
@@ -47,9 +49,10 @@ class Guard:
                 self.message.value = ""
             self._last_called = time.monotonic()
 
-    def wait_until_idle(self, seconds: float, is_over: threading.Event) -> bool:
-        """Wait until no callback has come or ended for so long; return False as soon as `is_over` is set."""
-        while (left := self._last_called + seconds - time.monotonic()) > 0:
+    def wait_until_idle(self, seconds: float, is_over: threading.Event, *, for_cells: bool = False) -> bool:
+        """Wait until no callback, or cell if asked, has run for so long; return False as soon as `is_over` is set."""
+        cells = self._cells if for_cells else None
+        while (left := max(self._last_called, cells.last_ran if cells else 0) + seconds - time.monotonic()) > 0:
             if is_over.wait(left):
                 return False
         return not is_over.is_set()

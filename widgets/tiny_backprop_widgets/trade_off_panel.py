@@ -1,18 +1,20 @@
 """`TradeOffPanel`: the trade-off of a gradient, worked out in the background, whose points can be chosen.
 
-It is worked out when its button is clicked, and unasked, in idle time, where that is cheap and changes no other plan.
-Callbacks come first: a search goes on, a plan at a time, once none has run for a while.
+It is worked out when its button is clicked, and unasked, in idle time, where that is cheap and changes no other plan:
+then with all that budgets are chosen from, so that their slider moves as lightly as the others. Callbacks come first: a
+search goes on, a plan at a time, once none has run for a while; an unasked one waits for cells, too.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 import ipywidgets as widgets
 
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan import Pareto, Plan
+from tiny_backprop.plan.budget import count_budgets_ahead
 from tiny_backprop.plan.pareto import pareto, pareto_steps
 from tiny_backprop.plan.policies import POLICIES
 from tiny_backprop_widgets.guard import Guard
@@ -21,8 +23,9 @@ from tiny_backprop_widgets.pareto_view import ParetoView
 N_POINTS = 24
 _N_STEPS = 1 + N_POINTS + 1 + len(POLICIES)
 _IDLE_SECONDS, _IDLE_SECONDS_UNASKED = 0.05, 1.0
-_MOST_NODES_UNASKED = 3000  # a plan takes as long as one of a slider: some ten milliseconds for each 1,000 nodes
+_MOST_NODES_UNASKED = 12_000  # a step takes tenths of a second at 10,000 nodes, all of them a quarter of a minute
 _HIDDEN = {"display": "none"}
+_NO_MORE = object()
 
 
 class TradeOffPanel(widgets.VBox):
@@ -56,14 +59,14 @@ class TradeOffPanel(widgets.VBox):
         self.cancel_button = widgets.Button(description="Cancel", icon="times", layout=_HIDDEN)
         self._progress = widgets.IntProgress(max=_N_STEPS, layout=_HIDDEN)
         self.button.on_click(lambda _: guard(self._clicked))
-        self.cancel_button.on_click(lambda _: guard(self._end_search))
+        self.cancel_button.on_click(lambda _: guard(self.end))
         self._bar = widgets.HBox([self.button, self._progress, self.cancel_button])
         super().__init__([self._bar])
 
     def work_out(self, n_points: int = N_POINTS) -> Pareto:
         """Work the trade-off out, and wait; see `PlanExplorer.trade_off`."""
         with self._guard.lock:
-            self._end_search()
+            self.end()
             found = pareto(self._graph, n_points=n_points)
             self._show(found)
         return found
@@ -75,11 +78,11 @@ class TradeOffPanel(widgets.VBox):
         """
         is_cheap = bool(self._graph.backend) and self._graph.n_nodes <= _MOST_NODES_UNASKED
         if is_cheap and self.view is None and not self._was_started:
-            self._start(_IDLE_SECONDS_UNASKED)
+            self._start(is_asked=False)
 
     def show_graph(self, graph: Graph) -> None:
         """Be the panel of another graph, whose trade-off is not known yet."""
-        self._end_search()
+        self.end()
         self._graph, self.view, self._was_started = graph, None, False
         self.children = [self._bar]
 
@@ -104,40 +107,53 @@ class TradeOffPanel(widgets.VBox):
             self._take(self.view.pareto.plans[point])
 
     def _clicked(self) -> None:
-        self._end_search()
-        self._start(_IDLE_SECONDS)
+        self.end()
+        self._start(is_asked=True)
 
-    def _start(self, idle_seconds: float) -> None:
+    def _start(self, is_asked: bool) -> None:
         self._was_started, self._is_over = True, threading.Event()
-        args = (self._graph, idle_seconds, self._is_over)
+        args = (self._graph, is_asked, self._is_over)
         self.search = threading.Thread(target=self._run, args=args, name="tiny_backprop trade-off", daemon=True)
         self._progress.value = 0
         self._show_buttons()
         self.search.start()
 
-    def _end_search(self) -> None:
-        """Have nothing more come of the search that is running."""
+    def end(self) -> None:
+        """Have nothing more come of the search that is running, if any."""
         self._is_over.set()
         self.search = None
         self._show_buttons()
 
-    def _run(self, graph: Graph, idle_seconds: float, is_over: threading.Event) -> None:
+    def _run(self, graph: Graph, is_asked: bool, is_over: threading.Event) -> None:
+        idle_seconds = _IDLE_SECONDS if is_asked else _IDLE_SECONDS_UNASKED
+        ahead = iter(()) if is_asked else count_budgets_ahead(graph)
         steps = pareto_steps(graph, n_points=N_POINTS)
-        while self._guard.wait_until_idle(idle_seconds, is_over):
+        while self._guard.wait_until_idle(idle_seconds, is_over, for_cells=not is_asked):
+            go_on = self._next(ahead, steps)
             with self._guard.lock:
                 if not is_over.is_set():
-                    self._go_on(steps)
+                    go_on()
 
-    def _go_on(self, steps: Generator[None, None, Pareto]) -> None:
+    def _next(self, ahead: Iterator[None], steps: Generator[None, None, Pareto]) -> Callable[[], None]:
+        """Take one step, beside which callbacks may run, and return what is to be shown of it."""
         try:
+            if next(ahead, _NO_MORE) is not _NO_MORE:
+                return lambda: None
             next(steps)
-            self._progress.value += 1
+            return self._show_progress
         except StopIteration as e:
-            self._end_search()
-            self._show(e.value)
+            found = e.value
+            return lambda: self._finish(lambda: self._show(found))
         except Exception as e:
-            self._end_search()
-            self._guard.fail(e)
+            failure = e
+            return lambda: self._finish(lambda: self._guard.fail(failure))
+
+    def _show_progress(self) -> None:
+        self._progress.value += 1
+
+    def _finish(self, show: Callable[[], None]) -> None:
+        self.end()
+        show()
 
     def _show_buttons(self) -> None:
         is_running = self.search is not None

@@ -7,6 +7,7 @@ the one that takes most is returned: the measured peak is monotone in the budget
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from tiny_backprop.graph import Graph
@@ -55,7 +56,7 @@ def plan_verified(
     ladder = Ladder(
         planner,
         count,
-        lambda: [best_plan(graph, levels, loops=loops) for levels in (1, 2)],
+        lambda: [functools.partial(best_plan, graph, levels, loops=loops) for levels in (1, 2)],
         n_rungs=_N_RUNGS,
         least_bytes=_FUSED_SHARE * planner.smallest.peak_bytes,
         is_walked=False,
