@@ -2,14 +2,17 @@
 
 Prints one row per figure with its target and whether it was met; ends with an error where one was missed. Times are
 taken in the page: from the key that moves a slider to the frame in which the frontier is painted and the price shown.
+The first row is the floor: the same keys on a slider of ipywidgets alone, whose callback sets a text.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +43,10 @@ def payload(*views):
     return n
 """
 _OPEN = "start = time.time(); ui = tb.PlanExplorer(graph); ui"
-# The floor of every slider in this front-end: the same keys on one of ipywidgets, whose callback sets a text.
 _BARE = """
 import ipywidgets as widgets
-bare = widgets.SelectionSlider(options=[(str(n), n) for n in range(40)], index=20, readout=False, continuous_update=True)
+options = [(str(n), n) for n in range(40)]
+bare = widgets.SelectionSlider(options=options, index=20, readout=False, continuous_update=True)
 said = widgets.HTML("<i class='bare'>20</i>")
 bare.observe(lambda change: setattr(said, "value", f"<i class='bare'>{change['new']}</i>"), "value")
 widgets.VBox([bare, said])
@@ -61,14 +64,17 @@ _WATCH = """() => {
     }
   }).observe(document, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-paints']});
 }"""
-_TIME_KEYS = """() => {
+_TIME_KEYS = """texts => {
   window.pressed = 0; window.times = [];
   const note = () => { window.times.splice(-1, 1, performance.now() - window.pressed); };
   document.addEventListener('keydown', () => { window.pressed = performance.now(); window.times.push(0); }, true);
-  new MutationObserver(note).observe(document.querySelector('.tb-frontier'), {attributeFilter: ['data-serial']});
-  const price = document.querySelector('table.tiny-backprop').closest('.widget-html');
-  new MutationObserver(note).observe(price, {childList: true, subtree: true});
+  const frontier = document.querySelector('.tb-frontier');
+  if (frontier) new MutationObserver(note).observe(frontier, {attributeFilter: ['data-serial']});
+  const text = document.querySelector(texts).closest('.widget-html');
+  new MutationObserver(note).observe(text, {childList: true, subtree: true});
 }"""
+# What tells that a key has been answered; what else it changes comes in the same reply.
+_PAINTED, _SAID = "document.querySelector('.tb-frontier').dataset.serial", "document.querySelector('.bare').textContent"
 _PAN = """async ([name, n]) => {
   const root = document.querySelector('.' + name), canvas = root.querySelector('canvas');
   const before = Number(root.dataset.paints), start = performance.now();
@@ -80,7 +86,7 @@ _PAN = """async ([name, n]) => {
 }"""
 
 
-def explorer_figures(lab: Any, browser: Any, n_nodes: int, most_ms: float) -> list[Figure]:
+def explorer_figures(lab: Any, browser: Any, n_nodes: int, most_ms: float, most_seconds: float) -> list[Figure]:
     """Open the explorer on a perceptron's gradient graph of about `n_nodes` equations and time what it does."""
     page = browser.new_page(viewport={"width": 1280, "height": 1400})
     page.add_init_script(f"({_WATCH})()")
@@ -91,7 +97,7 @@ def explorer_figures(lab: Any, browser: Any, n_nodes: int, most_ms: float) -> li
     name = f"explorer, {n_nodes:,} equations"
     n_bytes = int(book.run("print(payload(ui.frontier, ui.dag, ui.tensors))"))
     figures = [
-        Figure(f"{name}: open", opened, 1.5, "s", "captured graph to painted frontier"),
+        Figure(f"{name}: open", opened, most_seconds, "s", "captured graph to painted frontier"),
         Figure(f"{name}: payload", n_bytes / 1e6, 2.0, "MB", "state of the three views, modules included"),
         *_slider_figures(book, name, most_ms),
     ]
@@ -109,24 +115,56 @@ def explorer_figures(lab: Any, browser: Any, n_nodes: int, most_ms: float) -> li
 
 def _slider_figures(book: Notebook, name: str, most_ms: float) -> list[Figure]:
     figures = []
-    book.page.evaluate(_TIME_KEYS)
+    book.page.evaluate(_TIME_KEYS, "table.tiny-backprop")
     # What plans, which of the visible sliders is moved, and how many stops one way before it goes back.
     for strategy, place, n_stops in (("block size", 0, 10), ("height compression", 1, 7), ("budget", 0, 10)):
+        if strategy == "budget":
+            figures.append(_ready_figure(book, name))
         book.run(f"ui.strategy.value = {strategy!r}")
         handle = book.page.locator(".widget-slider .noUi-handle:visible").nth(place)
-        handle.wait_for()
-        handle.focus()
-        for i in range(_N_KEYS):
-            serial = book.page.locator(".tb-frontier").get_attribute("data-serial")
-            is_right = bool(i // n_stops % 2) != (strategy == "height compression")  # levels begin at the left end
-            book.page.keyboard.press("ArrowRight" if is_right else "ArrowLeft")
-            changed = "s => document.querySelector('.tb-frontier').dataset.serial !== s"
-            book.page.wait_for_function(changed, arg=serial, timeout=30_000)
-            book.run("pass")  # the price follows in the same reply
-        times = np.array(json.loads(book.page.evaluate("JSON.stringify(window.times)")))[-_N_KEYS:]
-        note = f"95th percentile of {len(times)} keys; median {np.median(times):.0f} ms"
-        figures.append(Figure(f"{name}: {strategy} to repaint", np.percentile(times, 95), most_ms, "ms", note))
+        times = _time_keys(book, handle, n_stops, _PAINTED, is_right_first=strategy == "height compression")
+        figures.append(_keys_figure(f"{name}: {strategy} to repaint", times, most_ms))
     return figures
+
+
+def _ready_figure(book: Notebook, name: str) -> Figure:
+    """Wait until what budgets are chosen from has been worked out, which nobody asks for."""
+    start = time.monotonic()
+    book.page.get_by_role("tab", name="Trade-off", exact=True).click()
+    book.page.wait_for_selector(".tb-pareto svg", timeout=300_000)
+    book.page.get_by_role("tab", name="Tensors", exact=True).click()
+    seconds = time.monotonic() - start
+    return Figure(f"{name}: ready for budgets", seconds, math.inf, "s", "in idle time, from the last key on")
+
+
+def _time_keys(book: Notebook, handle: Any, n_stops: int, state: str, is_right_first: bool) -> np.ndarray:
+    """Move a slider by keys, some stops one way and back, and return the milliseconds that each took."""
+    page = book.page
+    handle.wait_for()
+    handle.focus()
+    for i in range(_N_KEYS):
+        before = page.evaluate(state)
+        page.keyboard.press("ArrowRight" if bool(i // n_stops % 2) != is_right_first else "ArrowLeft")
+        page.wait_for_function(f"before => {state} !== before", arg=before, timeout=30_000, polling=20)
+        book.run("pass")  # the price follows in the same reply
+    return np.array(json.loads(page.evaluate("JSON.stringify(window.times)")))[-_N_KEYS:]
+
+
+def _keys_figure(name: str, times: np.ndarray, most_ms: float) -> Figure:
+    note = f"95th percentile of {len(times)} keys; median {np.median(times):.0f} ms"
+    return Figure(name, float(np.percentile(times, 95)), most_ms, "ms", note)
+
+
+def bare_figures(lab: Any, browser: Any) -> list[Figure]:
+    """Time the keys of a slider that does next to nothing."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    book = Notebook(page, lab, [_BARE])
+    page.wait_for_selector(".bare")
+    page.evaluate(_TIME_KEYS, ".bare")
+    times = _time_keys(book, page.locator(".widget-slider .noUi-handle").first, 10, _SAID, is_right_first=False)
+    assert book.problems == [], book.problems
+    page.close()
+    return [_keys_figure("a slider of ipywidgets and a text", times, math.inf)]
 
 
 def graph_figures(lab: Any, browser: Any, n_nodes: int, most_seconds: float) -> list[Figure]:
@@ -175,11 +213,12 @@ def memory_map_figures(lab: Any, browser: Any, n_instructions: int, most_seconds
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure from the command line and return the exit status."""
     argparse.ArgumentParser(prog="python -m benchmarks.explorer", description=__doc__).parse_args(argv)
-    figures = []
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder, running_lab(Path(folder)) as lab, running_browser() as browser:
-        for n_nodes, most_ms, most_seconds in ((1_000, 100, 1.0), (10_000, 250, 2.0)):
-            figures += explorer_figures(lab, browser, n_nodes, most_ms)
-            figures += graph_figures(lab, browser, n_nodes, most_seconds)
+        figures += bare_figures(lab, browser)
+        for n_nodes, most_ms, most_open, most_graph in ((1_000, 100, 1.5, 1.0), (10_000, 250, math.inf, 2.0)):
+            figures += explorer_figures(lab, browser, n_nodes, most_ms, most_open)
+            figures += graph_figures(lab, browser, n_nodes, most_graph)
         figures += memory_map_figures(lab, browser, 2_000, 1.0)
     return print_figures(figures)
 

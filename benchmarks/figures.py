@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import statistics
 import sys
 import time
@@ -40,7 +41,7 @@ class Figure:
     Attributes:
       name: What was measured.
       value: The figure.
-      target: The most it may be.
+      target: The most it may be; `inf` where it is only to be known.
       unit: Unit of both.
       note: How it came about.
     """
@@ -329,8 +330,8 @@ def figures_table(figures: Sequence[Figure]) -> pd.DataFrame:
         {
             "figure": f.name,
             "measured": f"{f.value:.3g} {f.unit}",
-            "target": f"≤ {f.target:g} {f.unit}",
-            "": "met" if f.is_met else "MISSED",
+            "target": f"≤ {f.target:g} {f.unit}" if math.isfinite(f.target) else "",
+            "": "" if f.target == math.inf else "met" if f.is_met else "MISSED",
             "note": f.note,
         }
         for f in figures
