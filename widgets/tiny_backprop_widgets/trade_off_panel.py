@@ -114,7 +114,7 @@ class TradeOffPanel(widgets.VBox):
         self._was_started, self._is_over = True, threading.Event()
         args = (self._graph, is_asked, self._is_over)
         self.search = threading.Thread(target=self._run, args=args, name="tiny_backprop trade-off", daemon=True)
-        self._progress.value = 0
+        self._progress.value, self._progress.description = 0, "" if is_asked else "in idle time"
         self._show_buttons()
         self.search.start()
 
