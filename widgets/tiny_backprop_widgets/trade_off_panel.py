@@ -57,7 +57,7 @@ class TradeOffPanel(widgets.VBox):
             tooltip=f"plans for {N_POINTS} budgets, in the background",
         )
         self.cancel_button = widgets.Button(description="Cancel", icon="times", layout=_HIDDEN)
-        self._progress = widgets.IntProgress(max=_N_STEPS, layout=_HIDDEN)
+        self._progress = widgets.IntProgress(max=_N_STEPS, layout=_HIDDEN, style={"description_width": "initial"})
         self.button.on_click(lambda _: guard(self._clicked))
         self.cancel_button.on_click(lambda _: guard(self.end))
         self._bar = widgets.HBox([self.button, self._progress, self.cancel_button])
@@ -114,7 +114,7 @@ class TradeOffPanel(widgets.VBox):
         self._was_started, self._is_over = True, threading.Event()
         args = (self._graph, is_asked, self._is_over)
         self.search = threading.Thread(target=self._run, args=args, name="tiny_backprop trade-off", daemon=True)
-        self._progress.value, self._progress.description = 0, "" if is_asked else "in idle time"
+        self._progress.value, self._progress.description = 0, "" if is_asked else "worked out in idle time"
         self._show_buttons()
         self.search.start()
 
