@@ -600,29 +600,29 @@ def test_tensors_and_xlas_buffers_are_chosen_together():
         return ui.frontier.value, ui.tensors.value, ui.dag.value
 
     both = {view.value, *view.marked}
-    assert both == set(ui._pairs.buffers_of(saved)) != set()  # of what was chosen before
+    assert both == set(ui._link.pairs.buffers_of(saved)) != set()  # of what was chosen before
     assert buffers[view.value].source == ui.graph.sources[ui.graph.value_node[saved]]
     assert view.note.startswith(f"In the plan: tensor {saved}, float32[96,64], made by ")
     assert f"In XLA's memory: {buffers[min(both, key=lambda i: buffers[i].first_use)].instruction}" in view.note
-    assert html.escape(ui._pairs.tell_value(saved)[:100], quote=False) in ui._tensor.value
+    assert html.escape(ui._link.pairs.tell_value(saved)[:100], quote=False) in ui._tensor.value
 
-    other = next(i for i in range(len(buffers)) if ui._pairs.value_of(i) not in (None, saved))
-    value = ui._pairs.value_of(other)
+    other = next(i for i in range(len(buffers)) if ui._link.pairs.value_of(i) not in (None, saved))
+    value = ui._link.pairs.value_of(other)
     view.value = other  # as a click does
     assert shown() == (value, value, int(ui.graph.value_node[value]))
-    assert view.marked == [i for i in ui._pairs.buffers_of(value) if i != other]
+    assert view.marked == [i for i in ui._link.buffers_of(value) if i != other]
     assert f"tensor {value}, " in view.note
 
-    stranger = next(i for i, b in enumerate(buffers) if b.memory == "temp" and ui._pairs.value_of(i) is None)
+    stranger = next(i for i, b in enumerate(buffers) if b.memory == "temp" and ui._link.pairs.value_of(i) is None)
     view.value = stranger
     assert shown() == (None, None, None)
     assert (view.value, view.marked) == (stranger, [])
-    assert view.note == f"In the plan: none; {ui._pairs.tell_buffer(stranger)}."
+    assert view.note == f"In the plan: none; {ui._link.pairs.tell_buffer(stranger)}."
 
-    fused = next(v for v in range(ui.graph.n_inputs, ui.graph.n_values) if not ui._pairs.buffers_of(v))
+    fused = next(v for v in range(ui.graph.n_inputs, ui.graph.n_values) if not ui._link.pairs.buffers_of(v))
     ui.tensors.value = fused
     assert (view.value, view.marked) == (None, [])
-    assert view.note.endswith(f"In XLA's memory: {ui._pairs.tell_value(fused)}.")
+    assert view.note.endswith(f"In XLA's memory: {ui._link.pairs.tell_value(fused)}.")
     ui.frontier.value = None
     assert (view.value, view.note) == (None, "")
     ui.frontier.value = saved

@@ -23,7 +23,6 @@ from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax import Measurement, read_calibration
 from tiny_backprop.integration.jax.call import Call, check_donate_argnums
-from tiny_backprop.integration.jax.correspondence import BufferPairs, kernels_of_positions, pair_buffers
 from tiny_backprop.integration.jax.symbolic import has_symbolic_dimensions
 from tiny_backprop.plan import CostModel, Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
 from tiny_backprop.plan import plan_save_everything as save_everything
@@ -34,6 +33,7 @@ from tiny_backprop_widgets.frontier import export_frontier, plot_frontier, rende
 from tiny_backprop_widgets.frontier_view import FrontierView
 from tiny_backprop_widgets.graph_view import GraphView
 from tiny_backprop_widgets.guard import Guard
+from tiny_backprop_widgets.map_link import MapLink
 from tiny_backprop_widgets.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.pareto_view import ParetoView
 from tiny_backprop_widgets.report import PRICE_HEADER, price_rows, write_report
@@ -48,7 +48,6 @@ from tiny_backprop_widgets.sliders import (
 from tiny_backprop_widgets.source import tensor_html
 from tiny_backprop_widgets.stand_in import hidden_stand_in, show_with_stand_in
 from tiny_backprop_widgets.table_view import TableView
-from tiny_backprop_widgets.tensors import value_type
 from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
 from tiny_backprop_widgets.verify_panel import VerifyPanel
 from tiny_backprop_widgets.view import with_pictures
@@ -184,7 +183,7 @@ class PlanExplorer(widgets.VBox):
         self._map_view: MemoryMapView | None = None
         self._map_color_by = "kind"  # kept while there is no map
         self._mapped: Measurement | None = None  # whose memory map is shown
-        self._pairs: BufferPairs | None = None  # of the plan and that map
+        self._link: MapLink | None = None  # of the plan and that map
         self._export_button = widgets.Button(description="Export", icon="download")
         self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
         self._tabs = widgets.Tab(
@@ -467,16 +466,14 @@ class PlanExplorer(widgets.VBox):
         """Lay XLA's live bytes over the frontier, and show its memory map; neither where they are not known."""
         if measurement is self._mapped:
             return
-        self._mapped, self._pairs = measurement, None
+        self._mapped, self._link = measurement, None
         memory_map = None if measurement is None else measurement.memory_map
         if memory_map is None or memory_map.missing:
             self.frontier.show_measured([], [])
             self._show_map(_NO_MAP if memory_map is None else memory_map._repr_html_(), None)
             return
-        positions, _ = kernels_of_positions(self._plan, memory_map)
-        live_bytes = memory_map.live_bytes + memory_map.live_output_bytes
-        self.frontier.show_measured(positions[:-1] / max(len(self._plan.materialized.live_bytes), 1), live_bytes)
-        self._pairs = pair_buffers(self._plan, memory_map)
+        self._link = MapLink(self._plan, memory_map)
+        self.frontier.show_measured(*self._link.measured_curve)
         view = MemoryMapView(memory_map)
         view.observe(lambda change: self._guarded(lambda: self._choose_buffer(change["new"])), "value")
         self._show_map("", view)
@@ -532,9 +529,11 @@ class PlanExplorer(widgets.VBox):
         self._is_linking = True
         try:
             self._choose_in_plan(value)
-            if self._map_view is not None and self._pairs is not None:
-                buffers = [] if value is None else self._pairs.buffers_of(value)
-                self._map_view.choose(buffers, "" if value is None else self._told(value))
+            if self._map_view is not None and self._link is not None:
+                if value is None:
+                    self._map_view.choose([])
+                else:
+                    self._map_view.choose(self._link.buffers_of(value), self._link.note_of_value(value))
         finally:
             self._is_linking = False
 
@@ -556,32 +555,21 @@ class PlanExplorer(widgets.VBox):
 
     def _choose_buffer(self, buffer: int | None) -> None:
         """Choose the tensor that one of XLA's buffers holds, if one is found, and outline what else holds it."""
-        if self._is_linking or self._map_view is None or self._pairs is None:
+        if self._is_linking or self._map_view is None or self._link is None:
             return
         self._is_linking = True
         try:
-            value = None if buffer is None else self._pairs.value_of(buffer)
-            others = [] if value is None else self._pairs.buffers_of(value)
+            value = None if buffer is None else self._link.value_of(buffer)
+            others = [] if value is None else self._link.buffers_of(value)
             self._map_view.marked = [i for i in others if i != buffer]
-            if value is not None:
-                self._map_view.note = self._told(value)
-            else:
-                self._map_view.note = "" if buffer is None else f"In the plan: none; {self._pairs.tell_buffer(buffer)}."
+            self._map_view.note = "" if buffer is None else self._link.note_of_buffer(buffer)
             self._choose_in_plan(value)
         finally:
             self._is_linking = False
 
-    def _told(self, value: int) -> str:
-        """Say which tensor of the plan is chosen, and which of XLA's buffers hold it."""
-        assert self._pairs is not None
-        node = int(self.graph.value_node[value])
-        made = self.graph.primitives[node] if node >= 0 else "the caller"
-        name = f"tensor {value}, {value_type(self.graph, value)}, made by {made}"
-        return f"In the plan: {name}. In XLA's memory: {self._pairs.tell_value(value)}."
-
     def _show_tensor(self) -> None:
         value = self.frontier.value
-        by_xla = self._pairs.tell_value(value) if self._pairs is not None and value is not None else ""
+        by_xla = self._link.pairs.tell_value(value) if self._link is not None and value is not None else ""
         self._tensor.value = "" if value is None else tensor_html(self._plan, value, by_xla)
 
     def _take(self, plan: Plan) -> None:

@@ -94,17 +94,11 @@ class MemoryMapView(View):
           buffers: Numbers of tensors among `memory_map.buffers`; none chooses none.
           note: The text below the picture.
         """
-        first = max(buffers, key=self._weight, default=None)
+        first, *others = by_weight(self.memory_map, buffers) or [None]
         with self.hold_sync():
-            self.value, self.note = first, note
-            self.marked = [i for i in buffers if i != first]
+            self.value, self.note, self.marked = first, note, others
             if first is not None:
-                b, peak = self.memory_map.buffers[first], self.memory_map.peak_position
-                self.position = None if b.first_use <= peak < b.freed_at else b.first_use
-
-    def _weight(self, buffer: int) -> int:
-        b = self.memory_map.buffers[buffer]
-        return b.bytes * (b.freed_at - b.first_use)
+                self.position = listed_position(self.memory_map, first)
 
     def _writers(self) -> Mapping[str, Any]:
         def draw(path: Path) -> None:
@@ -131,6 +125,22 @@ class MemoryMapView(View):
 
     def __repr__(self) -> str:
         return f"MemoryMapView({self.memory_map!r})"
+
+
+def by_weight(memory_map: MemoryMap, buffers: Sequence[int]) -> list[int]:
+    """Return numbers of a map's buffers, the one that takes most bytes for longest first."""
+
+    def weight(buffer: int) -> int:
+        b = memory_map.buffers[buffer]
+        return b.bytes * (b.freed_at - b.first_use)
+
+    return sorted(buffers, key=weight, reverse=True)
+
+
+def listed_position(memory_map: MemoryMap, buffer: int) -> int | None:
+    """Return the position whose tensors are listed where a buffer is chosen: None, the peak's, if it is alive then."""
+    b = memory_map.buffers[buffer]
+    return None if b.first_use <= memory_map.peak_position < b.freed_at else b.first_use
 
 
 def _in_range(trait: str, noun: str, number: int | None, n: int) -> int | None:

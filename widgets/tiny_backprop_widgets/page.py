@@ -24,7 +24,7 @@ figure { margin: 1rem 0 } figure svg, figure img { max-width: 100%; height: auto
 """
 
 
-def page(title: str, body: str, views: Mapping[str, View]) -> str:
+def page(title: str, body: str, views: Mapping[str, View], link: Mapping[str, Any] | None = None) -> str:
     """Return an HTML page.
 
     The page's policy allows one script, by its hash, and no request at all. What a program calls its functions and
@@ -34,6 +34,7 @@ def page(title: str, body: str, views: Mapping[str, View]) -> str:
       title: Its title, not escaped yet.
       body: HTML; `place(name, fallback)` makes the place of a view in it.
       views: The views by name; each is drawn as it is now, and cannot be asked for anything new.
+      link: What is chosen together in the memory map and the other views, as `MapLink.packed_answers` returns it.
     """
     script = assets.module("page")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -44,8 +45,10 @@ def page(title: str, body: str, views: Mapping[str, View]) -> str:
     head += f"<style>{_STYLE}{assets.style() if views else ''}</style>"
     tail = ""
     if views:
-        data = json.dumps({name: _state(view) for name, view in views.items()}, sort_keys=True)
-        data = data.replace("<", "\\u003c")
+        states = {name: {"kind": view.kind, **_split(_state(view))} for name, view in views.items()}
+        if link is not None:
+            states["link"] = {"kind": "link", **_split(link)}
+        data = json.dumps(states, sort_keys=True).replace("<", "\\u003c")
         tail = f'<script type="application/json" id="tb-data">{data}</script>\n'
         tail += f'<script type="module">{script}</script>\n'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n{tail}</body></html>\n'
@@ -57,11 +60,13 @@ def place(name: str, fallback: str) -> str:
 
 
 def _state(view: View) -> dict[str, Any]:
-    """Return what the module of a view needs of its traits, bytes as base64."""
+    """Return what the module of a view needs of its traits."""
     own = set(view.traits(sync=True)) - set(View.class_traits()) - {"_esm", "_css", "_anywidget_id"}
     state = {name: getattr(view, name) for name in sorted(own)}
+    return state | {"_is_live": False} if "_is_live" in state else state
+
+
+def _split(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what JSON has, and bytes apart, as base64."""
     buffers = {k: base64.b64encode(v).decode() for k, v in state.items() if isinstance(v, bytes)}
-    plain = {k: v for k, v in state.items() if k not in buffers}
-    if "_is_live" in plain:
-        plain["_is_live"] = False
-    return {"kind": view.kind, "state": plain, "buffers": buffers}
+    return {"state": {k: v for k, v in state.items() if k not in buffers}, "buffers": buffers}

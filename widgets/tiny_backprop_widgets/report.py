@@ -24,6 +24,7 @@ from tiny_backprop_widgets import page
 from tiny_backprop_widgets.frontier import DisplayError, plot_frontier, render
 from tiny_backprop_widgets.frontier_view import FrontierView
 from tiny_backprop_widgets.graph_view import GraphView
+from tiny_backprop_widgets.map_link import MapLink
 from tiny_backprop_widgets.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.table_view import TableView
 from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak, plan_name
@@ -154,8 +155,11 @@ def _html(
     if measured is not None:
         parts += ["<h2>Measured by XLA</h2>", _measured_table(measured)]
     views: dict[str, View] = {}
+    link = None if memory_map is None else MapLink(next(iter(plans.values())), memory_map)
     for i, (name, plan) in enumerate(plans.items()):
-        views[f"frontier{i}"] = FrontierView(plan, baseline=plain)
+        views[f"frontier{i}"] = frontier = FrontierView(plan, baseline=plain)
+        if link is not None and link.plan is plan:
+            frontier.show_measured(*link.measured_curve)
         parts += [f"<h2>{html.escape(name)}</h2>", page.place(f"frontier{i}", _frontier_svg(plan, plain))]
         parts += [f"<h3>Alive at the predicted peak of {format_bytes(plan.peak_bytes)}</h3>"]
         if i:
@@ -168,7 +172,8 @@ def _html(
     if memory_map is not None:
         views["memory_map"] = map_view = MemoryMapView(memory_map)
         parts += ["<h2>Memory map, measured by XLA</h2>", page.place("memory_map", map_view.to_svg())]
-    text = page.page(title, "\n".join(parts), views)
+    answers = None if link is None else link.packed_answers()
+    text = page.page(title, "\n".join(parts), views, answers)
     for view in views.values():
         view.close()
     return text

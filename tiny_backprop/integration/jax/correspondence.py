@@ -75,6 +75,11 @@ class BufferPairs:
         return {i: group for group in self.groups for i in group.buffers}
 
     @functools.cached_property
+    def _group_of_value(self) -> dict[int, Alike]:
+        """The first group in which a tensor stands."""
+        return {value: group for group in reversed(self.groups) for value in group.values}
+
+    @functools.cached_property
     def _buffers_of(self) -> dict[int, list[int]]:
         found: dict[int, list[int]] = defaultdict(list)
         for group in self.groups:
@@ -124,12 +129,9 @@ class BufferPairs:
             return "; ".join([*told, f"copied into {', '.join(copies)}"] if copies else told)
         if self.plan.graph.value_node[value] < 0:
             return "none: an argument is the caller's"
-        for group in self.groups:
-            if value in group.values:
-                n_buffers, n_values = len(group.buffers), len(group.values)
-                return (
-                    f"none of its own: XLA has {n_buffers} where the plan has {n_values} alike, each nearer to another"
-                )
+        if group := self._group_of_value.get(value):
+            n_buffers, n_values = len(group.buffers), len(group.values)
+            return f"none of its own: XLA has {n_buffers} where the plan has {n_values} alike, each nearer to another"
         if self._is_predicted(value):
             return "none: XLA fused it away, or keeps it under the name of another equation"
         return "none, as predicted: it is computed where it is read, or is never made"

@@ -29,7 +29,7 @@ const LEFT = 64;
 const RIGHT = 12;
 const TOP = 24;
 const BOTTOM = 32;
-const FATES = ["forward, freed at once", "saved", "recomputed", "gradient"];
+export const FATES = ["forward, freed at once", "saved", "recomputed", "gradient"];
 const OPS = [
   "run",
   "save",
