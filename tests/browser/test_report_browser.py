@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tiny_backprop import explore
-from tiny_backprop_widgets import TableView
+from tiny_backprop import capture_gradient, compare, explore, height_compressed_value_and_grad, measure, plan_blocks
+from tiny_backprop_widgets import TableView, write_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
@@ -182,3 +182,104 @@ def test_the_measured_curve_lies_over_the_frontier_of_a_report(report, verified)
     data = json.loads(report.page.locator("#tb-data").text_content())
     assert data["frontier0"]["buffers"]["_measured"]
     assert verified.measurement is not None
+
+
+PAINTED = """async (name) => {
+  const asked = Object.getOwnPropertyDescriptor(Element.prototype, 'clientWidth');
+  const canvas = document.querySelector(`${name} canvas`), frame = () => new Promise(requestAnimationFrame);
+  const paints = () => Number(document.querySelector(name).dataset.paints), before = paints();
+  canvas.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));
+  let n = 0;
+  Object.defineProperty(Element.prototype, 'clientWidth', {...asked, get() { n += 1; return asked.get.call(this); }});
+  while (paints() === before) await frame();
+  Object.defineProperty(Element.prototype, 'clientWidth', asked);
+  return n;
+}"""
+
+
+@pytest.mark.parametrize("name", [".tb-frontier", ".tb-memory-map"])
+def test_a_picture_asks_the_page_for_its_width_once(report, name):
+    assert report.page.evaluate(PAINTED, name) == 1
+
+
+BROKEN = """() => [...document.querySelectorAll('.upright :is(th, td), .tb-table th')].filter((cell) => {
+  const range = document.createRange(), text = cell.firstChild, words = text.data.split(' ');
+  let at = 0;
+  return words.some((word) => {
+    range.setStart(text, at);
+    range.setEnd(text, at + word.length);
+    at += word.length + 1;
+    return range.getClientRects().length > 1;
+  });
+}).map((cell) => cell.textContent)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_report_is_as_wide_as_the_page_and_as_light(browser, verified, tmp_path, scheme):
+    verified.export(tmp_path)
+    for width in (480, 900, 1600):
+        report = Report(
+            browser, tmp_path / "report.html", viewport={"width": width, "height": 900}, color_scheme=scheme
+        )
+        assert report.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert report.page.evaluate(BROKEN) == []  # no word of the prices, nor over the tables
+        themes = report.page.locator(".tb-view").evaluate_all("views => views.map((v) => v.dataset.theme)")
+        assert themes == [scheme] * 4
+        report.close()
+
+
+def test_a_report_without_scripts_shows_pictures_and_tables(browser, verified, tmp_path):
+    verified.export(tmp_path)
+    page = browser.new_page(java_script_enabled=False)
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator("figure > svg").count() == 3
+    assert page.locator("figure table.tiny-backprop tr").count() > 3
+    assert not page.get_by_text("Point at a picture").is_visible()
+    page.close()
+
+
+TEXT = "<img src=x onerror=window.hacked=1>\"'`${window.hacked=1}</script><script>window.hacked=1</script>"
+EVIL = TEXT + "\u202eRTL \u05e9\u05dc\u05d5\u05dd \U0001f600 " + "x" * 10_000
+SOURCE = """
+def loss(params, x):
+    for i in range(4):
+        with jax.named_scope(EVIL):
+            x = jnp.tanh(x @ params[EVIL])
+    x, _ = jax.lax.scan(lambda c, _: (jnp.sin(c @ params[EVIL]), None), x, None, length=8)
+    return jnp.sum(x ** 2)
+loss.__name__ = EVIL
+"""
+
+
+def test_hostile_strings_are_data_wherever_they_stand(browser, tmp_path):
+    names = {"EVIL": EVIL, "jax": jax, "jnp": jnp}
+    exec(compile(SOURCE, f"/tmp/{TEXT}\u202e\u05e9\U0001f600.py", "exec"), names)
+    args = {EVIL: shape(32, 32)}, shape(64, 32)
+    graph = capture_gradient(names["loss"], *args)
+    assert any("<img" in source for source in graph.sources)
+    plan = plan_blocks(graph, 3)
+    memory_map = measure(height_compressed_value_and_grad(names["loss"], plan=plan), *args).memory_map
+    assert not memory_map.missing
+    table = compare(names["loss"], *args, plans={EVIL: plan})
+    plans = {EVIL: plan, TEXT: plan_blocks(graph, 1)}
+    path = write_report(tmp_path / "a.html", graph, plans, measured=table, memory_map=memory_map)
+    assert path.stat().st_size < 2e6
+    report = Report(browser, path, viewport={"width": 1000, "height": 1000})
+    page = report.page
+    assert page.locator("img, iframe, object, script:not([type])").count() == 0
+    assert page.locator("script").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1000
+    assert "<img src=x" in page.locator("h1").inner_text()
+    assert "<img src=x" in page.locator(".tb-memory-map .tb-title").inner_text()
+    told = set()
+    for name in (".tb-frontier", ".tb-graph", ".tb-memory-map"):
+        page.locator(f"{name} canvas").first.focus()
+        for _ in range(6):
+            page.keyboard.press("n")
+            tip = page.locator(f"{name} .tb-tip:visible")
+            tip.wait_for()
+            told |= {(name, "<img" in tip.inner_text()), ("note", len(report.chosen()["notes"][1]) > 40)}
+    assert {(".tb-frontier", True), (".tb-graph", True), (".tb-memory-map", True), ("note", True)} <= told
+    page.locator(".tb-memory-map").get_by_label("colour by").select_option("scope")
+    page.get_by_text("one step").first.click()  # of the loop
+    report.close()

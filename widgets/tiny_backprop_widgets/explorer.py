@@ -325,9 +325,10 @@ class PlanExplorer(widgets.VBox):
         folder.mkdir(parents=True, exist_ok=True)
         plan = self._plan
         frontiers = [folder / f"frontier.{suffix}" for suffix in ("png", "svg", "pdf", "csv")]
-        paths = [export_frontier(plan, path, baseline=self._plain) for path in frontiers]
+        measured = self.measurement
+        paths = [export_frontier(plan, path, baseline=self._plain, measured=measured) for path in frontiers]
         paths.append(folder / "frontier.json")
-        plan.materialized.kernels_to_pandas().to_json(paths[-1], orient="records")
+        plan.materialized.kernels_to_pandas().reset_index().to_json(paths[-1], orient="records")
         paths.append(self.tensors.save(folder / "tensors.csv"))
         paths.append(folder / "plan.json")
         paths[-1].write_text(plan.to_json(), encoding="utf-8")
@@ -341,7 +342,8 @@ class PlanExplorer(widgets.VBox):
             memory_map = self._map_view.memory_map
             paths += [self._map_view.save(folder / f"memory-map.{s}") for s in ("svg", "csv")]
         report = folder / "report.html"
-        paths.append(write_report(report, self.graph, plan, memory_map=memory_map, cost_model=self.cost_model))
+        known = {"memory_map": memory_map, "cost_model": self.cost_model, "sizes": self._sizes}
+        paths.append(write_report(report, self.graph, plan, **known))
         return paths
 
     def close(self) -> None:

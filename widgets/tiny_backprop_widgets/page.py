@@ -15,10 +15,15 @@ from tiny_backprop_widgets.view import View
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #111;
   background: #fff }
+:is(h1, h2, h3, p, summary, .wide) { overflow-wrap: anywhere }
 table.tiny-backprop { border-collapse: collapse; margin: .5rem 0; font-size: 13px }
 .tiny-backprop :is(th, td) { padding: .2rem .7rem; border-bottom: 1px solid #ccc; text-align: left;
-  overflow-wrap: anywhere }
+  overflow-wrap: break-word; max-width: 26em }
+.wide { overflow-x: auto } .wide:focus-visible { outline: 2px solid #0072b2 }
+@media (max-width: 66rem) { .upright :is(table, tr) { display: contents } .upright th { padding-left: 0 }
+  .upright tbody { display: grid; grid: repeat(var(--rows), auto) / auto-flow auto; justify-content: start } }
 figure { margin: 1rem 0 } figure svg, figure img { max-width: 100%; height: auto }
+figure pre { overflow-x: auto }
 @media (prefers-color-scheme: dark) { body { color: #e8e8e8; background: #1b1b1b }
   .tiny-backprop :is(th, td) { border-color: #444 } figure > :is(svg, img) { background: #fff } }
 """
@@ -57,6 +62,18 @@ def page(title: str, body: str, views: Mapping[str, View], link: Mapping[str, An
 def place(name: str, fallback: str) -> str:
     """Return the place of a view in a page: where there are no scripts, `fallback` (HTML) is seen instead."""
     return f'<figure data-view="{html.escape(name)}">{fallback}</figure>'
+
+
+def wide(table: str, label: str, n_columns: int = 0) -> str:
+    """Return a table (HTML) that scrolls by itself where the page is narrow.
+
+    Args:
+      table: The table.
+      label: What it shows.
+      n_columns: If given, its rows stand beside each other there, as columns.
+    """
+    kind = f' class="wide upright" style="--rows: {n_columns}"' if n_columns else ' class="wide"'
+    return f'<div{kind} role="region" tabindex="0" aria-label="{html.escape(label)}">{table}</div>'
 
 
 def _state(view: View) -> dict[str, Any]:

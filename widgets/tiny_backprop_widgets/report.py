@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tiny_backprop import display
+from tiny_backprop.analysis import loop_reports
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.memory_map import MemoryMap
 from tiny_backprop.plan import Plan, plan_save_everything
@@ -30,6 +31,16 @@ from tiny_backprop_widgets.table_view import TableView
 from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak, plan_name
 from tiny_backprop_widgets.view import View
 
+_HOW_TO = (
+    "Point at a picture to see what is there; click a tensor, a box or a row to choose it in all views. Drag to pan; "
+    "zoom by the buttons, or the wheel with the control key held. From the keyboard, Tab leads to a picture; there the "
+    "arrow keys move, + and − zoom, 0 shows all, N and P walk from one to the next, and Escape chooses none."
+)
+_ON_PRICES = (
+    "Liveness counts the bytes of all values, as if XLA fused nothing; its lower bound is what no plan needs less than "
+    "in this order. Steps are equations that run, again or for the first time."
+)
+_ON_STEP_TIMES = "Step times go by speeds of a typical CPU, not of this machine, until calibrate() has measured those."
 _N_ROWS = 25
 _N_LETTERS = 200
 
@@ -42,12 +53,13 @@ def write_report(
     measured: pd.DataFrame | None = None,
     memory_map: MemoryMap | None = None,
     cost_model: CostModel | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Path:
     """Write a report on plans for one gradient: prices, frontiers, what is alive at the peak, and the DAG.
 
     The file holds all it needs and is the same for the same plans. Frontiers, the table of the first plan, its DAG and
-    the memory map are live: to hover over, zoom and click; where scripts are switched off, pictures stand in their
-    place. The page allows no script but its own, and no request.
+    the memory map are live: to hover over, zoom and click; what is chosen in one is chosen in all. Where scripts are
+    switched off, pictures stand in their place. The page allows no script but its own, and no request.
 
     Args:
       path: HTML file to write; its folder must exist.
@@ -56,6 +68,7 @@ def write_report(
       measured: What `tiny_backprop.compare` returned, to be shown as a table measured by XLA.
       memory_map: `measure(…).memory_map` of the first plan's gradient, to be shown as XLA has it.
       cost_model: By which step times are predicted, as `tiny_backprop.calibrate` returns it.
+      sizes: What symbolic dimensions stand for in the graph, to be told.
 
     Returns:
       The path.
@@ -73,7 +86,10 @@ def write_report(
         check_fits(plan, graph)
     path = Path(path)
     path.write_text(
-        _html(graph, named, measured, memory_map, cost_model), encoding="utf-8", errors="replace", newline="\n"
+        _html(graph, named, measured, memory_map, cost_model, sizes or {}),
+        encoding="utf-8",
+        errors="replace",
+        newline="\n",
     )
     return path
 
@@ -144,34 +160,45 @@ def _html(
     measured: pd.DataFrame | None,
     memory_map: MemoryMap | None,
     cost_model: CostModel | None,
+    sizes: Mapping[str, int],
 ) -> str:
     plain = plan_save_everything(graph)
-    title = f"Memory plan of the gradient of {graph.name[:200]}"
+    first_name, first = next(iter(plans.items()))
+    link = None if memory_map is None else MapLink(first, memory_map)
+    title = f"Memory plan of the gradient of {_short(graph.name)}"
+    prices = price_rows({"save everything": plain, **plans}, plain, cost_model)
+    rows = [(_short(name), *cells) for name, *cells in prices]
     parts = [
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(_introduction(graph))}</p>",
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(_introduction(graph, sizes))}</p>",
+        f'<p class="tb-live" hidden>{_HOW_TO}</p>',
         "<h2>Prices, predicted</h2>",
-        display.table(price_rows({"save everything": plain, **plans}, plain, cost_model), PRICE_HEADER),
+        page.wide(display.table(rows, PRICE_HEADER), "prices, predicted", len(PRICE_HEADER)),
+        f"<p>{_ON_PRICES}{'' if cost_model else ' ' + _ON_STEP_TIMES}</p>",
     ]
     if measured is not None:
         parts += ["<h2>Measured by XLA</h2>", _measured_table(measured)]
     views: dict[str, View] = {}
-    link = None if memory_map is None else MapLink(next(iter(plans.values())), memory_map)
     for i, (name, plan) in enumerate(plans.items()):
         views[f"frontier{i}"] = frontier = FrontierView(plan, baseline=plain)
-        if link is not None and link.plan is plan:
+        if link is not None and plan is first:
             frontier.show_measured(*link.measured_curve)
-        parts += [f"<h2>{html.escape(name)}</h2>", page.place(f"frontier{i}", _frontier_svg(plan, plain))]
+        parts += [f"<h2>{html.escape(_short(name))}</h2>", page.place(f"frontier{i}", _frontier_svg(plan, plain))]
         parts += [f"<h3>Alive at the predicted peak of {format_bytes(plan.peak_bytes)}</h3>"]
         if i:
             parts.append(_peak_table(plan))
         else:
             views["table"] = TableView(plan)
             parts.append(page.place("table", _peak_table(plan)))
-    views["graph"] = graph_view = GraphView(next(iter(plans.values())))
-    parts += ["<h2>The JAXPR</h2>", page.place("graph", graph_view.to_svg())]
+    whose = f": {html.escape(_short(first_name))}" if len(plans) > 1 else ""
+    views["graph"] = graph_view = GraphView(first)
+    parts += [f"<h2>The JAXPR{whose}</h2>", page.place("graph", graph_view.to_svg())]
+    if first.graph.nested:
+        loops = "".join(loop._repr_html_() for loop in loop_reports(first.graph))
+        parts += [f"<h2>Loops and branches, predicted{whose}</h2>", page.wide(loops, "loops and branches, predicted")]
     if memory_map is not None:
         views["memory_map"] = map_view = MemoryMapView(memory_map)
-        parts += ["<h2>Memory map, measured by XLA</h2>", page.place("memory_map", map_view.to_svg())]
+        parts += [f"<h2>Memory map, measured by XLA{whose}</h2>", f"<p>{_held_against(first, memory_map)}</p>"]
+        parts.append(page.place("memory_map", map_view.to_svg()))
     answers = None if link is None else link.packed_answers()
     text = page.page(title, "\n".join(parts), views, answers)
     for view in views.values():
@@ -179,9 +206,18 @@ def _html(
     return text
 
 
-def _introduction(graph: Graph) -> str:
+def _held_against(plan: Plan, memory_map: MemoryMap) -> str:
+    """Say what XLA allocates for a plan, and what was predicted."""
+    peak_bytes = memory_map.temp_bytes + memory_map.output_bytes
+    parts = f"temporaries {format_bytes(memory_map.temp_bytes)}, outputs {format_bytes(memory_map.output_bytes)}"
+    predicted = format_bytes(plan.peak_bytes)
+    return f"XLA allocates <b>{format_bytes(peak_bytes)}</b> ({parts}), measured; predicted were {predicted}."
+
+
+def _introduction(graph: Graph, sizes: Mapping[str, int]) -> str:
+    at = f"At {', '.join(f'{_short(name)} = {n:,}' for name, n in sizes.items())}: " if sizes else ""
     return (
-        f"{graph.n_forward:,} forward and {graph.n_backward:,} backward equations, "
+        f"{at}{graph.n_forward:,} forward and {graph.n_backward:,} backward equations, "
         f"{format_flops(float(graph.flops.sum()))}. The predicted peak is that of temporaries and outputs as XLA "
         "allocates them: activations, recomputed values, copies and gradients, without the arguments."
     )
@@ -196,7 +232,7 @@ def _frontier_svg(plan: Plan, plain: Plan) -> str:
 def _peak_table(plan: Plan) -> str:
     table = alive_at_peak(plan)
     rows = [
-        (format_bytes(n_bytes), f"{dtype}{list(shape)}", *(str(text)[:_N_LETTERS] for text in texts))
+        (format_bytes(n_bytes), f"{dtype}{list(shape)}", *map(_short, texts))
         for _, _, n_bytes, dtype, shape, _, *texts in table.head(_N_ROWS).itertuples(index=False, name=None)
     ]
     n_rest, n_rest_bytes = len(table) - len(rows), int(table["bytes"].iloc[_N_ROWS:].sum())
@@ -206,19 +242,24 @@ def _peak_table(plan: Plan) -> str:
     if n_rest:
         rows.append((format_bytes(n_rest_bytes), f"{n_rest:,} smaller values together", "", "", "", ""))
     header = ("bytes", "type", "made by", "phase", "scope", "source")
-    return display.table(rows, header)
+    return page.wide(display.table(rows, header), "tensors alive at the predicted peak")
 
 
 def _measured_table(measured: pd.DataFrame) -> str:
     """Return a table of `compare`'s frame, with units."""
     columns = [str(c) for c in measured.columns]
-    header = (str(measured.index.name or ""), *(_heading(c) for c in columns))
+    header = tuple(_short(c) for c in (measured.index.name or "", *map(_heading, columns)))
     cells = measured.astype(object).itertuples(name=None)
-    rows = [(i, *(_cell(c, x) for c, x in zip(columns, row, strict=True))) for i, *row in cells]
+    rows = [tuple(_short(x) for x in (i, *map(_cell, columns, row))) for i, *row in cells]
     caption = (
         "Columns that begin with “measured” are XLA's own figures for the compiled program; “predicted” are the plan's."
     )
-    return f"<p>{caption}</p>" + display.table(rows, header)
+    return f"<p>{caption}</p>" + page.wide(display.table(rows, header), "measured by XLA")
+
+
+def _short(text: object) -> str:
+    """Return a name that fits into a heading or a cell."""
+    return str(text) if len(str(text)) <= _N_LETTERS else f"{str(text)[:_N_LETTERS]}…"
 
 
 def _heading(column: str) -> str:

@@ -75,6 +75,15 @@ class BufferPairs:
         return {i: group for group in self.groups for i in group.buffers}
 
     @functools.cached_property
+    def _sums(self) -> dict[int, str]:
+        """The values that stand for all that a loop or branches save, or need meanwhile, and of which kind it is."""
+        graph, found = self.plan.graph, {}
+        for n in graph.nested:
+            end = int(graph.output_start[n.forward_node + 1])
+            found |= dict.fromkeys((end - 2, end - 1, int(graph.output_start[n.backward_node + 1]) - 1), n.kind)
+        return found
+
+    @functools.cached_property
     def _group_of_value(self) -> dict[int, Alike]:
         """The first group in which a tensor stands."""
         return {value: group for group in reversed(self.groups) for value in group.values}
@@ -129,6 +138,8 @@ class BufferPairs:
             return "; ".join([*told, f"copied into {', '.join(copies)}"] if copies else told)
         if self.plan.graph.value_node[value] < 0:
             return "none: an argument is the caller's"
+        if kind := self._sums.get(value):
+            return f"none of its own: it stands for what the {kind} keeps, of which XLA has several buffers"
         if group := self._group_of_value.get(value):
             n_buffers, n_values = len(group.buffers), len(group.values)
             return f"none of its own: XLA has {n_buffers} where the plan has {n_values} alike, each nearer to another"

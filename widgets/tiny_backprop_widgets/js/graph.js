@@ -196,13 +196,13 @@ export function renderGraph({ model, el }) {
     const isGroup = box.end - box.start > 1;
     if (isGroup && saved + recomputed > 0) {
       const whole = saved + recomputed + other;
-      const [left, wide, low] = [x + 0.08 * w, 0.84 * w, y + h - 7 * scale];
+      const [left, wide, low, tall] = [x + 0.08 * w, 0.84 * w, y + h - 6 * scale, 3 * scale];
       c.fillStyle = theme.saved;
-      c.fillRect(left, low, (wide * saved) / whole, 4 * scale);
+      c.fillRect(left, low, (wide * saved) / whole, tall);
       c.fillStyle = theme.recomputed;
-      c.fillRect(left + (wide * saved) / whole, low, (wide * recomputed) / whole, 4 * scale);
+      c.fillRect(left + (wide * saved) / whole, low, (wide * recomputed) / whole, tall);
       c.fillStyle = hatch;
-      c.fillRect(left + (wide * saved) / whole, low, (wide * recomputed) / whole, 4 * scale);
+      c.fillRect(left + (wide * saved) / whole, low, (wide * recomputed) / whole, tall);
     }
     c.fillStyle = theme.text;
     c.textAlign = "center";
@@ -212,8 +212,7 @@ export function renderGraph({ model, el }) {
         : scale > 0.6
           ? box.lines.slice(0, 3)
           : box.lines.slice(0, 1);
-    const gap = 12.5 * scale;
-    const low = fate === "saved" ? 3 * scale : -1; // below the rim of the cylinder
+    const [gap, low] = fate === "saved" ? [11 * scale, scale] : [12.5 * scale, -1]; // below the rim of the cylinder
     lines.forEach((line, k) => {
       c.font = `${k ? "" : "bold "}${11 * Math.min(scale, 1.3)}px system-ui, sans-serif`;
       c.fillText(fitted(c, line, w - 26 * scale), x + w / 2, y + h / 2 + (k - (lines.length - 1) / 2) * gap + low);
@@ -245,7 +244,7 @@ export function renderGraph({ model, el }) {
         p.lineTo(a, b);
       p.closePath();
     } else if (fate === "saved") {
-      const e = Math.min(5 * scale, h / 5);
+      const e = Math.min(3.5 * scale, h / 5);
       p.ellipse(x + w / 2, y + e, w / 2, e, 0, Math.PI, 0);
       p.lineTo(x + w, y + h - e);
       p.ellipse(x + w / 2, y + h - e, w / 2, e, 0, 0, Math.PI);
@@ -304,7 +303,7 @@ export function renderGraph({ model, el }) {
       const n = drawing.edges[3 * e + 2];
       const text = `${formatBytes(drawing.edgeBytes[e])}${n > 1 ? ` in ${n}` : ""}`;
       c.fillStyle = theme.panel;
-      c.globalAlpha = 0.75;
+      c.globalAlpha = 0.92;
       c.fillRect(x + 1, y - 6, c.measureText(text).width + 4, 12);
       c.globalAlpha = 1;
       c.fillStyle = theme.faint;

@@ -95,7 +95,8 @@ export function renderMemoryMap({ model, el }) {
     reveal(value);
   });
 
-  const plotWidth = () => Math.max(10, canvas.clientWidth - LEFT - RIGHT);
+  let plotted = 10; // pixels; asked of the page once a picture, which may have to lay itself out to tell
+  const plotWidth = () => plotted;
   const plotHeight = () => HEIGHT - TOP - BOTTOM;
   /** @param {number} position */
   const xOf = (position) => LEFT + ((position - x0) / (x1 - x0)) * plotWidth();
@@ -152,6 +153,7 @@ export function renderMemoryMap({ model, el }) {
 
   /** @param {CanvasRenderingContext2D} c @param {number} width */
   function paint(c, width) {
+    plotted = Math.max(10, width - LEFT - RIGHT);
     const theme = themeOf(el);
     root.dataset.theme = theme.isDark ? "dark" : "light";
     c.font = "11px system-ui, sans-serif";

@@ -75,6 +75,7 @@ export function start() {
     el.replaceChildren();
     RENDERERS[view.kind]({ model, el });
   }
+  for (const el of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".tb-live"))) el.hidden = false;
   const note = element("div", "tb-note");
   note.dir = "auto";
   document.querySelector(".tb-tensors")?.append(note);
