@@ -238,6 +238,36 @@ def test_a_report_without_scripts_shows_pictures_and_tables(browser, verified, t
     page.close()
 
 
+def test_copies_of_arguments_are_named_and_chosen_as_the_explorer_does(browser, tmp_path):
+    def donating(w, x):
+        y = x
+        for _ in range(4):
+            y = jnp.tanh(y @ w)
+        return jnp.sum(y * w.sum())
+
+    ui = explore(donating, shape(64, 64), shape(256, 64), argnums=(0, 1), donate_argnums=(0, 1))
+    ui.block_size.value = 3
+    ui.verify()
+    ui.export(tmp_path)
+    report = Report(browser, tmp_path / "report.html", viewport={"width": 1200, "height": 1000})
+    chosen, is_named = set(), "v => document.querySelector('.tb-frontier').dataset.chosen !== v"
+    report.page.locator(".tb-frontier canvas").focus()
+    for _ in range(ui.graph.n_values):
+        before = report.page.locator(".tb-frontier").get_attribute("data-chosen")
+        report.page.keyboard.press("n")
+        report.page.wait_for_function(is_named, arg=before)
+        tip = report.page.locator(".tb-frontier .tb-tip:visible").inner_text()
+        ui.frontier.value = value = report.chosen()["value"]
+        report.shows(ui)
+        assert ("copy of an argument" in tip) == (value < ui.graph.n_inputs)
+        assert "undefined" not in tip
+        if value in chosen:
+            break
+        chosen.add(value)
+    assert min(chosen) < ui.graph.n_inputs  # a copy of an argument was among them
+    report.close()
+
+
 TEXT = "<img src=x onerror=window.hacked=1>\"'`${window.hacked=1}</script><script>window.hacked=1</script>"
 EVIL = TEXT + "\u202eRTL \u05e9\u05dc\u05d5\u05dd \U0001f600 " + "x" * 10_000
 SOURCE = """

@@ -347,10 +347,16 @@ export function renderFrontier({ model, el }) {
     c.textAlign = "left";
   }
 
+  /** Primitive, scope and source line of what makes a tensor; an argument is in memory as a copy alone. @param {number} value */
+  function makerOf(value) {
+    const node = program.values[2 * value];
+    if (node < 0) return ["copy of an argument", "", ""];
+    return [0, 1, 2].map((k) => program.strings[program.nodes[4 * node + k]]);
+  }
+
   /** @param {number} value */
   function bandLabels(value) {
-    const node = program.values[2 * value];
-    const [primitive, scope] = [0, 1].map((k) => program.strings[program.nodes[4 * node + k]]);
+    const [primitive, scope] = makerOf(value);
     const bytes = formatBytes(program.bytes[value]);
     return [...(scope ? [`${primitive} ${bytes} · ${scope}`] : []), `${primitive} ${bytes}`, bytes];
   }
@@ -359,11 +365,11 @@ export function renderFrontier({ model, el }) {
   function lines(life) {
     const value = plan.lives.value[life];
     const node = program.values[2 * value];
-    const [primitive, scope, source] = [0, 1, 2].map((k) => program.strings[program.nodes[4 * node + k]]);
+    const [primitive, scope, source] = makerOf(value);
     return [
       `${formatBytes(program.bytes[value])}  ${program.strings[program.values[2 * value + 1]]}`,
       `${FATES[plan.fate[value]]}; alive from ${plan.facts.word} ${plan.lives.first[life]} to ${plan.lives.last[life]}`,
-      `made by ${primitive}, node ${node}`,
+      node < 0 ? primitive : `made by ${primitive}, node ${node}`,
       ...(scope ? [`in ${scope}`] : []),
       ...(source ? [shortPath(source)] : []),
     ];
