@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import threading
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ from tiny_backprop_widgets import (
     verify_panel,
     write_report,
 )
-from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak
+from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak, value_type
 
 GRAPH = chain(100, n_bytes=2**20)
 
@@ -83,6 +84,13 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         if self._in_cell:
             self.rows[-1][-1] += data
+
+
+def data_of(report):
+    """Return what the scripts of a report have to show, without what is in it as bytes."""
+    text = re.search(r'id="tb-data">([^<]*)</script>', report)[1]
+    whole = zlib.decompress(base64.b64decode(text))
+    return json.loads(whole[4 : 4 + int.from_bytes(whole[:4], "little")])
 
 
 def test_assigning_a_block_size_replans_before_it_returns():
@@ -860,6 +868,7 @@ def test_export_writes_everything(tmp_path):
     assert pd.read_csv(files["frontier.csv"]).predicted_live_bytes.max() == ui.plan.peak_bytes
     steps = json.loads(files["frontier.json"].read_text())
     assert max(step["predicted_live_bytes"] for step in steps) == ui.plan.peak_bytes
+    assert [list(step) for step in steps] == [list(pd.read_csv(files["frontier.csv"]))] * len(steps)
     assert pd.read_csv(files["tensors.csv"]).bytes.sum() == ui.plan.peak_bytes
     first = {name: path.read_bytes() for name, path in files.items()}
     assert {p.name: p.read_bytes() for p in ui.export(tmp_path / "again")} == first
@@ -885,14 +894,19 @@ def test_xlas_memory_map_is_exported_once_it_is_known(tmp_path):
     measured = ui.verify()
     files = {p.name: p for p in ui.export(tmp_path / "after")}
     assert files["memory-map.svg"].read_text().startswith("<?xml")
+    assert "reserved by XLA" in files["frontier.svg"].read_text()
+    assert "reserved by XLA" not in (tmp_path / "before" / "frontier.svg").read_text()
     buffers = pd.read_csv(files["memory-map.csv"])
     assert len(buffers) == len(measured.memory_map.buffers)
     assert buffers.bytes.sum() == sum(b.bytes for b in measured.memory_map.buffers)
     report = files["report.html"].read_text()
-    assert '<figure data-view="memory_map"><svg' in report
-    data = json.loads(re.search(r'id="tb-data">(.*?)</script>', report, re.DOTALL)[1])
+    allocated = format_bytes(measured.peak_bytes)
+    assert f"XLA allocates <b>{allocated}</b>" in report
+    assert f"measured; predicted were {format_bytes(ui.plan.peak_bytes)}." in report
+    assert '<figure data-view="memory_map"><img alt=' in report
+    data = data_of(report)
     assert data["memory_map"]["state"]["_facts"]["peak_live_bytes"] == measured.memory_map.peak_live_bytes
-    assert all(link.startswith("#") for link in Page(report).links)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in Page(report).links)
     missing = dataclasses.replace(measured.memory_map, missing="it rained")
     with pytest.raises(tiny_backprop.MeasureError, match="no memory map of loss: it rained"):
         write_report(tmp_path / "a.html", ui.graph, ui.plan, memory_map=missing)
@@ -988,12 +1002,13 @@ def test_report_is_self_contained_and_escaped(tmp_path):
     assert {"img", "link", "iframe", "object"}.isdisjoint(page.tags)
     assert {"svg", "table"} <= page.tags
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", path.read_text(), re.DOTALL)
-    assert [attributes for attributes, _ in scripts] == [' type="application/json" id="tb-data"', ' type="module"']
+    data, module = (attributes for attributes, _ in scripts)
+    assert (data, module) == (' type="application/octet-stream" id="tb-data"', ' type="module"')
     assert path.read_text().count("<script") == 2
     digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in path.read_text()
     assert "default-src 'none'" in path.read_text()
-    assert evil in json.loads(scripts[0][1])["frontier0"]["state"]["_strings"]
+    assert evil in data_of(path.read_text())["frontier0"]["state"]["_strings"]
     assert all(link.startswith("#") for link in page.links)
     assert not re.search(r"@import|url\((?!#)", path.read_text())
     assert any("alert" in cell for row in page.rows for cell in row)
@@ -1050,6 +1065,12 @@ def test_a_program_with_loops_is_explored_by_every_way_and_shown_from_inside(tmp
     assert measurement.peak_bytes < 1.3 * ui.plan.peak_bytes
     assert any("trip_count" in loop for loop in ui.memory_map_view._facts["loops"])
     assert {p.name for p in ui.export(tmp_path)} >= {"plan.json", "report.html", "frontier.svg"}
+    assert "scan of 50 steps" in (tmp_path / "report.html").read_text()
+    sums = [v for v in range(ui.graph.n_values) if "scan" in value_type(ui.graph, v)]
+    assert len(sums) == 3  # what it saves, and scratch space each way: of these XLA has many buffers
+    assert {ui._link.pairs.tell_value(v) for v in sums if not ui._link.buffers_of(v)} == {
+        "none of its own: it stands for what the scan keeps, of which XLA has several buffers"
+    }
     exec(ui.code(), scope := {"scanned": scanned, "args": args})
     assert scope["plan"] == ui.plan
 
@@ -1194,3 +1215,13 @@ def test_a_function_that_symbolic_dimensions_do_not_fit_raises():
 
     with pytest.raises(tiny_backprop.CaptureError, match="wants a size as a number"):
         PlanExplorer(branches, *symbolic_args())
+
+
+def test_a_report_tells_the_sizes_of_symbolic_dimensions(tmp_path):
+    ui = PlanExplorer(loss, *symbolic_args())
+    ui.dimensions["batch"].value = 48
+    assert not ui.errors
+    ui.export(tmp_path)
+    report = (tmp_path / "report.html").read_text()
+    assert f"<p>At batch = 48: {ui.graph.n_forward:,} forward and " in report
+    assert Plan.from_json((tmp_path / "plan.json").read_text(), traced(48)) == ui.plan

@@ -75,15 +75,15 @@ def _closed(box: Box, about: dict[str, Any], n_bytes: np.ndarray) -> str:
     x, y, w, h = box.x, box.y, box.width, box.height
     dash = ' stroke-dasharray="5 3"' if fate == "recomputed" else ""
     outlines = {
-        "saved": f"M{x:.1f},{y + 5:.1f}q{w / 2:.1f},-10 {w:.1f},0v{h - 10:.1f}q{-w / 2:.1f},10 {-w:.1f},0z"
-        f"m0,0q{w / 2:.1f},10 {w:.1f},0",
+        "saved": f"M{x:.1f},{y + 3:.1f}q{w / 2:.1f},-7 {w:.1f},0v{h - 6:.1f}q{-w / 2:.1f},7 {-w:.1f},0z"
+        f"m0,0q{w / 2:.1f},6 {w:.1f},0",
         "recomputed": f"M{x + 8:.1f},{y:.1f}h{w - 16:.1f}l8,{h / 2:.1f}l-8,{h / 2:.1f}h{16 - w:.1f}l-8,{-h / 2:.1f}z",
         "gradient": f"M{x + 14:.1f},{y:.1f}h{w - 28:.1f}q14,0 14,14v{h - 28:.1f}q0,14 -14,14h{28 - w:.1f}"
         f"q-14,0 -14,-14v{28 - h:.1f}q0,-14 14,-14z",
         "transient": f"M{x:.1f},{y:.1f}h{w:.1f}v{h:.1f}h{-w:.1f}z",
     }
     lines = "".join(
-        f'<text x="{x + w / 2:.1f}" y="{y + 16 + 12 * i:.1f}" text-anchor="middle" font-weight="{400 if i else 700}">'
+        f'<text x="{x + w / 2:.1f}" y="{y + 17 + 12 * i:.1f}" text-anchor="middle" font-weight="{400 if i else 700}">'
         f"{_text(line, 26)}</text>"
         for i, line in enumerate(about["lines"][:3])
     )

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import traitlets
 
@@ -114,14 +113,12 @@ class MemoryMapView(View):
         assert figure is not None
         return render(figure, suffix)
 
-    def to_svg(self) -> str:
-        """Return the picture as an SVG element, light whatever matplotlib's style is."""
-        with matplotlib.style.context("default"):
-            text = self._rendered("svg").decode()
-        return text[text.index("<svg") :]
+    def to_png(self) -> bytes:
+        """Return the picture as a PNG file."""
+        return self._rendered("png")
 
     def _pictures(self) -> dict[str, str]:
-        return {"image/png": base64.b64encode(self._rendered("png")).decode()}
+        return {"image/png": base64.b64encode(self.to_png()).decode()}
 
     def __repr__(self) -> str:
         return f"MemoryMapView({self.memory_map!r})"

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,11 +51,9 @@ def page(title: str, body: str, views: Mapping[str, View], link: Mapping[str, An
     head += f"<style>{_STYLE}{assets.style() if views else ''}</style>"
     tail = ""
     if views:
-        states = {name: {"kind": view.kind, **_split(_state(view))} for name, view in views.items()}
-        if link is not None:
-            states["link"] = {"kind": "link", **_split(link)}
-        data = json.dumps(states, sort_keys=True).replace("<", "\\u003c")
-        tail = f'<script type="application/json" id="tb-data">{data}</script>\n'
+        states = {name: (view.kind, _state(view)) for name, view in views.items()}
+        data = _packed(states if link is None else {**states, "link": ("link", link)})
+        tail = f'<script type="application/octet-stream" id="tb-data">{data}</script>\n'
         tail += f'<script type="module">{script}</script>\n'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n{tail}</body></html>\n'
 
@@ -83,7 +82,22 @@ def _state(view: View) -> dict[str, Any]:
     return state | {"_is_live": False} if "_is_live" in state else state
 
 
-def _split(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what JSON has, and bytes apart, as base64."""
-    buffers = {k: base64.b64encode(v).decode() for k, v in state.items() if isinstance(v, bytes)}
-    return {"state": {k: v for k, v in state.items() if k not in buffers}, "buffers": buffers}
+def _packed(states: Mapping[str, tuple[str, Mapping[str, Any]]]) -> str:
+    """Return kinds and states of views as base64 of compressed bytes, for `page.js` to read.
+
+    These are the length of a JSON text as uint32, the text, and one after the other the bytes of which the text has
+    places and lengths.
+    """
+    chunks: list[bytes] = []
+    described = {}
+    for name, (kind, state) in states.items():
+        buffers = {k: v for k, v in sorted(state.items()) if isinstance(v, bytes)}
+        places = {}
+        for k, data in buffers.items():
+            places[k] = [sum(map(len, chunks)), len(data)]
+            chunks.append(data)
+        plain = {k: v for k, v in state.items() if k not in buffers}
+        described[name] = {"kind": kind, "state": plain, "buffers": places}
+    text = json.dumps(described, sort_keys=True).encode()
+    whole = b"".join([len(text).to_bytes(4, "little"), text, *chunks])
+    return base64.b64encode(zlib.compress(whole, 9)).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import os
 from collections.abc import Mapping, Sequence
@@ -198,7 +199,7 @@ def _html(
     if memory_map is not None:
         views["memory_map"] = map_view = MemoryMapView(memory_map)
         parts += [f"<h2>Memory map, measured by XLA{whose}</h2>", f"<p>{_held_against(first, memory_map)}</p>"]
-        parts.append(page.place("memory_map", map_view.to_svg()))
+        parts.append(page.place("memory_map", _map_picture(map_view)))
     answers = None if link is None else link.packed_answers()
     text = page.page(title, "\n".join(parts), views, answers)
     for view in views.values():
@@ -227,6 +228,13 @@ def _frontier_svg(plan: Plan, plain: Plan) -> str:
     with matplotlib.style.context("default"):
         text = render(plot_frontier(plan, baseline=plain), "svg").decode()
     return text[text.index("<svg") :]
+
+
+def _map_picture(view: MemoryMapView) -> str:
+    """Return a picture whose size does not grow with the number of buffers."""
+    with matplotlib.style.context("default"):
+        picture = base64.b64encode(view.to_png()).decode()
+    return f'<img alt="where XLA keeps each tensor, over the schedule" src="data:image/png;base64,{picture}">'
 
 
 def _peak_table(plan: Plan) -> str:

@@ -46,40 +46,42 @@ export class LocalModel {
   save_changes() {}
 }
 
-/** @param {string} text */
-function unpacked(text) {
-  const letters = atob(text);
-  const bytes = new Uint8Array(letters.length);
-  for (let i = 0; i < letters.length; i += 1) bytes[i] = letters.charCodeAt(i);
-  return new DataView(bytes.buffer);
-}
-
 /**
- * Read the numbers and texts that stand as bytes among others.
- * @param {{ state: Record<string, any>, buffers: Record<string, string> }} packed
+ * What Python has packed (`page.py`): the length of a JSON text, the text, and the bytes it has places of.
+ * @param {string} text base64 of all that, compressed
+ * @returns {Promise<Record<string, { kind: string, state: Record<string, any> }>>}
  */
-function modelOf({ state, buffers }) {
-  for (const [name, text] of Object.entries(buffers)) state[name] = unpacked(text);
-  return new LocalModel(state);
+async function unpacked(text) {
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const whole = await new Response(stream).arrayBuffer();
+  const begin = 4 + new DataView(whole).getUint32(0, true);
+  const views = JSON.parse(new TextDecoder().decode(new Uint8Array(whole, 4, begin - 4)));
+  for (const { state, buffers } of Object.values(views)) {
+    for (const [name, [start, length]] of Object.entries(buffers)) {
+      state[name] = new DataView(whole, begin + start, length);
+    }
+  }
+  return views;
 }
 
-/** Draw every element with `data-view`, from the page's own JSON. */
-export function start() {
-  const { link: answers, ...views } = JSON.parse(document.getElementById("tb-data")?.textContent ?? "{}");
+/** Draw every element with `data-view`, from the page's own data; where they cannot be read, pictures stay. */
+export async function start() {
+  const { link: answers, ...views } = await unpacked(document.getElementById("tb-data")?.textContent ?? "");
   /** @type {Record<string, LocalModel>} */
   const models = {};
   for (const el of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("[data-view]"))) {
-    const view = views[el.dataset.view ?? ""];
-    const model = modelOf(view);
-    models[view.kind] ??= model;
+    const { kind, state } = views[el.dataset.view ?? ""];
+    const model = new LocalModel(state);
+    models[kind] ??= model;
     el.replaceChildren();
-    RENDERERS[view.kind]({ model, el });
+    RENDERERS[kind]({ model, el });
   }
   for (const el of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".tb-live"))) el.hidden = false;
   const note = element("div", "tb-note");
   note.dir = "auto";
   document.querySelector(".tb-tensors")?.append(note);
-  if (models.frontier) link(models, answers ? linkOf(modelOf(answers)) : null, note);
+  if (models.frontier) link(models, answers ? linkOf(new LocalModel(answers.state)) : null, note);
 }
 
 /**
@@ -214,4 +216,4 @@ function link({ frontier, table, graph, memory_map: map }, together, note) {
   if (together) map?.on("change:value", () => once(() => chooseBuffer(map.get("value"))));
 }
 
-start();
+await start();
