@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+import tiny_backprop as tb
 from benchmarks.figures import Figure, print_figures
+from benchmarks.memory_maps import abstract_perceptron
 from tests.browser.lab import Notebook, running_browser, running_lab
 
 _ROOT = Path(__file__).parents[1]
@@ -210,6 +212,25 @@ def memory_map_figures(lab: Any, browser: Any, n_instructions: int, most_seconds
     ]
 
 
+def report_figures(n_layers: int, most_mb: float) -> list[Figure]:
+    """Write the report on a plan of a perceptron, and again with the memory map of its compiled gradient."""
+    loss, *args = abstract_perceptron(n_layers)
+    graph = tb.capture_gradient(loss, *args)
+    plan = tb.plan_blocks(graph)
+    measured = tb.measure(tb.height_compressed_value_and_grad(loss, plan=plan), *args)
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        for what, memory_map in (("not verified", None), ("verified", measured.memory_map)):
+            start = time.perf_counter()
+            n_bytes = tb.write_report(f"{folder}/report.html", graph, plan, memory_map=memory_map).stat().st_size
+            note = f"written in {time.perf_counter() - start:.1f} s"
+            if memory_map is not None:
+                note += f"; {len(memory_map.buffers):,} buffers of XLA"
+            name = f"report, {graph.n_nodes:,} equations, {what}: size"
+            figures.append(Figure(name, n_bytes / 1e6, most_mb, "MB", note))
+    return figures
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure from the command line and return the exit status."""
     argparse.ArgumentParser(prog="python -m benchmarks.explorer", description=__doc__).parse_args(argv)
@@ -220,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures += explorer_figures(lab, browser, n_nodes, most_ms, most_open)
             figures += graph_figures(lab, browser, n_nodes, most_graph)
         figures += memory_map_figures(lab, browser, 2_000, 1.0)
+    figures += report_figures(1_111, 2.0)
     return print_figures(figures)
 
 

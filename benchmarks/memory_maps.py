@@ -26,16 +26,22 @@ from tiny_backprop.units import format_bytes
 _PER_LAYER = 6
 
 
-def perceptron(n_instructions: int) -> tb.Measurement:
-    """Measure the gradient of a perceptron that compiles to about so many instructions."""
+def abstract_perceptron(n_layers: int) -> tuple[Callable[..., Any], list[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
+    """Return a deep perceptron's loss and shapes of what to call it on."""
 
     def loss(weights: Sequence[jax.Array], x: jax.Array) -> jax.Array:
         for w in weights:
             x = jnp.tanh(x @ w)
         return (x**2).sum()
 
-    weights = [jax.ShapeDtypeStruct((16, 16), jnp.float32)] * (n_instructions // _PER_LAYER)
-    return tb.measure(jax.value_and_grad(loss), weights, jax.ShapeDtypeStruct((256, 16), jnp.float32))
+    weights = [jax.ShapeDtypeStruct((16, 16), jnp.float32)] * n_layers
+    return loss, weights, jax.ShapeDtypeStruct((256, 16), jnp.float32)
+
+
+def perceptron(n_instructions: int) -> tb.Measurement:
+    """Measure the gradient of a perceptron that compiles to about so many instructions."""
+    loss, *args = abstract_perceptron(n_instructions // _PER_LAYER)
+    return tb.measure(jax.value_and_grad(loss), *args)
 
 
 def loop() -> tb.Measurement:
