@@ -903,6 +903,13 @@ def test_xlas_memory_map_is_exported_once_it_is_known(tmp_path):
     allocated = format_bytes(measured.peak_bytes)
     assert f"XLA allocates <b>{allocated}</b>" in report
     assert f"measured; predicted were {format_bytes(ui.plan.peak_bytes)}." in report
+    plan = plan_budget(ui.graph, 0.6)
+    low, high = (
+        dataclasses.replace(plan, meta=plan.meta | {"budget_bytes": measured.peak_bytes + n}) for n in (-1024, 0)
+    )
+    for told, said in ((low, "; <b>1 KiB above</b> the budget of "), (high, "; <b>within</b> the budget of ")):
+        path = write_report(tmp_path / "b.html", ui.graph, told, memory_map=measured.memory_map)
+        assert f"predicted were {format_bytes(plan.peak_bytes)}{said}" in path.read_text()
     assert '<figure data-view="memory_map"><img alt=' in report
     data = data_of(report)
     assert data["memory_map"]["state"]["_facts"]["peak_live_bytes"] == measured.memory_map.peak_live_bytes

@@ -313,8 +313,8 @@ class PlanExplorer(widgets.VBox):
           directory: The folder.
 
         Returns:
-          The files: the frontier as PNG, SVG, PDF (what XLA has alive over it, once the plan is verified), CSV and JSON,
-          the tensors at the peak as CSV, the plan as JSON, the DAG as DOT and SVG and, where Graphviz's `dot` is
+          The files: the frontier as PNG, SVG, PDF (over it what XLA has alive, once that is known), CSV and JSON, the
+          tensors at the peak as CSV, the plan as JSON, the DAG as DOT and SVG and, where Graphviz's `dot` is
           installed, as PDF and PNG, the trade-off and XLA's memory map as SVG and CSV where they are known, and
           `report.html`, which needs none of the others.
 

@@ -30,6 +30,7 @@ from tiny_backprop_widgets.map_link import MapLink
 from tiny_backprop_widgets.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.table_view import TableView
 from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak, plan_name
+from tiny_backprop_widgets.verify_panel import of_budget
 from tiny_backprop_widgets.view import View
 
 _HOW_TO = (
@@ -212,7 +213,8 @@ def _held_against(plan: Plan, memory_map: MemoryMap) -> str:
     peak_bytes = memory_map.temp_bytes + memory_map.output_bytes
     parts = f"temporaries {format_bytes(memory_map.temp_bytes)}, outputs {format_bytes(memory_map.output_bytes)}"
     predicted = format_bytes(plan.peak_bytes)
-    return f"XLA allocates <b>{format_bytes(peak_bytes)}</b> ({parts}), measured; predicted were {predicted}."
+    told = f"XLA allocates <b>{format_bytes(peak_bytes)}</b> ({parts}), measured; predicted were {predicted}"
+    return f"{told}{of_budget(plan, peak_bytes)}."
 
 
 def _introduction(graph: Graph, sizes: Mapping[str, int]) -> str:

@@ -83,19 +83,14 @@ class VerifyPanel(widgets.Box):
     def text(self) -> str:
         """Return XLA's figures for the plan as HTML, "" where they are not known."""
         plan = self._plan()
-        m, budget = self.measured.get(plan), plan.meta.get("budget_bytes")
+        m = self.measured.get(plan)
         if m is None:
             return ""
-        text = (
+        return (
             f"measured by XLA on {m.platform}: <b>{format_bytes(m.peak_bytes)}</b> (temp {format_bytes(m.temp_bytes)} "
             f"+ output {format_bytes(m.output_bytes)}); predicted {format_bytes(plan.peak_bytes)}"
+            f"{of_budget(plan, m.peak_bytes)}"
         )
-        if budget is not None and m.peak_bytes <= budget:
-            text += f"; <b>within</b> the budget of {format_bytes(budget)}"
-        elif budget is not None:
-            text += f"; <b>{format_bytes(m.peak_bytes - budget)} above</b> the budget of {format_bytes(budget)}, which "
-            text += "is for predicted bytes: <code>verify=True</code> makes it one for measured ones"
-        return text
 
     def _clicked(self) -> None:
         plan = self._plan()
@@ -137,3 +132,14 @@ class VerifyPanel(widgets.Box):
         is_running = self.compilation is not None
         self.button.layout.display = "none" if is_running else None
         self.cancel_button.layout.display = None if is_running else "none"
+
+
+def of_budget(plan: Plan, peak_bytes: int) -> str:
+    """Say, as HTML, whether what XLA allocates is within the budget that a plan was made for; "" where it had none."""
+    budget = plan.meta.get("budget_bytes")
+    if budget is None:
+        return ""
+    if peak_bytes <= budget:
+        return f"; <b>within</b> the budget of {format_bytes(budget)}"
+    above = f"; <b>{format_bytes(peak_bytes - budget)} above</b> the budget of {format_bytes(budget)}"
+    return f"{above}, which is for predicted bytes: <code>verify=True</code> makes it one for measured ones"
