@@ -29,14 +29,14 @@ CLASSES = (
 _PRIMITIVES = {
     "matmul": "dot_general ragged_dot_general scaled_dot scaled_matmul",
     "convolution": "conv_general_dilated",
-    "transcendental": "erf exp exp2 expm1 log log1p logistic tanh",
+    "transcendental": "erf exp exp2 expm1 log log1p log2 logistic tanh",
     # Those that XLA:CPU computes element by element, or several times slower than the ones above.
     "special": "acos acosh asin asinh atan atan2 atanh cbrt cos cosh pow rem rsqrt sin sinh tan",
     # With those that XLA writes out as many cheap operations, which `flops` counts.
     "elementwise": "abs add add_any and bessel_i0e bessel_i1e bitcast_convert_type ceil clamp clz complex conj "
     "convert_element_type copy digamma div eq eq_to erf_inv erfc floor ge gt imag integer_pow is_finite "
-    "le le_to lgamma lt lt_to max min mul ne neg nextafter not or population_count real reduce_precision "
-    "round select_n shift_left shift_right_arithmetic shift_right_logical sign sqrt square sub xor",
+    "le le_to lgamma lt lt_to max min mul ne neg nextafter not one_minus_square or population_count real "
+    "reduce_precision round select_n shift_left shift_right_arithmetic shift_right_logical sign sqrt square sub xor",
     "reduction": "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min "
     "reduce_or reduce_prod reduce_sum reduce_window reduce_window_max reduce_window_min reduce_window_sum "
     "reduce_xor",

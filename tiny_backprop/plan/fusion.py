@@ -42,7 +42,8 @@ from tiny_backprop.plan.unrolled import Instructions, distinct, starts_of
 
 _ABSORBED = names(
     "reshape squeeze expand_dims broadcast_in_dim iota convert_element_type add sub mul div max min neg abs sign floor "
-    "ceil round square integer_pow pow sqrt rsqrt exp expm1 log log1p tanh logistic erf add_any stop_gradient"
+    "ceil round square integer_pow pow sqrt rsqrt exp expm1 log log1p tanh logistic erf add_any stop_gradient "
+    "one_minus_square log2"
 )
 _IN_PLACE = ("scatter", "dynamic_update", "select_and_scatter_add", "triangular_solve")
 _SCALED = ("add", "mul", "div")

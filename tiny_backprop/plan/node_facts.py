@@ -56,10 +56,10 @@ _KINDS = (
         Kind.CHEAP, "imag complex conj shift_left shift_right_logical shift_right_arithmetic population_count clz"
     )
     | _of_kind(Kind.CHEAP, "add_any reduce_precision broadcast_in_dim iota pad slice concatenate transpose rev")
-    | _of_kind(Kind.CHEAP, "dynamic_slice dynamic_update_slice split eq_to le_to lt_to stack unstack")
+    | _of_kind(Kind.CHEAP, "dynamic_slice dynamic_update_slice split eq_to le_to lt_to stack unstack one_minus_square")
     | _of_kind(Kind.CHEAP, "cumsum cumprod cummax cummin cumlogsumexp")
     | _of_kind(
-        Kind.EXPENSIVE, "exp exp2 expm1 log log1p tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow"
+        Kind.EXPENSIVE, "exp exp2 expm1 log log1p log2 tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow"
     )
     | _of_kind(Kind.EXPENSIVE, "atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem gather")
     | _of_kind(Kind.REDUCTION, "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin")
@@ -70,7 +70,8 @@ _MOVES = names(
     "unstack"
 )
 _MERGED = names(
-    "broadcast_in_dim exp tanh neg mul add sub div convert_element_type max min log rsqrt sqrt square select_n logistic"
+    "broadcast_in_dim exp tanh neg mul add sub div convert_element_type max min log rsqrt sqrt square select_n "
+    "logistic one_minus_square"
 )
 """Element-wise primitives whose result is told by operands, shape and dtype alone."""
 _SCALES = names("add sub mul div")

@@ -53,6 +53,8 @@ _FLOPS_PER_ELEMENT = {
     "asin": 7,
     "acos": 5,
     "exp2": 2,
+    "log2": 2,  # from JAX 0.12 on
+    "one_minus_square": 3,  # from JAX 0.12 on: (1 + x) (1 - x), of tanh's derivative and others
 }
 EXPANDED = tuple(name for name, flops in _FLOPS_PER_ELEMENT.items() if flops >= 30)
 """Primitives that XLA expands into so many cheap operations that it takes the whole for cheap, and repeats it."""
@@ -753,8 +755,9 @@ def _table(rule: Callable[[Any], Cost], names: str | Iterable[str]) -> dict[str,
 _RULES: dict[str, Callable[[Any], Cost]] = {
     **_table(
         _elementwise,
-        "add add_any sub mul div rem neg max min exp exp2 log log1p expm1 tanh logistic sin cos sqrt rsqrt pow square "
-        "abs sign floor ceil round erf erf_inv select_n clamp eq ne lt le gt ge and or not xor is_finite",
+        "add add_any sub mul div rem neg max min exp exp2 log log1p log2 expm1 tanh logistic sin cos sqrt rsqrt pow "
+        "square one_minus_square abs sign floor ceil round erf erf_inv select_n clamp eq ne lt le gt ge and or not xor "
+        "is_finite",
     ),
     **_table(
         _relabel,
