@@ -315,7 +315,7 @@ def test_the_budget_stands_beside_its_price():
     share = ui.budget.bytes / plan_save_everything(CHAIN).peak_bytes
     assert text.startswith(f"budget 13 MiB ({share:.0%} of save everything): predicted peak ")
     assert f"peak {format_bytes(ui.plan.peak_bytes)}, recompute +" in text
-    assert "predicted seconds" in text
+    assert "in the planner's seconds, by FLOPs and bytes moved" in text
     assert f"(+{ui.plan.recompute_fraction:.1%} FLOPs)" in text
 
 

@@ -513,7 +513,8 @@ class PlanExplorer(widgets.VBox):
         of_all = f"{budget / max(self._plain.peak_bytes, 1):.0%} of save everything"
         text = (
             f"budget <b>{format_bytes(budget)}</b> ({of_all}): predicted peak <b>{format_bytes(plan.peak_bytes)}</b>, "
-            f"recompute <b>+{percent:.1f}%</b> predicted seconds (+{plan.recompute_fraction:.1%} FLOPs)"
+            f"recompute <b>+{percent:.1f}%</b> in the planner's seconds, by FLOPs and bytes moved "
+            f"(+{plan.recompute_fraction:.1%} FLOPs)"
         )
         if self.budget.is_ready:
             low, high = self.budget.range_bytes
