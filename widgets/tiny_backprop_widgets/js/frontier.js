@@ -498,7 +498,7 @@ export function renderFrontier({ model, el }) {
   drawLegend();
   const stops = [
     stop,
-    onTheme(drawLegend),
+    onTheme(el, drawLegend),
     kernelNotice(model, root),
     onChange(model, ["_facts", "_measured"], () => {
       const [n, whole] = [plan.live.length, x0 <= 0 && x1 >= plan.live.length];

@@ -72,7 +72,7 @@ export function renderMarks({ model, el }) {
 
   draw();
   resized.observe(root.parentElement ?? root);
-  const stops = [onTheme(draw), onChange(model, ["_marks"], draw)];
+  const stops = [onTheme(el, draw), onChange(model, ["_marks"], draw)];
   return () => {
     resized.disconnect();
     for (const end of stops) end();

@@ -486,7 +486,7 @@ export function renderMemoryMap({ model, el }) {
   const stops = [
     stop,
     () => shown.disconnect(),
-    onTheme(drawLegend),
+    onTheme(el, drawLegend),
     kernelNotice(model, root),
     onChange(model, ["color_by"], () => {
       drawLegend();

@@ -260,7 +260,7 @@ export function renderPareto({ model, el }) {
 
   const resized = new ResizeObserver(draw);
   resized.observe(frame);
-  const stops = [onTheme(draw), onChange(model, ["_curve", "value"], draw)];
+  const stops = [onTheme(el, draw), onChange(model, ["_curve", "value"], draw)];
   return () => {
     resized.disconnect();
     for (const end of stops) end();

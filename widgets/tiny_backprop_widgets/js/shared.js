@@ -136,17 +136,20 @@ const DARK = {
 };
 
 /**
- * Whether the page around an element is dark: JupyterLab, VS Code and Colab say so, else its background does.
+ * Whether the ground of an element is dark: JupyterLab says so, else the nearest background does, for VS Code puts
+ * widgets on white in dark themes, too; where there is none, what VS Code or Colab says of the page.
  * @param {Element} el
  */
 export function isDark(el) {
   const body = document.body;
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
-  if (body.classList.contains("vscode-dark") || document.documentElement.getAttribute("theme") === "dark") return true;
   for (let at = /** @type {Element | null} */ (el); at; at = at.parentElement) {
     const rgb = (getComputedStyle(at).backgroundColor.match(/[\d.]+/g) ?? []).map(Number);
     if (rgb.length >= 3 && (rgb.length === 3 || rgb[3] > 0.5)) return rgb[0] + rgb[1] + rgb[2] < 384;
   }
+  const says = (/** @type {string} */ name) => body.classList.contains(`vscode-${name}`);
+  if (says("light") || says("high-contrast-light")) return false;
+  if (says("dark") || says("high-contrast") || document.documentElement.getAttribute("theme") === "dark") return true;
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
@@ -159,11 +162,12 @@ export function themeOf(el) {
 }
 
 /**
- * Call back when the page turns light or dark.
+ * Call back when the ground of an element turns light or dark.
+ * @param {HTMLElement} el
  * @param {() => void} callback
  * @returns {() => void} stops watching
  */
-export function onTheme(callback) {
+export function onTheme(el, callback) {
   const observer = new MutationObserver(callback);
   const options = {
     attributes: true,
@@ -173,8 +177,16 @@ export function onTheme(callback) {
   observer.observe(document.documentElement, options);
   const media = matchMedia("(prefers-color-scheme: dark)");
   media.addEventListener("change", callback);
+  // Front-ends draw a view first and then put it into the page, where its ground is.
+  const placed = new ResizeObserver(([{ contentRect }]) => {
+    if (!contentRect.width) return;
+    placed.disconnect();
+    callback();
+  });
+  if (!el.isConnected) placed.observe(el);
   return () => {
     observer.disconnect();
+    placed.disconnect();
     media.removeEventListener("change", callback);
   };
 }
@@ -243,7 +255,7 @@ export function canvasIn(parent, height, label, paint) {
   };
   const resized = new ResizeObserver(touch);
   resized.observe(canvas);
-  const stopTheme = onTheme(touch);
+  const stopTheme = onTheme(parent, touch);
   addEventListener("keydown", keepKey, true);
   const stop = () => {
     removeEventListener("keydown", keepKey, true);

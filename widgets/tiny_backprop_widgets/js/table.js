@@ -111,7 +111,7 @@ export function renderTable({ model, el }) {
   }
 
   draw();
-  const stops = [onTheme(themed), onChange(model, ["_rows"], later), onChange(model, ["value"], mark)];
+  const stops = [onTheme(el, themed), onChange(model, ["_rows"], later), onChange(model, ["value"], mark)];
   return () => {
     shown.disconnect();
     cancelAnimationFrame(request);
