@@ -331,6 +331,54 @@ def test_words_in_the_trade_off_do_not_touch_however_close_their_points_are(note
     assert book.problems == []
 
 
+# What the words of the knee and of this plan cover of the curve, whose pieces are horizontal and vertical.
+ON_CURVE = """() => {
+  const svg = document.querySelector('.tb-pareto svg'), frame = svg.getBoundingClientRect();
+  const path = document.querySelector('.tb-curve').getAttribute('d').slice(1);
+  const d = path.split('L').map((pair) => pair.split(',').map(Number));
+  const touches = (box) => d.slice(1).some(([x, y], i) =>
+    Math.min(x, d[i][0]) < box.right - frame.left && Math.max(x, d[i][0]) > box.left - frame.left
+    && Math.min(y, d[i][1]) < box.bottom - frame.top - 2 && Math.max(y, d[i][1]) > box.top - frame.top + 2);
+  return [...document.querySelectorAll('.tb-knee, .tb-this')].filter((e) => touches(e.getBoundingClientRect())).map(
+    (e) => e.textContent);
+}"""
+# MiB and percent of the plans for a 6-layer GPT, largest first, and of the policies.
+GPT_POINTS = [(266, 0), (245, 1.5), (203, 2.8), (189, 4.1), (168, 5.4), (154, 6.4), (141, 7.3), (133, 8), (118, 10)]
+GPT_POINTS += [(113, 10.8), (104, 12.4), (92, 14.3), (84, 15.9), (76, 17.5), (71, 18.9), (63, 21.8), (59, 22.6)]
+GPT_POINTS += [(55, 23.6), (48, 40.5), (45, 51)]
+GPT_POLICIES = [
+    ("nothing_saveable", 244, 37.5),
+    ("dots_with_no_batch_dims_saveable", 242, 22),
+    ("dots_saveable", 239, 21),
+]
+
+
+def test_words_in_the_trade_off_leave_its_curve_free_on_narrow_pages(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Trade-off")
+    book.run("ui.trade_off(n_points=4)")
+    page.evaluate("() => { const shell = window.jupyterapp.shell; shell.collapseLeft(); shell.collapseRight(); }")
+    book.run(
+        f"curve = ui.trade_off_view._curve; knee = 13\n"
+        f"point = lambda mib, percent: dict(curve['points'][0], peak_bytes=mib * 2**20, percent=percent)\n"
+        f"points = [point(*p) for p in {GPT_POINTS}]\n"
+        f"policies = [dict(point(mib, percent), name=name) for name, mib, percent in {GPT_POLICIES}]\n"
+        "ui.trade_off_view._curve = dict(curve, points=points, references=policies, knee=knee, current=points[knee])"
+    )
+    page.locator(f".tb-pareto [data-point='{len(GPT_POINTS) - 1}']").wait_for()
+    for width in (640, 800, 1280):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_function(
+            "w => innerWidth === w && document.querySelector('.tb-pareto svg').getAttribute('width')"
+            " === String(document.querySelector('.tb-pareto .tb-frame').clientWidth)",
+            arg=width,
+        )
+        assert page.evaluate(ON_CURVE) == []
+        assert page.evaluate(WORDS_OVERLAP) == []
+    assert book.problems == []
+
+
 SLOW = """
 def slow(w, x):
     for i in range(400):
@@ -886,6 +934,88 @@ def test_nothing_overflows_in_narrow_pages(notebook):
             open_tab(page, tab)
             page.wait_for_function(f"() => ({OVERFLOWS})().length === 0", timeout=5_000)
         assert not page.evaluate(MARKS_OVERLAP)
+    assert book.problems == []
+
+
+# Two buttons, before and after the explorer; what can be acted on inside; how it looks before it has the focus. Of rows
+# of a table, and of tabs, one is a stop of the Tab key: arrow keys go to the others.
+AROUND = """() => {
+  const root = document.querySelector('.tiny-backprop-explorer');
+  for (const [id, place] of [['tb-before', 'beforebegin'], ['tb-after', 'afterend']]) {
+    const button = document.createElement('button');
+    button.id = id;
+    root.insertAdjacentElement(place, button);
+  }
+}"""
+CAN_ACT = """
+  const root = document.querySelector('.tiny-backprop-explorer');
+  const look = (e) => { const s = getComputedStyle(e); return [s.outlineStyle, s.boxShadow, s.border].join(); };
+  const words = (e) => `${e.tagName}.${e.getAttribute('class')} ${e.title || e.textContent.slice(0, 40)}`;
+  const can = () => [...root.querySelectorAll('button, input, select, summary, canvas, [tabindex], [role], tbody tr')]
+    .filter((e) => e.matches('button, input, select, summary, canvas, [tabindex], [role=tab]'))
+    .filter((e) => e.checkVisibility() && e.getBoundingClientRect().width && !e.disabled);
+"""
+AT_REST = f"() => {{ {CAN_ACT} window.atRest = new Map(can().map((e) => [e, look(e)])); window.reached = new Set(); }}"
+STOP = f"""() => {{ {CAN_ACT}
+  const e = document.activeElement;
+  if (!root.contains(e)) return {{left: e.id || words(e)}};
+  window.reached.add(e);
+  return {{words: words(e), isSeen: window.atRest.get(e) !== look(e)}};
+}}"""
+MISSED = f"""() => {{ {CAN_ACT}
+  const group = (e) => e.closest('[role=tablist], [role=grid]');
+  const groups = [...window.reached].map(group);
+  return can().filter((e) => !window.reached.has(e) && !(group(e) && groups.includes(group(e)))).map(words);
+}}"""
+MOST_STOPS = 60
+LOOP = """
+def looped(w, x):
+    x, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=8)
+    return loss(w, x)
+
+ui = t.explore(looped, jax.ShapeDtypeStruct((64, 64), "float32"), jax.ShapeDtypeStruct((256, 64), "float32"))
+"""
+
+
+def name_of_focused(browser_tools):
+    """Return the name that the browser tells a screen reader for what has the focus."""
+    found = browser_tools.send("Runtime.evaluate", {"expression": "document.activeElement"})["result"]["objectId"]
+    nodes = browser_tools.send("Accessibility.getPartialAXTree", {"objectId": found, "fetchRelatives": False})["nodes"]
+    return nodes[0].get("name", {}).get("value", "").strip()
+
+
+def walk(page, key, start, end):
+    """Press Tab from one button around the explorer to the other, and return the stops between, with their names."""
+    browser_tools, stops = page.context.new_cdp_session(page), []
+    page.locator(f"#{start}").focus()
+    for _ in range(MOST_STOPS):
+        page.keyboard.press(key)
+        stop = page.evaluate(STOP)
+        if "left" in stop:
+            assert stop["left"] == end
+            return stops
+        stops.append(stop | {"name": name_of_focused(browser_tools)})
+    raise AssertionError(f"no way out by {key}: {stops[-3:]}")
+
+
+@pytest.mark.parametrize("strategy", ["budget", "height compression"])
+def test_tab_walks_through_everything_and_out_again(notebook, strategy):
+    book = opened(notebook, MODEL + LOOP, "ui")
+    page = book.page
+    book.run(f"ui.trade_off(n_points=4); ui.strategy.value = {strategy!r}; ui.verify(); None")
+    page.evaluate(AROUND)
+    for tab in TABS:
+        open_tab(page, tab)
+        page.locator("#tb-before").focus()
+        page.wait_for_timeout(500)  # what is drawn when its tab is shown, and looks that fade in
+        page.evaluate(AT_REST)
+        forward = walk(page, "Tab", "tb-before", "tb-after")
+        assert [s["words"] for s in forward if not s["isSeen"]] == []
+        assert [s["words"] for s in forward if not s["name"]] == []
+        assert page.evaluate(MISSED) == []
+        backward = walk(page, "Shift+Tab", "tb-after", "tb-before")
+        assert [s["words"] for s in backward] == [s["words"] for s in reversed(forward)]
+    assert book.run("print(ui.errors)") == "[]"
     assert book.problems == []
 
 
