@@ -667,6 +667,35 @@ def test_errors_show_in_place_and_the_explorer_goes_on(notebook):
     assert book.problems == []
 
 
+@pytest.mark.parametrize("strategy", ["height compression", "budget"])
+def test_a_replanning_that_raises_leaves_plan_and_map_as_they_were(notebook, strategy):
+    """Whoever plans: what is shown stays, what is verified too, and the next slider that works takes the error away."""
+    book = verified(notebook)
+    page = book.page
+    alert = page.locator(".tiny-backprop-explorer [role=alert]:visible")
+    peak, before = page.locator(PEAK).inner_text(), book.run("plan = ui.plan; print(plan)")
+    planner = {"height compression": "plan_height_compressed", "budget": "plan_budget"}[strategy]
+    book.run(
+        "from tiny_backprop_widgets import explorer\n"
+        f"real = explorer.{planner}\n"
+        f"def fails(*args, **kwargs): raise RuntimeError('no plan <b>today</b>')\n"
+        f"explorer.{planner} = fails"
+    )
+    page.get_by_role("button", name=strategy, exact=True).click()
+    alert.get_by_text("RuntimeError: no plan <b>today</b>").first.wait_for(timeout=60_000)
+    assert page.locator(PEAK).inner_text() == peak
+    assert page.locator(".tb-memory-map canvas").is_visible()
+    assert book.run("print(ui.plan is plan, [str(e) for e in ui.errors])") == "True ['no plan <b>today</b>']"
+    assert book.run("print(ui.plan)") == before
+    book.run(f"explorer.{planner} = real")
+    page.get_by_role("button", name="block size", exact=True).click()
+    page.locator(FIELD).first.fill("3")
+    page.locator(FIELD).first.press("Enter")
+    expect(book, blocks(3))
+    alert.wait_for(state="detached")
+    assert book.problems == []
+
+
 def test_a_function_that_raises_when_it_is_compiled_is_told_in_place(notebook):
     cell = MODEL + "ui = t.explore(lambda x: jnp.sin(jnp.sin(x)), jnp.ones(4))"
     book = opened(notebook, cell, "ui")
@@ -687,6 +716,26 @@ def test_a_kernel_that_was_restarted_is_told_in_place(notebook):
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     page.get_by_text("The kernel was restarted or is gone").wait_for(timeout=60_000)
     assert page.locator(".tb-frontier canvas").is_visible()
+    assert book.problems == []
+
+
+def test_a_memory_map_stays_when_the_kernel_is_restarted(notebook):
+    book = verified(notebook)
+    page = book.page
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.get_by_text("The kernel was restarted or is gone").first.wait_for(timeout=60_000)
+    page.evaluate(WAIT_FOR_KERNEL)
+    root = page.locator(".tb-memory-map")
+    root.locator("canvas").focus()
+    before = root.get_attribute("data-paints")
+    page.keyboard.press("+")  # what is drawn goes on without a kernel
+    page.wait_for_function(f"n => {MAP}.paints !== n", arg=before)
+    page.keyboard.press("n")
+    root.locator("tr[aria-selected=true]").wait_for()
+    assert root.locator(".tb-tip").is_visible()
+    page.evaluate(RUN_ALL)
+    page.wait_for_function("() => !document.querySelector('.tb-notice:not([hidden])')", timeout=60_000)
+    page.wait_for_selector(".tb-frontier[data-paints]")
     assert book.problems == []
 
 
@@ -748,6 +797,38 @@ def test_hostile_strings_neither_break_nor_inject(notebook, browser, tmp_path):
     assert 'data-view="memory_map"' in (tmp_path / "report.html").read_text()
     problems = check_report(browser, tmp_path)
     assert problems == []
+
+
+# What JAX lets dimensions be named is one word; the slider alone trusts no name.
+HOSTILE_DIMENSIONS = r"""
+LONG, RTL = "n" * 10_000, "\u05e9\u05dc\u05d5\u05dd"
+sizes = jax.export.symbolic_shape(f"{LONG}, {RTL}, 64")
+ui = t.explore(loss, params, jax.ShapeDtypeStruct(sizes, "float32"))
+from tiny_backprop_widgets.sliders import DimensionSlider
+alone = DimensionSlider(EVIL, 32, int, print)
+"""
+
+
+def test_hostile_names_of_dimensions_neither_break_nor_inject(notebook):
+    book = opened(notebook, HOSTILE + HOSTILE_DIMENSIONS, "display(alone)\nui")
+    page = book.page
+    labels = page.locator(".widget-slider .widget-label:visible")
+    assert labels.nth(0).inner_text().startswith("<img src=x")
+    assert [text[:4] for text in labels.all_inner_texts()[1:3]] == ["nnnn", "\u05e9\u05dc\u05d5\u05dd"]
+    page.locator(".tiny-backprop-explorer").locator(FIELD).nth(1).fill("5")
+    page.locator(".tiny-backprop-explorer").locator(FIELD).nth(1).press("Enter")
+    expect(book, "plan_blocks(ui._symbolic.at(**{LONG: 32, RTL: 5}), ui.block_size.value)")
+    (cut,) = page.evaluate(OVERFLOWS)
+    assert cut.startswith("LABEL.widget-label: nnnn")
+    assert labels.nth(1).evaluate("e => getComputedStyle(e).textOverflow") == "ellipsis"
+    assert len(labels.nth(1).get_attribute("title")) > 10_000
+    open_tab(page, "Code and export")
+    page.locator(".tiny-backprop-explorer pre", has_text="\u05e9\u05dc\u05d5\u05dd=5").wait_for()
+    assert page.evaluate(OVERFLOWS) == [cut]
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
 
 
 def check_report(browser, folder):
@@ -1058,4 +1139,28 @@ def loss(w, scale=1.0):
 def test_the_magic_opens_the_explorer(notebook):
     book = opened(notebook, MAGIC, "%memplan loss(jnp.ones((8, 8)), scale=2.0)")
     assert book.page.locator(PEAK).inner_text()
+    assert book.problems == []
+
+
+CELL_MAGIC = """%%memplan
+width = 8
+twice = lambda w: loss(w, scale=2.0)
+twice(jnp.ones((width, width)))
+"""
+
+
+def test_the_cell_magic_runs_its_cell_and_opens_the_explorer(notebook):
+    book = opened(notebook, MAGIC, CELL_MAGIC)
+    page = book.page
+    graph = "t.capture_gradient(twice, jnp.ones((width, width)))"
+    peak = book.run(
+        "import tiny_backprop as t; from tiny_backprop.units import format_bytes\n"
+        f"print(format_bytes(t.plan_blocks({graph}).peak_bytes))"
+    )
+    assert page.locator(PEAK).inner_text() == peak
+    page.locator(FIELD).first.fill("1")
+    page.locator(FIELD).first.press("Enter")
+    wanted = int(book.run(f"print(t.plan_blocks({graph}, 1).peak_bytes)"))
+    shown = book.run(f"print(format_bytes({wanted}))")
+    page.wait_for_function(SHOWS, arg=[PEAK, shown, wanted], timeout=30_000)
     assert book.problems == []
