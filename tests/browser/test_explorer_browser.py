@@ -367,7 +367,7 @@ def test_words_in_the_trade_off_leave_its_curve_free_on_narrow_pages(notebook):
         "ui.trade_off_view._curve = dict(curve, points=points, references=policies, knee=knee, current=points[knee])"
     )
     page.locator(f".tb-pareto [data-point='{len(GPT_POINTS) - 1}']").wait_for()
-    for width in (640, 800, 1280):
+    for width in (*range(520, 760, 20), 1280):
         page.set_viewport_size({"width": width, "height": 1400})
         page.wait_for_function(
             "w => innerWidth === w && document.querySelector('.tb-pareto svg').getAttribute('width')"
