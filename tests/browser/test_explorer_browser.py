@@ -331,6 +331,54 @@ def test_words_in_the_trade_off_do_not_touch_however_close_their_points_are(note
     assert book.problems == []
 
 
+# What the words of the knee and of this plan cover of the curve, whose pieces are horizontal and vertical.
+ON_CURVE = """() => {
+  const svg = document.querySelector('.tb-pareto svg'), frame = svg.getBoundingClientRect();
+  const path = document.querySelector('.tb-curve').getAttribute('d').slice(1);
+  const d = path.split('L').map((pair) => pair.split(',').map(Number));
+  const touches = (box) => d.slice(1).some(([x, y], i) =>
+    Math.min(x, d[i][0]) < box.right - frame.left && Math.max(x, d[i][0]) > box.left - frame.left
+    && Math.min(y, d[i][1]) < box.bottom - frame.top - 2 && Math.max(y, d[i][1]) > box.top - frame.top + 2);
+  return [...document.querySelectorAll('.tb-knee, .tb-this')].filter((e) => touches(e.getBoundingClientRect())).map(
+    (e) => e.textContent);
+}"""
+# MiB and percent of the plans for a 6-layer GPT, largest first, and of the policies.
+GPT_POINTS = [(266, 0), (245, 1.5), (203, 2.8), (189, 4.1), (168, 5.4), (154, 6.4), (141, 7.3), (133, 8), (118, 10)]
+GPT_POINTS += [(113, 10.8), (104, 12.4), (92, 14.3), (84, 15.9), (76, 17.5), (71, 18.9), (63, 21.8), (59, 22.6)]
+GPT_POINTS += [(55, 23.6), (48, 40.5), (45, 51)]
+GPT_POLICIES = [
+    ("nothing_saveable", 244, 37.5),
+    ("dots_with_no_batch_dims_saveable", 242, 22),
+    ("dots_saveable", 239, 21),
+]
+
+
+def test_words_in_the_trade_off_leave_its_curve_free_on_narrow_pages(notebook):
+    book = opened(notebook)
+    page = book.page
+    open_tab(page, "Trade-off")
+    book.run("ui.trade_off(n_points=4)")
+    page.evaluate("() => { const shell = window.jupyterapp.shell; shell.collapseLeft(); shell.collapseRight(); }")
+    book.run(
+        f"curve = ui.trade_off_view._curve; knee = 13\n"
+        f"point = lambda mib, percent: dict(curve['points'][0], peak_bytes=mib * 2**20, percent=percent)\n"
+        f"points = [point(*p) for p in {GPT_POINTS}]\n"
+        f"policies = [dict(point(mib, percent), name=name) for name, mib, percent in {GPT_POLICIES}]\n"
+        "ui.trade_off_view._curve = dict(curve, points=points, references=policies, knee=knee, current=points[knee])"
+    )
+    page.locator(f".tb-pareto [data-point='{len(GPT_POINTS) - 1}']").wait_for()
+    for width in (*range(520, 760, 20), 1280):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_function(
+            "w => innerWidth === w && document.querySelector('.tb-pareto svg').getAttribute('width')"
+            " === String(document.querySelector('.tb-pareto .tb-frame').clientWidth)",
+            arg=width,
+        )
+        assert page.evaluate(ON_CURVE) == []
+        assert page.evaluate(WORDS_OVERLAP) == []
+    assert book.problems == []
+
+
 SLOW = """
 def slow(w, x):
     for i in range(400):
@@ -619,6 +667,35 @@ def test_errors_show_in_place_and_the_explorer_goes_on(notebook):
     assert book.problems == []
 
 
+@pytest.mark.parametrize("strategy", ["height compression", "budget"])
+def test_a_replanning_that_raises_leaves_plan_and_map_as_they_were(notebook, strategy):
+    """Whoever plans: what is shown stays, what is verified too, and the next slider that works takes the error away."""
+    book = verified(notebook)
+    page = book.page
+    alert = page.locator(".tiny-backprop-explorer [role=alert]:visible")
+    peak, before = page.locator(PEAK).inner_text(), book.run("plan = ui.plan; print(plan)")
+    planner = {"height compression": "plan_height_compressed", "budget": "plan_budget"}[strategy]
+    book.run(
+        "from tiny_backprop_widgets import explorer\n"
+        f"real = explorer.{planner}\n"
+        f"def fails(*args, **kwargs): raise RuntimeError('no plan <b>today</b>')\n"
+        f"explorer.{planner} = fails"
+    )
+    page.get_by_role("button", name=strategy, exact=True).click()
+    alert.get_by_text("RuntimeError: no plan <b>today</b>").first.wait_for(timeout=60_000)
+    assert page.locator(PEAK).inner_text() == peak
+    assert page.locator(".tb-memory-map canvas").is_visible()
+    assert book.run("print(ui.plan is plan, [str(e) for e in ui.errors])") == "True ['no plan <b>today</b>']"
+    assert book.run("print(ui.plan)") == before
+    book.run(f"explorer.{planner} = real")
+    page.get_by_role("button", name="block size", exact=True).click()
+    page.locator(FIELD).first.fill("3")
+    page.locator(FIELD).first.press("Enter")
+    expect(book, blocks(3))
+    alert.wait_for(state="detached")
+    assert book.problems == []
+
+
 def test_a_function_that_raises_when_it_is_compiled_is_told_in_place(notebook):
     cell = MODEL + "ui = t.explore(lambda x: jnp.sin(jnp.sin(x)), jnp.ones(4))"
     book = opened(notebook, cell, "ui")
@@ -639,6 +716,26 @@ def test_a_kernel_that_was_restarted_is_told_in_place(notebook):
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     page.get_by_text("The kernel was restarted or is gone").wait_for(timeout=60_000)
     assert page.locator(".tb-frontier canvas").is_visible()
+    assert book.problems == []
+
+
+def test_a_memory_map_stays_when_the_kernel_is_restarted(notebook):
+    book = verified(notebook)
+    page = book.page
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.get_by_text("The kernel was restarted or is gone").first.wait_for(timeout=60_000)
+    page.evaluate(WAIT_FOR_KERNEL)
+    root = page.locator(".tb-memory-map")
+    root.locator("canvas").focus()
+    before = root.get_attribute("data-paints")
+    page.keyboard.press("+")  # what is drawn goes on without a kernel
+    page.wait_for_function(f"n => {MAP}.paints !== n", arg=before)
+    page.keyboard.press("n")
+    root.locator("tr[aria-selected=true]").wait_for()
+    assert root.locator(".tb-tip").is_visible()
+    page.evaluate(RUN_ALL)
+    page.wait_for_function("() => !document.querySelector('.tb-notice:not([hidden])')", timeout=60_000)
+    page.wait_for_selector(".tb-frontier[data-paints]")
     assert book.problems == []
 
 
@@ -700,6 +797,38 @@ def test_hostile_strings_neither_break_nor_inject(notebook, browser, tmp_path):
     assert 'data-view="memory_map"' in (tmp_path / "report.html").read_text()
     problems = check_report(browser, tmp_path)
     assert problems == []
+
+
+# What JAX lets dimensions be named is one word; the slider alone trusts no name.
+HOSTILE_DIMENSIONS = r"""
+LONG, RTL = "n" * 10_000, "\u05e9\u05dc\u05d5\u05dd"
+sizes = jax.export.symbolic_shape(f"{LONG}, {RTL}, 64")
+ui = t.explore(loss, params, jax.ShapeDtypeStruct(sizes, "float32"))
+from tiny_backprop_widgets.sliders import DimensionSlider
+alone = DimensionSlider(EVIL, 32, int, print)
+"""
+
+
+def test_hostile_names_of_dimensions_neither_break_nor_inject(notebook):
+    book = opened(notebook, HOSTILE + HOSTILE_DIMENSIONS, "display(alone)\nui")
+    page = book.page
+    labels = page.locator(".widget-slider .widget-label:visible")
+    assert labels.nth(0).inner_text().startswith("<img src=x")
+    assert [text[:4] for text in labels.all_inner_texts()[1:3]] == ["nnnn", "\u05e9\u05dc\u05d5\u05dd"]
+    page.locator(".tiny-backprop-explorer").locator(FIELD).nth(1).fill("5")
+    page.locator(".tiny-backprop-explorer").locator(FIELD).nth(1).press("Enter")
+    expect(book, "plan_blocks(ui._symbolic.at(**{LONG: 32, RTL: 5}), ui.block_size.value)")
+    (cut,) = page.evaluate(OVERFLOWS)
+    assert cut.startswith("LABEL.widget-label: nnnn")
+    assert labels.nth(1).evaluate("e => getComputedStyle(e).textOverflow") == "ellipsis"
+    assert len(labels.nth(1).get_attribute("title")) > 10_000
+    open_tab(page, "Code and export")
+    page.locator(".tiny-backprop-explorer pre", has_text="\u05e9\u05dc\u05d5\u05dd=5").wait_for()
+    assert page.evaluate(OVERFLOWS) == [cut]
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
 
 
 def check_report(browser, folder):
@@ -889,6 +1018,88 @@ def test_nothing_overflows_in_narrow_pages(notebook):
     assert book.problems == []
 
 
+# Two buttons, before and after the explorer; what can be acted on inside; how it looks before it has the focus. Of rows
+# of a table, and of tabs, one is a stop of the Tab key: arrow keys go to the others.
+AROUND = """() => {
+  const root = document.querySelector('.tiny-backprop-explorer');
+  for (const [id, place] of [['tb-before', 'beforebegin'], ['tb-after', 'afterend']]) {
+    const button = document.createElement('button');
+    button.id = id;
+    root.insertAdjacentElement(place, button);
+  }
+}"""
+CAN_ACT = """
+  const root = document.querySelector('.tiny-backprop-explorer');
+  const look = (e) => { const s = getComputedStyle(e); return [s.outlineStyle, s.boxShadow, s.border].join(); };
+  const words = (e) => `${e.tagName}.${e.getAttribute('class')} ${e.title || e.textContent.slice(0, 40)}`;
+  const can = () => [...root.querySelectorAll('button, input, select, summary, canvas, [tabindex], [role], tbody tr')]
+    .filter((e) => e.matches('button, input, select, summary, canvas, [tabindex], [role=tab]'))
+    .filter((e) => e.checkVisibility() && e.getBoundingClientRect().width && !e.disabled);
+"""
+AT_REST = f"() => {{ {CAN_ACT} window.atRest = new Map(can().map((e) => [e, look(e)])); window.reached = new Set(); }}"
+STOP = f"""() => {{ {CAN_ACT}
+  const e = document.activeElement;
+  if (!root.contains(e)) return {{left: e.id || words(e)}};
+  window.reached.add(e);
+  return {{words: words(e), isSeen: window.atRest.get(e) !== look(e)}};
+}}"""
+MISSED = f"""() => {{ {CAN_ACT}
+  const group = (e) => e.closest('[role=tablist], [role=grid]');
+  const groups = [...window.reached].map(group);
+  return can().filter((e) => !window.reached.has(e) && !(group(e) && groups.includes(group(e)))).map(words);
+}}"""
+MOST_STOPS = 60
+LOOP = """
+def looped(w, x):
+    x, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=8)
+    return loss(w, x)
+
+ui = t.explore(looped, jax.ShapeDtypeStruct((64, 64), "float32"), jax.ShapeDtypeStruct((256, 64), "float32"))
+"""
+
+
+def name_of_focused(browser_tools):
+    """Return the name that the browser tells a screen reader for what has the focus."""
+    found = browser_tools.send("Runtime.evaluate", {"expression": "document.activeElement"})["result"]["objectId"]
+    nodes = browser_tools.send("Accessibility.getPartialAXTree", {"objectId": found, "fetchRelatives": False})["nodes"]
+    return nodes[0].get("name", {}).get("value", "").strip()
+
+
+def walk(page, key, start, end):
+    """Press Tab from one button around the explorer to the other, and return the stops between, with their names."""
+    browser_tools, stops = page.context.new_cdp_session(page), []
+    page.locator(f"#{start}").focus()
+    for _ in range(MOST_STOPS):
+        page.keyboard.press(key)
+        stop = page.evaluate(STOP)
+        if "left" in stop:
+            assert stop["left"] == end
+            return stops
+        stops.append(stop | {"name": name_of_focused(browser_tools)})
+    raise AssertionError(f"no way out by {key}: {stops[-3:]}")
+
+
+@pytest.mark.parametrize("strategy", ["budget", "height compression"])
+def test_tab_walks_through_everything_and_out_again(notebook, strategy):
+    book = opened(notebook, MODEL + LOOP, "ui")
+    page = book.page
+    book.run(f"ui.trade_off(n_points=4); ui.strategy.value = {strategy!r}; ui.verify(); None")
+    page.evaluate(AROUND)
+    for tab in TABS:
+        open_tab(page, tab)
+        page.locator("#tb-before").focus()
+        page.wait_for_timeout(500)  # what is drawn when its tab is shown, and looks that fade in
+        page.evaluate(AT_REST)
+        forward = walk(page, "Tab", "tb-before", "tb-after")
+        assert [s["words"] for s in forward if not s["isSeen"]] == []
+        assert [s["words"] for s in forward if not s["name"]] == []
+        assert page.evaluate(MISSED) == []
+        backward = walk(page, "Shift+Tab", "tb-after", "tb-before")
+        assert [s["words"] for s in backward] == [s["words"] for s in reversed(forward)]
+    assert book.run("print(ui.errors)") == "[]"
+    assert book.problems == []
+
+
 def test_the_whole_graph_is_in_sight_at_any_width_until_it_is_moved(notebook):
     book = opened(notebook)
     page = book.page
@@ -928,4 +1139,28 @@ def loss(w, scale=1.0):
 def test_the_magic_opens_the_explorer(notebook):
     book = opened(notebook, MAGIC, "%memplan loss(jnp.ones((8, 8)), scale=2.0)")
     assert book.page.locator(PEAK).inner_text()
+    assert book.problems == []
+
+
+CELL_MAGIC = """%%memplan
+width = 8
+twice = lambda w: loss(w, scale=2.0)
+twice(jnp.ones((width, width)))
+"""
+
+
+def test_the_cell_magic_runs_its_cell_and_opens_the_explorer(notebook):
+    book = opened(notebook, MAGIC, CELL_MAGIC)
+    page = book.page
+    graph = "t.capture_gradient(twice, jnp.ones((width, width)))"
+    peak = book.run(
+        "import tiny_backprop as t; from tiny_backprop.units import format_bytes\n"
+        f"print(format_bytes(t.plan_blocks({graph}).peak_bytes))"
+    )
+    assert page.locator(PEAK).inner_text() == peak
+    page.locator(FIELD).first.fill("1")
+    page.locator(FIELD).first.press("Enter")
+    wanted = int(book.run(f"print(t.plan_blocks({graph}, 1).peak_bytes)"))
+    shown = book.run(f"print(format_bytes({wanted}))")
+    page.wait_for_function(SHOWS, arg=[PEAK, shown, wanted], timeout=30_000)
     assert book.problems == []

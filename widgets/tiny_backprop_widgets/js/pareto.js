@@ -11,6 +11,10 @@ const SIDES = [
   [-13, 16],
   [12, -21],
   [-13, 30],
+  [12, -35],
+  [-13, 44],
+  [12, -49],
+  [-13, 58],
   [13, 16],
   [-12, -7],
   [13, 30],
@@ -29,12 +33,29 @@ function shape(tag, attributes, text = "") {
   return el;
 }
 
+/** @param {{ peak_bytes: number, percent: number }} plan */
+function told({ peak_bytes, percent }) {
+  return `peak ${formatBytes(peak_bytes)}, recompute +${percent.toFixed(1)}%`;
+}
+
 /** How many elements a box touches. @param {DOMRect} box @param {Element[]} elements */
 function countCovered(box, elements) {
   return elements.filter((e) => {
     const its = e.getBoundingClientRect();
     return its.left < box.right + GAP && its.right > box.left - GAP && its.top < box.bottom && its.bottom > box.top;
   }).length;
+}
+
+/**
+ * Whether a box touches a line of horizontal and vertical pieces.
+ * @param {DOMRect} box @param {[number, number][]} corners
+ */
+function isCrossed(box, corners) {
+  return corners.slice(1).some(([x1, y1], i) => {
+    const [x0, y0] = corners[i];
+    const [left, right, top, bottom] = [Math.min(x0, x1), Math.max(x0, x1), Math.min(y0, y1), Math.max(y0, y1)];
+    return left < box.right + GAP && right > box.left - GAP && top < box.bottom && bottom > box.top;
+  });
 }
 
 /** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
@@ -116,11 +137,16 @@ export function renderPareto({ model, el }) {
         "stroke-dasharray": "2 3",
       }),
     );
-    const line = points.map(
-      (/** @type {any} */ p, /** @type {number} */ i) =>
-        `${i ? `H${x(p.peak_bytes)}V${y(p.percent)}` : `M${x(p.peak_bytes)},${y(p.percent)}`}`,
-    );
-    svg.append(shape("path", { d: line.join(""), fill: "none", stroke: theme.forward, "stroke-width": 1.5 }));
+    /** @type {[number, number][]} */
+    const corners = points.flatMap((/** @type {any} */ p, /** @type {number} */ i) => {
+      const before = points[Math.max(i - 1, 0)];
+      return [
+        [x(p.peak_bytes), y(before.percent)],
+        [x(p.peak_bytes), y(p.percent)],
+      ];
+    });
+    const line = { fill: "none", stroke: theme.forward, "stroke-width": 1.5, class: "tb-curve" };
+    svg.append(shape("path", { d: `M${corners.join("L")}`, ...line }));
     let free = Number.POSITIVE_INFINITY; // where the label above may reach down to
     for (const p of [...references].sort((one, other) => one.percent - other.percent)) {
       const [a, b] = [x(p.peak_bytes), y(p.percent)];
@@ -129,6 +155,9 @@ export function renderPareto({ model, el }) {
         stroke: theme.faint,
         "stroke-width": 2.5,
         fill: "none",
+        tabindex: 0,
+        role: "img",
+        "aria-label": `jax.checkpoint, ${p.name}: ${told(p)}`,
       });
       const low = Math.min(b + 4, free);
       free = low - 13;
@@ -155,10 +184,7 @@ export function renderPareto({ model, el }) {
       point.setAttribute("role", "button");
       point.setAttribute("aria-pressed", String(isChosen));
       point.setAttribute("data-point", String(i));
-      point.setAttribute(
-        "aria-label",
-        `plan with peak ${formatBytes(p.peak_bytes)}, recompute +${p.percent.toFixed(1)}%${isKnee ? ", the knee" : ""}`,
-      );
+      point.setAttribute("aria-label", `plan with ${told(p)}${isKnee ? ", the knee" : ""}`);
       point.addEventListener("click", () => choose(i));
       point.addEventListener("keydown", (e) => {
         const key = /** @type {KeyboardEvent} */ (e).key;
@@ -200,36 +226,40 @@ export function renderPareto({ model, el }) {
     if (drawing) drawing.remove();
     drawing = svg;
     frame.prepend(svg);
-    for (const [words, a, b] of labels) label(svg, words, a, b, width);
+    for (const [words, a, b] of labels) label(svg, words, a, b, corners);
     if (hadFocus && focused)
       /** @type {SVGElement | null} */ (svg.querySelector(`[data-point="${model.get("value") ?? focused}"]`))?.focus();
   }
 
   /**
-   * Put words beside a point, where they cover no other words and, if there is such a place, no other point.
-   * @param {SVGElement} svg @param {SVGElement} words @param {number} a @param {number} b @param {number} width
+   * Put words beside a point, inside the plot, where they cover no other words and, if there is such a place, neither
+   * another point nor the curve.
+   * @param {SVGElement} svg @param {SVGElement} words @param {number} a @param {number} b
+   * @param {[number, number][]} corners those of the curve
    */
-  function label(svg, words, a, b, width) {
+  function label(svg, words, a, b, corners) {
     const others = [...svg.querySelectorAll("text")];
     const marks = [...svg.querySelectorAll(".tb-point")];
     svg.append(words);
-    const covered = SIDES.map(([dx, dy]) => {
-      put(words, a + dx, b + dy, dx);
+    const wide = words.getBoundingClientRect().width;
+    const { left, top, width } = svg.getBoundingClientRect();
+    const places = SIDES.map(([dx, dy]) => {
+      const x = Math.max(MARGIN.left + GAP, Math.min(a + dx - (dx < 0 ? wide : 0), width - GAP - wide));
+      put(words, x, b + dy);
       const box = words.getBoundingClientRect();
-      const left = box.left - svg.getBoundingClientRect().left;
-      const isOutside =
-        left < MARGIN.left || left + box.width > width || b + dy < 11 || b + dy > HEIGHT - MARGIN.bottom;
-      return 1000 * Number(isOutside) + 100 * countCovered(box, others) + countCovered(box, marks);
+      const isOutside = b + dy < 11 || b + dy > HEIGHT - MARGIN.bottom;
+      const isOnCurve = isCrossed(new DOMRect(box.x - left, box.y - top, box.width, box.height), corners);
+      const covered = 100 * countCovered(box, others) + countCovered(box, marks) + Number(isOnCurve);
+      return { x, y: b + dy, cost: 1000 * Number(isOutside) + covered };
     });
-    const [dx, dy] = SIDES[covered.indexOf(Math.min(...covered))];
-    put(words, a + dx, b + dy, dx);
+    const { x, y } = places.reduce((best, place) => (place.cost < best.cost ? place : best));
+    put(words, x, y);
   }
 
-  /** @param {SVGElement} words @param {number} x @param {number} y @param {number} side */
-  function put(words, x, y, side) {
+  /** @param {SVGElement} words @param {number} x @param {number} y */
+  function put(words, x, y) {
     words.setAttribute("x", String(x));
     words.setAttribute("y", String(y));
-    words.setAttribute("text-anchor", side > 0 ? "start" : "end");
   }
 
   /** @param {Element} el @param {any} p @param {string} name @param {number} a @param {number} b */

@@ -257,8 +257,10 @@ export function canvasIn(parent, height, label, paint) {
   resized.observe(canvas);
   const stopTheme = onTheme(parent, touch);
   addEventListener("keydown", keepKey, true);
+  addEventListener("focusin", nameControl);
   const stop = () => {
     removeEventListener("keydown", keepKey, true);
+    removeEventListener("focusin", nameControl);
     resized.disconnect();
     stopTheme();
     cancelAnimationFrame(request);
@@ -278,6 +280,18 @@ function keepKey(e) {
   if (!own || e.ctrlKey || e.metaKey || e.altKey || e.shiftKey) return;
   own.setAttribute("data-lm-suppress-shortcuts", "true");
   setTimeout(() => own.removeAttribute("data-lm-suppress-shortcuts"));
+}
+
+/**
+ * Name a slider or a field by what stands beside it: ipywidgets names no handle, and hides the empty label of a field.
+ * @param {FocusEvent} e
+ */
+function nameControl(e) {
+  const at = /** @type {HTMLElement | null} */ (e.target);
+  if (!at?.matches?.(".tiny-backprop-explorer :is(.noUi-handle, .widget-readout, input)") || at.ariaLabel) return;
+  const label = /** @type {HTMLElement | null} */ (at.closest(".widget-inline-hbox")?.querySelector(".widget-label"));
+  const name = label?.textContent || at.title || label?.title;
+  if (name) at.setAttribute("aria-label", name);
 }
 
 /**

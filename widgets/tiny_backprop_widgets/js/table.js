@@ -3,7 +3,7 @@
 import { element, formatBytes, hideStandIn, onChange, onTheme, shortened, shortPath, themeOf } from "./shared.js";
 
 /**
- * A table whose rows can be chosen by mouse and keys.
+ * A table whose rows can be chosen by mouse and keys: one row is a stop of the Tab key, arrow keys go to the others.
  * @param {HTMLElement} root
  * @param {(value: number) => void} choose
  */
@@ -11,30 +11,46 @@ export function rowsIn(root, choose) {
   const caption = element("div", "tb-bar");
   const scroll = element("div", "tb-scroll");
   const table = element("table", "tb-table");
+  table.setAttribute("role", "grid");
   scroll.append(table);
   root.append(caption, scroll);
 
   /**
    * Show rows, each a number to choose it by, bytes and texts.
    * @param {string[]} header
-   * @param {[number, number, ...string[]][]} rows
+   * @param {[number, number, ...string[]][]} lines
    * @param {string} text the caption
    */
-  function fill(header, rows, text) {
+  function fill(header, lines, text) {
     caption.textContent = text;
+    table.setAttribute("aria-label", text);
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement);
+    const kept = table.contains(focused) ? focused?.dataset.value : undefined;
     const head = element("thead");
     const names = element("tr");
     for (const name of header) names.append(element("th", "", name));
     head.append(names);
     const body = element("tbody");
-    for (const [value, bytes, ...cells] of rows) body.append(row(value, [formatBytes(bytes), ...cells]));
+    for (const [value, bytes, ...cells] of lines) body.append(row(value, [formatBytes(bytes), ...cells]));
     table.replaceChildren(head, body);
+    if (kept !== undefined)
+      (rows().find((tr) => tr.dataset.value === kept) ?? rows()[0])?.focus({ preventScroll: true });
+  }
+
+  function rows() {
+    return /** @type {HTMLElement[]} */ ([...table.querySelectorAll("tbody tr")]);
+  }
+
+  /** Have Tab come to one row. @param {HTMLElement | undefined} stop */
+  function stopAt(stop) {
+    for (const tr of rows()) tr.tabIndex = tr === stop ? 0 : -1;
   }
 
   /** @param {number} value @param {string[]} cells */
   function row(value, cells) {
     const tr = element("tr");
-    tr.tabIndex = 0;
+    tr.tabIndex = -1;
+    tr.setAttribute("aria-label", cells.map((cell) => shortened(cell, 120)).join(", "));
     tr.dataset.value = String(value);
     for (const cell of cells) {
       const td = element("td", "", shortened(shortPath(cell), 120));
@@ -43,6 +59,7 @@ export function rowsIn(root, choose) {
       tr.append(td);
     }
     tr.addEventListener("click", () => choose(value));
+    tr.addEventListener("focus", () => stopAt(tr));
     tr.addEventListener("keydown", (e) => {
       const next =
         e.key === "ArrowDown" ? tr.nextElementSibling : e.key === "ArrowUp" ? tr.previousElementSibling : null;
@@ -57,9 +74,11 @@ export function rowsIn(root, choose) {
 
   /** Mark a row and bring it into sight, inside the table alone: the page stays where it is. @param {number | null} value */
   function mark(value) {
-    const rows = /** @type {HTMLElement[]} */ ([...table.querySelectorAll("tbody tr")]);
-    for (const tr of rows) tr.setAttribute("aria-selected", String(tr.dataset.value === String(value)));
-    for (const { offsetTop, offsetHeight } of rows.filter((tr) => tr.dataset.value === String(value))) {
+    const all = rows();
+    const marked = all.filter((tr) => tr.dataset.value === String(value));
+    for (const tr of all) tr.setAttribute("aria-selected", String(marked.includes(tr)));
+    stopAt(all.find((tr) => tr === document.activeElement) ?? marked[0] ?? all[0]);
+    for (const { offsetTop, offsetHeight } of marked) {
       const isInSight =
         offsetTop >= scroll.scrollTop + 24 && offsetTop + offsetHeight <= scroll.scrollTop + scroll.clientHeight;
       if (!isInSight) scroll.scrollTop = offsetTop - scroll.clientHeight / 2;
