@@ -1041,7 +1041,7 @@ STOP = f"""() => {{ {CAN_ACT}
   const e = document.activeElement;
   if (!root.contains(e)) return {{left: e.id || words(e)}};
   window.reached.add(e);
-  return {{words: words(e), isSeen: window.atRest.get(e) !== look(e)}};
+  return {{words: words(e), isSeen: window.atRest.has(e) && window.atRest.get(e) !== look(e)}};
 }}"""
 MISSED = f"""() => {{ {CAN_ACT}
   const group = (e) => e.closest('[role=tablist], [role=grid]');

@@ -18,18 +18,24 @@ LIVE = OUTPUT.format('<div class="cell-output-ipywidget-background"></div>')
 WHITE = "<style>.cell-output-ipywidget-background { background: white !important }</style>"
 CELL = f'<div id="container"><div class="cell_container">{LIVE}{OUTPUT.format("")}</div></div>'
 VIEWS = {"table": TableView, "frontier": FrontierView}
-# As a widget manager does: the view is drawn, and only then put into the page.
-SHOW = """async ([text, state]) => {
+MODEL = """([text, state]) => {
   const read = ([k, v]) => [k, v?.base64 === undefined ? v
     : new DataView(Uint8Array.from(atob(v.base64), (c) => c.charCodeAt(0)).buffer)];
   const traits = Object.fromEntries(Object.entries(JSON.parse(state)).map(read));
   const model = {get: (name) => traits[name], set() {}, save_changes() {}, on() {}, off() {}, send() {}};
-  const view = (await import(URL.createObjectURL(new Blob([text], {type: 'text/javascript'})))).default;
-  const el = document.createElement('div');
-  await view.render({model, el});
-  await new Promise(requestAnimationFrame);
-  document.querySelector('.cell-output-ipywidget-background').append(el);
+  return model;
 }"""
+# As a widget manager does: the view is drawn, and only then put into the page.
+SHOW = f"""async (given) => {{
+  const model = ({MODEL})(given);
+  const url = URL.createObjectURL(new Blob([given[0]], {{type: 'text/javascript'}}));
+  const view = (await import(window.url ??= url)).default;
+  const el = document.createElement('div');
+  const stop = await view.render({{model, el}});
+  (window.stops ??= []).push(stop);
+  await new Promise(requestAnimationFrame);
+  (document.querySelector('.cell-output-ipywidget-background') ?? document.body).append(el);
+}}"""
 SAVED = {"light": "rgb(0, 158, 115)", "dark": "rgb(31, 185, 140)"}  # the colour of what is saved
 
 
@@ -87,3 +93,21 @@ def test_a_live_view_hides_what_stands_in_for_it_and_leaves_no_gap(page, monkeyp
     page.locator(".tb-tensors td").first.wait_for()
     assert not page.locator("[class^=tiny-backprop-stand-in]").is_visible()
     assert output.evaluate("el => el.offsetHeight") == 0
+
+
+KEY_IS_KEPT = """() => {
+  const canvas = document.querySelector('.tb-frontier canvas');
+  canvas.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
+  return canvas.closest('[data-lm-suppress-shortcuts]') !== null;
+}"""
+
+
+def test_a_view_keeps_its_keys_when_another_one_is_closed(page):
+    page.set_content("<body>")
+    view = FrontierView(PLAN)
+    for _ in range(2):
+        page.evaluate(SHOW, [assets.module("frontier"), as_json(view.get_state())])
+    assert page.evaluate(KEY_IS_KEPT)
+    page.evaluate("() => window.stops[1]()")
+    page.wait_for_function("() => !document.querySelector('[data-lm-suppress-shortcuts]')")  # the key before is over
+    assert page.evaluate(KEY_IS_KEPT)

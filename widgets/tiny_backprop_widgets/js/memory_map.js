@@ -79,7 +79,7 @@ export function renderMemoryMap({ model, el }) {
   let hovered = -1;
   const depth = Math.min(
     MOST_BAR_ROWS,
-    facts.loops.reduce((d, l) => Math.max(d, l.depth + 1), 0),
+    facts.loops.reduce((/** @type {number} */ d, /** @type {{ depth: number }} */ l) => Math.max(d, l.depth + 1), 0),
   );
   const bottom = BOTTOM + depth * BAR;
   const label =

@@ -256,11 +256,12 @@ export function canvasIn(parent, height, label, paint) {
   const resized = new ResizeObserver(touch);
   resized.observe(canvas);
   const stopTheme = onTheme(parent, touch);
-  addEventListener("keydown", keepKey, true);
-  addEventListener("focusin", nameControl);
+  const listening = new AbortController(); // of this canvas: another one's listeners are the same functions
+  const { signal } = listening;
+  addEventListener("keydown", (e) => keepKey(e), { capture: true, signal });
+  addEventListener("focusin", (e) => nameControl(e), { signal });
   const stop = () => {
-    removeEventListener("keydown", keepKey, true);
-    removeEventListener("focusin", nameControl);
+    listening.abort();
     resized.disconnect();
     stopTheme();
     cancelAnimationFrame(request);
