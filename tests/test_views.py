@@ -652,3 +652,19 @@ def test_a_map_of_thousands_of_buffers_stays_small():
     state = view.get_state()
     n_bytes = sum(len(v) for v in state.values() if isinstance(v, bytes)) + len(json.dumps(view._strings))
     assert n_bytes < 100 * len(many)
+
+
+def test_a_model_whose_whole_is_one_scope_is_open_at_first_sight():
+    def loss(ws, x):
+        with jax.named_scope("Model"):
+            for i, w in enumerate(ws):
+                with jax.named_scope(f"layer{i}"):
+                    x = jnp.tanh(x @ w) * 2
+        return x.sum()
+
+    view = GraphView(capture_gradient(loss, [jnp.ones((4, 4))] * 12, jnp.ones((2, 4))))
+    layers = {f"layer{i}" for i in range(12)}
+    assert layers <= {box["lines"][0] for box in view._boxes if not box["open"]}
+    assert view.n_boxes < 40
+    view.collapse_all()
+    assert {box["lines"][0] for box in view._boxes if not box["open"]} & {"Model"} == {"Model"}

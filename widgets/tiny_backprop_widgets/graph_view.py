@@ -163,10 +163,10 @@ class GraphView(View):
     # ---- drawing ----
 
     def _start(self) -> None:
-        """Lay out the outline anew, closed."""
+        """Lay out the outline anew, closed but for what would show nothing if it were."""
         by_block = self._blocks() if self.group_by == "block" else None
         self._outline = Outline(self.graph, by_block)
-        self._opened = []
+        self._opened = [[g.start, g.end] for g in self._outline.bulky()]
         if self.graph.n_nodes <= _SMALL:
             self.expand_all()
         self._draw()

@@ -117,6 +117,16 @@ class Outline:
         names = [f"block {len(starts) - 1 - i if is_backward else i}" for i in order]
         return [Group(a, b, name, 0) for (a, b), name in zip(itertools.pairwise(bounds), names, strict=True)]
 
+    def bulky(self) -> list[Group]:
+        """Return the groups that hold most equations of what is around them, as the scope of a whole model does."""
+        found, todo = [], [*self.roots]
+        while todo:
+            around = todo.pop()
+            most = [g for g in self.children(around) if around.end - around.start < 2 * (g.end - g.start)]
+            found += [g for g in most if not g.is_equation]
+            todo += [g for g in most if not g.is_equation]
+        return found
+
     def path_to(self, node: int) -> list[Group]:
         """Return the groups that contain a node, from its phase down to the equation itself."""
         path = [next(g for g in self.roots if g.start <= node < g.end)]
