@@ -68,6 +68,7 @@ class FrontierView(View):
     _ops = traitlets.Bytes().tag(sync=True)
     _fates = traitlets.Bytes().tag(sync=True)
     _lives = traitlets.Bytes().tag(sync=True)
+    _life_bytes = traitlets.Bytes().tag(sync=True)
     _measured = traitlets.Bytes().tag(sync=True)
 
     def __init__(
@@ -122,7 +123,8 @@ class FrontierView(View):
                 self._value_bytes = packed(plan.graph.value_bytes, np.float64)
             self._live_bytes = packed(m.live_bytes, np.float64)
             self._steps, self._ops = packed(m.kernel_nodes, np.int32), packed(m.kernel_ops, np.uint8)
-            self._fates, self._lives = packed(fates(plan), np.uint8), packed(lives(plan), np.int32)
+            self._fates, (table, n_bytes) = packed(fates(plan), np.uint8), lives(plan)
+            self._lives, self._life_bytes = packed(table, np.int32), packed(n_bytes, np.float64)
             self._measured = b""
             self._facts = self._facts_of(plan, budget_bytes)
 

@@ -33,7 +33,7 @@ def tensor_html(plan: Plan, value: int, by_xla: str = "") -> str:
         facts.append(("input", graph.input_names[value]))
         facts += [("buffers of XLA", by_xla)] if by_xla else []
         return display.table([(name, text[:_MOST_LETTERS]) for name, text in facts])
-    table = lives(plan)
+    table, _ = lives(plan)
     spans = [f"{a} to {b}" for a, b in table[table[:, 0] == value, 1:].tolist()]
     word = plan.materialized.kernel_word
     nowhere = "none: it is computed where it is read, takes no bytes, or is never made"

@@ -66,20 +66,22 @@ def value_type(graph: Graph, v: int) -> str:
 
 
 @functools.lru_cache(maxsize=4)  # all views of one plan ask
-def lives(plan: Plan) -> np.ndarray:
+def lives(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Return when values are in memory: a row (value, first kernel, last kernel) for each buffer that holds one.
 
-    Values without bytes have none, nor have those in the memory of a donated argument. The bytes of the rows that
-    contain a kernel, and those of the outputs that are not yet made, add up to its live bytes. Kernels are steps where
-    the graph was made by hand; see `Plan.materialized`.
+    Values without bytes have none, nor have those in the memory of a donated argument. The bytes of the buffers whose
+    rows contain a kernel, and those of the outputs that are not yet made, add up to its live bytes. Kernels are steps
+    where the graph was made by hand; see `Plan.materialized`.
 
     Returns:
-      Int32 of shape (n_lives, 3), sorted by value and kernel.
+      Int32 of shape (n_lives, 3), sorted by value and kernel, and the bytes of each buffer: not always those of the
+      value, where it is held in another precision, or what is held is on the way to it.
     """
     m = plan.materialized
     keep = (m.values >= 0) & (m.n_bytes > 0) & ~m.is_in_argument
     table = np.array([m.values[keep], m.first[keep], m.last[keep]], np.int32).T
-    return table[np.lexsort((table[:, 1], table[:, 0]))]
+    order = np.lexsort((table[:, 1], table[:, 0]))
+    return table[order], m.n_bytes[keep][order]
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,18 +11,16 @@
 /**
  * The lives of values, sorted once for a plan: by size for choosing bands, by first step for stacking them.
  * @param {Int32Array} table rows of value, first step, last step
- * @param {Float64Array} valueBytes
+ * @param {Float64Array} bytes of the buffer of each
  * @returns {Lives}
  */
-export function livesOf(table, valueBytes) {
+export function livesOf(table, bytes) {
   const n = table.length / 3;
   const [value, first, last] = [new Int32Array(n), new Int32Array(n), new Int32Array(n)];
-  const bytes = new Float64Array(n);
   for (let i = 0; i < n; i += 1) {
     value[i] = table[3 * i];
     first[i] = table[3 * i + 1];
     last[i] = table[3 * i + 2];
-    bytes[i] = valueBytes[value[i]];
   }
   const bySize = Int32Array.from({ length: n }, (_, i) => i).sort((a, b) => bytes[b] - bytes[a] || a - b);
   const order = new Int32Array(n);

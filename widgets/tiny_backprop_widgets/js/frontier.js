@@ -56,11 +56,8 @@ function readStatic(model) {
   };
 }
 
-/**
- * @param {import("./shared.js").Model} model
- * @param {Float64Array} valueBytes
- */
-function readPlan(model, valueBytes) {
+/** @param {import("./shared.js").Model} model */
+function readPlan(model) {
   return {
     facts: model.get("_facts"),
     live: numbers(model, "_live_bytes", Float64Array),
@@ -68,7 +65,7 @@ function readPlan(model, valueBytes) {
     steps: numbers(model, "_steps", Int32Array),
     ops: numbers(model, "_ops", Uint8Array),
     fate: numbers(model, "_fates", Uint8Array),
-    lives: livesOf(numbers(model, "_lives", Int32Array), valueBytes),
+    lives: livesOf(numbers(model, "_lives", Int32Array), numbers(model, "_life_bytes", Float64Array)),
   };
 }
 
@@ -80,7 +77,7 @@ export function renderFrontier({ model, el }) {
   const legend = element("div", "tb-bar");
   root.append(legend);
   const program = readStatic(model);
-  let plan = readPlan(model, program.bytes);
+  let plan = readPlan(model);
   let [x0, x1] = [0, Math.max(1, plan.live.length)];
   /** @type {{ columns: import("./bands.js").Columns, runs: import("./bands.js").Run[], top: Float64Array } | null} */
   let drawn = null;
@@ -245,7 +242,7 @@ export function renderFrontier({ model, el }) {
     for (const { run, left, right, middle } of labels) {
       const from = Math.max(left, LEFT) + 4;
       const room = Math.min(right, LEFT + plotWidth()) - from - 4;
-      labelIn(c, theme, bandLabels(plan.lives.value[run.life]), from, middle, room);
+      labelIn(c, theme, bandLabels(run.life), from, middle, room);
     }
     c.strokeStyle = theme.mark;
     c.lineWidth = 2.5;
@@ -354,10 +351,10 @@ export function renderFrontier({ model, el }) {
     return [0, 1, 2].map((k) => program.strings[program.nodes[4 * node + k]]);
   }
 
-  /** @param {number} value */
-  function bandLabels(value) {
-    const [primitive, scope] = makerOf(value);
-    const bytes = formatBytes(program.bytes[value]);
+  /** @param {number} life */
+  function bandLabels(life) {
+    const [primitive, scope] = makerOf(plan.lives.value[life]);
+    const bytes = formatBytes(plan.lives.bytes[life]);
     return [...(scope ? [`${primitive} ${bytes} · ${scope}`] : []), `${primitive} ${bytes}`, bytes];
   }
 
@@ -366,8 +363,9 @@ export function renderFrontier({ model, el }) {
     const value = plan.lives.value[life];
     const node = program.values[2 * value];
     const [primitive, scope, source] = makerOf(value);
+    const [held, whole] = [plan.lives.bytes[life], program.bytes[value]];
     return [
-      `${formatBytes(program.bytes[value])}  ${program.strings[program.values[2 * value + 1]]}`,
+      `${formatBytes(held)}${held === whole ? "" : ` for ${formatBytes(whole)}`}  ${program.strings[program.values[2 * value + 1]]}`,
       `${FATES[plan.fate[value]]}; alive from ${plan.facts.word} ${plan.lives.first[life]} to ${plan.lives.last[life]}`,
       node < 0 ? primitive : `made by ${primitive}, node ${node}`,
       ...(scope ? [`in ${scope}`] : []),
@@ -503,7 +501,7 @@ export function renderFrontier({ model, el }) {
     onChange(model, ["_facts", "_measured"], () => {
       const [n, whole] = [plan.live.length, x0 <= 0 && x1 >= plan.live.length];
       Object.assign(program, readStatic(model));
-      plan = readPlan(model, program.bytes);
+      plan = readPlan(model);
       const scale = whole ? 0 : plan.live.length / Math.max(1, n);
       if (whole) all();
       else show(x0 * scale, x1 * scale);
