@@ -1032,8 +1032,8 @@ CAN_ACT = """
   const root = document.querySelector('.tiny-backprop-explorer');
   const look = (e) => { const s = getComputedStyle(e); return [s.outlineStyle, s.boxShadow, s.border].join(); };
   const words = (e) => `${e.tagName}.${e.getAttribute('class')} ${e.title || e.textContent.slice(0, 40)}`;
-  const can = () => [...root.querySelectorAll('button, input, select, summary, canvas, [tabindex], [role], tbody tr')]
-    .filter((e) => e.matches('button, input, select, summary, canvas, [tabindex], [role=tab]'))
+  const can = () => [...root.querySelectorAll(
+    'button, input, select, textarea, summary, canvas, a[href], [contenteditable=true], [tabindex], [role=tab]')]
     .filter((e) => e.checkVisibility() && e.getBoundingClientRect().width && !e.disabled);
 """
 AT_REST = f"() => {{ {CAN_ACT} window.atRest = new Map(can().map((e) => [e, look(e)])); window.reached = new Set(); }}"

@@ -18,6 +18,9 @@ class Latest(Generic[_T]):
         self._most = most
         self._made: dict[Hashable, _T] = {}
 
+    def __len__(self) -> int:
+        return len(self._made)
+
     def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """Return what was made for a key, or make it; two threads that ask at once may both make it."""
         with self._lock:
