@@ -23,7 +23,7 @@ from tiny_backprop_widgets.pareto_view import ParetoView
 N_POINTS = 24
 _N_STEPS = 1 + N_POINTS + 1 + len(POLICIES)
 _IDLE_SECONDS, _IDLE_SECONDS_UNASKED = 0.05, 1.0
-_MOST_NODES_UNASKED = 12_000  # a step takes tenths of a second at 10,000 nodes, all of them a quarter of a minute
+_MOST_NODES_UNASKED = 12_000  # a step takes tenths of a second at 10,000 nodes, all of them half a minute
 _HIDDEN = {"display": "none"}
 _NO_MORE = object()
 

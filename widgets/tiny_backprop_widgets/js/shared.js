@@ -256,7 +256,7 @@ export function canvasIn(parent, height, label, paint) {
   const resized = new ResizeObserver(touch);
   resized.observe(canvas);
   const stopTheme = onTheme(parent, touch);
-  const listening = new AbortController(); // of this canvas: another one's listeners are the same functions
+  const listening = new AbortController(); // functions of this canvas alone: one that stops leaves the others theirs
   const { signal } = listening;
   addEventListener("keydown", (e) => keepKey(e), { capture: true, signal });
   addEventListener("focusin", (e) => nameControl(e), { signal });
