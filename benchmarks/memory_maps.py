@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import tiny_backprop as tb
 from benchmarks.figures import Figure, abstract_gpt, print_figures
 from benchmarks.models import gpt
-from tiny_backprop.integration.jax.decode import decode
-from tiny_backprop.integration.jax.memory_map import MemoryMap
+from tiny_backprop.integration.jax.xla.decode import decode
+from tiny_backprop.integration.jax.xla.memory_map import MemoryMap
 from tiny_backprop.units import format_bytes
 
 _PER_LAYER = 6

@@ -32,7 +32,7 @@ import tiny_backprop as tb
 from benchmarks.figures import Figure, print_figures
 from benchmarks.models import gpt, resnet, small, unet, vit
 from tiny_backprop.plan.plan import predict_jax_gradient
-from tiny_backprop.plan.step_time import step_seconds
+from tiny_backprop.predict.step_time import step_seconds
 from tiny_backprop.units import format_bytes
 
 MODELS: dict[str, Callable[[], small.Example]] = {

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from oracle import Oracle
 
 from tiny_backprop import Graph, PlanError, plan_blocks, plan_save_everything
-from tiny_backprop.plan import CostModel, schedule
-from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.plan.certificate import certify
-from tiny_backprop.plan.relaxation import Phases, Relaxation
+from tiny_backprop.plan.search.bounds import working_set_bound
+from tiny_backprop.plan.search.relaxation import Phases, Relaxation
+from tiny_backprop.schedule.cost import CostModel
+from tiny_backprop.schedule.schedule import schedule
 
 
 @st.composite

@@ -25,7 +25,7 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.plan.budget import budget_range_bytes, count_budgets_ahead, ladder_of
-from tiny_backprop.plan.planner import Planner
+from tiny_backprop.plan.search.planner import Planner
 
 SEARCHES = (0.0, 0.05)
 

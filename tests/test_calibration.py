@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from tiny_backprop import CalibrationWarning, CostModel, MeasureError, calibrate
-from tiny_backprop.integration.jax import calibration, read_calibration
-from tiny_backprop.plan.cost import CLASSES
+from tiny_backprop.integration.jax import read_calibration
+from tiny_backprop.integration.jax.xla import calibration
+from tiny_backprop.schedule.cost import CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from jax import lax
 import tiny_backprop as tb
 from benchmarks.models import gpt
 from tiny_backprop.errors import MeasureError
-from tiny_backprop.integration.jax.correspondence import kernels_of_positions, pair_buffers
+from tiny_backprop.integration.jax.xla.correspondence import kernels_of_positions, pair_buffers
 
 CONFIG = gpt.GPTConfig(n_layers=2, width=32, n_heads=2, n_tokens=16, n_vocabulary=64, n_batch=2)
 LOSS, GPT_ARGS = gpt.example(CONFIG)

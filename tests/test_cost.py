@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from tiny_backprop.errors import TinyBackpropError
-from tiny_backprop.integration.jax.cost import (
+from tiny_backprop.integration.jax.capture.cost import (
     CostError,
     aval_bytes,
     convolution_flops,
@@ -244,7 +244,7 @@ def test_while_with_a_traced_bound_is_unknown():
 
 
 def test_random_bits_cost_what_the_compiled_program_does():
-    from tiny_backprop.integration.jax.hlo import count_flops
+    from tiny_backprop.integration.jax.xla.hlo import count_flops
 
     for impl in ("threefry2x32", "rbg"):
         key = jax.eval_shape(lambda impl=impl: jax.random.key(0, impl=impl))

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_backprop import Graph, PlanError, capture_gradient, plan_blocks, plan_height_compressed, plan_save_everything
-from tiny_backprop_widgets import DisplayError, dag, jaxpr_dag
+from tiny_backprop_widgets import DisplayError, jaxpr_dag
+from tiny_backprop_widgets.plots import dag
 
 SVG = "{http://www.w3.org/2000/svg}"
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="no dot: apt-get install graphviz")

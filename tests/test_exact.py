@@ -9,9 +9,10 @@ from test_bounds import budgets, tiny_graphs
 
 from tiny_backprop import Graph, Op, PlanError, plan_blocks, plan_save_everything
 from tiny_backprop.errors import BudgetError
-from tiny_backprop.plan import CostModel, schedule
 from tiny_backprop.plan.certificate import certify
 from tiny_backprop.plan.exact import plan_exact
+from tiny_backprop.schedule.cost import CostModel
+from tiny_backprop.schedule.schedule import schedule
 
 n_plans, n_proven = 0, 0
 

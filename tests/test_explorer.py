@@ -35,19 +35,10 @@ from tiny_backprop import (
 )
 from tiny_backprop.plan.budget import ladder_of
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import (
-    DisplayError,
-    ParetoView,
-    PlanExplorer,
-    cells,
-    explorer,
-    guard,
-    stand_in,
-    trade_off_panel,
-    verify_panel,
-    write_report,
-)
-from tiny_backprop_widgets.tensors import AtPeak, alive_at_peak, value_type
+from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, write_report
+from tiny_backprop_widgets.panels import cells, guard, trade_off_panel, verify_panel
+from tiny_backprop_widgets.views import stand_in
+from tiny_backprop_widgets.views.tensors import AtPeak, alive_at_peak, value_type
 
 GRAPH = chain(100, n_bytes=2**20)
 

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 from tiny_backprop.errors import TinyBackpropError
-from tiny_backprop.integration.jax.hlo import HloError, HloFlops, count_flops, parse_hlo, parse_shape
+from tiny_backprop.integration.jax.xla.hlo import HloError, HloFlops, count_flops, parse_hlo, parse_shape
 
 
 def array(*shape, dtype="float32"):

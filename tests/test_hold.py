@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import tiny_backprop as tb
-from tiny_backprop.integration.jax.hold import hold
+from tiny_backprop.integration.jax.run.hold import hold
 
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float8_e4m3fn, jnp.int4, jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_backprop import PlanError
-from tiny_backprop.plan.loops import LoopChoice, LoopSchedule
+from tiny_backprop.plan.loops.schedules import LoopChoice, LoopSchedule
 
 
 def play(schedule):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tiny_backprop import capture_gradient, height_compressed_value_and_grad, measure, plan_blocks
-from tiny_backprop_widgets.map_link import MapLink, _packed_texts
+from tiny_backprop_widgets.views.map_link import MapLink, _packed_texts
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'\u202e\U0001f600: a; b. " + "x" * 10_000
 

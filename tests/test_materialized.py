@@ -14,10 +14,10 @@ import tiny_backprop as tb
 from tests.graphs import training_graphs
 from tests.programs import KEY, PARAMS, loss
 from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.capture import Call, capture_program
-from tiny_backprop.integration.jax.rewrite import rewrite
-from tiny_backprop.plan.materialized import materialize
-from tiny_backprop.plan.unrolled import HELD, unroll
+from tiny_backprop.integration.jax.capture.capture import Call, capture_program
+from tiny_backprop.integration.jax.run.rewrite import rewrite
+from tiny_backprop.predict.materialized import materialize
+from tiny_backprop.predict.unrolled import HELD, unroll
 
 X, Y, W = (jax.random.normal(jax.random.key(i), (256, 256)) for i in range(3))
 X16, W16 = X.astype("bfloat16"), W.astype("bfloat16")

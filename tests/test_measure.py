@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tiny_backprop.errors import MeasureError, TinyBackpropError
-from tiny_backprop.integration.jax.measure import Measurement, measure
+from tiny_backprop.integration.jax.xla.measure import Measurement, measure
 
 KIB = 1024
 

@@ -20,15 +20,15 @@ from matplotlib.figure import Figure
 import tiny_backprop as tb
 from benchmarks.models import gpt
 from tiny_backprop import MeasureError, PlanError, measure
-from tiny_backprop.integration.jax import hlo, memory_map
-from tiny_backprop.integration.jax.assignment import Assignment, instruction_names, read_assignment
-from tiny_backprop.integration.jax.decode import decode
-from tiny_backprop.integration.jax.explain import OUTPUTS_TO_COME
-from tiny_backprop.integration.jax.lifetimes import follow
-from tiny_backprop.integration.jax.memory_map import GAP, MemoryMap, Program
-from tiny_backprop.integration.jax.op_names import phase_of, scope_of
+from tiny_backprop.integration.jax.xla import hlo, memory_map
+from tiny_backprop.integration.jax.xla.assignment import Assignment, instruction_names, read_assignment
+from tiny_backprop.integration.jax.xla.decode import decode
+from tiny_backprop.integration.jax.xla.explain import OUTPUTS_TO_COME
+from tiny_backprop.integration.jax.xla.lifetimes import follow
+from tiny_backprop.integration.jax.xla.memory_map import GAP, MemoryMap, Program
+from tiny_backprop.integration.jax.xla.op_names import phase_of, scope_of
 from tiny_backprop_widgets import DisplayError, plot_frontier, plot_memory_map
-from tiny_backprop_widgets.frontier import render
+from tiny_backprop_widgets.plots.frontier import render
 
 KIB = 1024
 
@@ -624,7 +624,7 @@ ENTRY %main (a: f32[256]) -> f32[256] {
 
 def test_asynchronous_instructions_keep_their_operands_until_they_are_done():
     places = {("x", ()): 0, ("inside", ()): 1, ("copy-start", (0,)): 2, ("y", ()): 3, ("z", ()): 4, ("r", ()): 5}
-    from tiny_backprop.integration.jax.assignment import Allocation, LogicalBuffer
+    from tiny_backprop.integration.jax.xla.assignment import Allocation, LogicalBuffer
 
     buffers = {i: LogicalBuffer(i, name, index, 0, 1024 * i, 1024) for (name, index), i in places.items()}
     assignment = Assignment({0: Allocation(0, 6 * 1024, "temp")}, buffers, {i: i for i in buffers})

@@ -29,10 +29,10 @@ from tiny_backprop import (
 )
 from tiny_backprop.analysis import loop_reports
 from tiny_backprop.plan.budget import BudgetPlanner
-from tiny_backprop.plan.loop_frontier import loop_frontier
-from tiny_backprop.plan.nested import with_choices, with_nested
-from tiny_backprop.plan.path import options, path
-from tiny_backprop.plan.schedule import schedule
+from tiny_backprop.plan.loops.frontier import loop_frontier
+from tiny_backprop.plan.loops.nested import with_choices, with_nested
+from tiny_backprop.plan.loops.path import options, path
+from tiny_backprop.schedule.schedule import schedule
 
 
 def in_order(graph):

@@ -12,8 +12,8 @@ from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_budget, plan_policy, plan_save_everything
 from tiny_backprop.plan.pareto import pareto_steps
 from tiny_backprop.plan.plan import predict_allocation
-from tiny_backprop.plan.planner import Planner
 from tiny_backprop.plan.policies import POLICIES
+from tiny_backprop.plan.search.planner import Planner
 
 
 def net(ws, x):

@@ -21,7 +21,8 @@ from tiny_backprop import (
     simulate,
 )
 from tiny_backprop.liveness import frontier
-from tiny_backprop.plan import block_starts, schedule
+from tiny_backprop.plan.blocks import block_starts
+from tiny_backprop.schedule.schedule import schedule
 
 
 def play_slowly(graph: Graph, plan: Plan) -> tuple[int, float]:

@@ -21,8 +21,8 @@ from tiny_backprop import (
     measure,
     plan_save_everything,
 )
-from tiny_backprop.integration.jax import gradient
-from tiny_backprop.plan.loops import LoopChoice
+from tiny_backprop.integration.jax.run import gradient
+from tiny_backprop.plan.loops.schedules import LoopChoice
 from tiny_backprop.units import format_bytes
 
 WIDTH = 8

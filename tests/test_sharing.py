@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_backprop import Graph
-from tiny_backprop.plan.fusion import fuse
-from tiny_backprop.plan.sharing import share
-from tiny_backprop.plan.unrolled import unroll
+from tiny_backprop.predict.fusion import fuse
+from tiny_backprop.predict.sharing import share
+from tiny_backprop.predict.unrolled import unroll
 
 PRIMITIVES = ("sort", "dot_general", "scatter-add", "exp", "reduce_sum", "reshape")
 

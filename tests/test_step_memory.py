@@ -12,15 +12,15 @@ from benchmarks.models import small
 from tests.programs import assert_close
 from tests.test_scans import rnn
 from tiny_backprop import LoopChoice, capture_gradient, height_compressed_value_and_grad, measure, plan_save_everything
-from tiny_backprop.integration.jax.call import Call
-from tiny_backprop.integration.jax.capture import capture_program
-from tiny_backprop.integration.jax.nested import nested_p
-from tiny_backprop.integration.jax.rewrite import rewrite
-from tiny_backprop.plan.nested import with_nested
-from tiny_backprop.plan.path import options
+from tiny_backprop.integration.jax.capture.call import Call
+from tiny_backprop.integration.jax.capture.capture import capture_program
+from tiny_backprop.integration.jax.run.nested import nested_p
+from tiny_backprop.integration.jax.run.rewrite import rewrite
+from tiny_backprop.plan.loops.nested import with_nested
+from tiny_backprop.plan.loops.path import options
 from tiny_backprop.plan.plan import predict_jax_gradient
-from tiny_backprop.plan.schedule import schedule
-from tiny_backprop.plan.step_memory import Body, predict_body
+from tiny_backprop.predict.step_memory import Body, predict_body
+from tiny_backprop.schedule.schedule import schedule
 
 X = jax.random.normal(jax.random.key(0), (64, 64, 32))
 W = 0.1 * jax.random.normal(jax.random.key(1), (32, 32))

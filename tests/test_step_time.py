@@ -25,9 +25,9 @@ from tiny_backprop import (
     plan_budget,
     plan_save_everything,
 )
-from tiny_backprop.plan import PRESETS, materialized
-from tiny_backprop.plan.cost import CLASSES, node_classes, node_costs
-from tiny_backprop.plan.nested import nested_plans
+from tiny_backprop.plan.loops.nested import nested_plans
+from tiny_backprop.predict import materialized
+from tiny_backprop.schedule.cost import CLASSES, PRESETS, node_classes, node_costs
 
 FREE = CostModel(flops_per_second=1e300, bytes_per_second=1e300)
 """A machine on which nothing takes time."""

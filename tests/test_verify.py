@@ -18,8 +18,8 @@ from tiny_backprop import (
     plan_blocks,
     plan_save_everything,
 )
-from tiny_backprop.integration.jax.measure import compiled_bytes
-from tiny_backprop.integration.jax.verify import plan_verified
+from tiny_backprop.integration.jax.run.verify import plan_verified
+from tiny_backprop.integration.jax.xla.measure import compiled_bytes
 
 
 def loss(ws, x):

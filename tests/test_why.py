@@ -7,7 +7,7 @@ import pytest
 from tests.graphs import chain
 from tests.programs import KEY, PARAMS, X, loss
 from tiny_backprop import PlanError, capture_gradient, plan_blocks, plan_budget, plan_save_everything
-from tiny_backprop.plan import Op
+from tiny_backprop.schedule.simulate import Op
 
 
 def test_a_chain_in_blocks():

@@ -104,7 +104,7 @@ class Nested:
       carry_bytes: Bytes of all carries together.
       overwrites: Of the forward and of the backward node, pairs of places: of an operand, and of the output that is
         written over it, step by step.
-      choice: How it is planned, as plain data; see `tiny_backprop.plan.nested`.
+      choice: How it is planned, as plain data; see `tiny_backprop.plan.loops.nested`.
     """
 
     kind: str

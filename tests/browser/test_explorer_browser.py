@@ -804,7 +804,7 @@ HOSTILE_DIMENSIONS = r"""
 LONG, RTL = "n" * 10_000, "\u05e9\u05dc\u05d5\u05dd"
 sizes = jax.export.symbolic_shape(f"{LONG}, {RTL}, 64")
 ui = t.explore(loss, params, jax.ShapeDtypeStruct(sizes, "float32"))
-from tiny_backprop_widgets.sliders import DimensionSlider
+from tiny_backprop_widgets.panels.sliders import DimensionSlider
 alone = DimensionSlider(EVIL, 32, int, print)
 """
 

@@ -13,11 +13,11 @@ from tiny_backprop import display
 from tiny_backprop.errors import GraphError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier, live_ranges
-from tiny_backprop.plan import Plan
 from tiny_backprop.plan.blocks import best_plan, plan_save_everything
-from tiny_backprop.plan.loop_frontier import LoopFrontier, loop_frontier
-from tiny_backprop.plan.nested import NestedPlan, nested_plans
-from tiny_backprop.plan.path import lower_bound_bytes
+from tiny_backprop.plan.loops.frontier import LoopFrontier, loop_frontier
+from tiny_backprop.plan.loops.nested import NestedPlan, nested_plans
+from tiny_backprop.plan.loops.path import lower_bound_bytes
+from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes, format_flops
 
 _OCTAVES_BY_LEVELS = {1: (0.0, 1.0, 2.0), 2: (0.5, 2.0), 3: (0.5, 2.0)}

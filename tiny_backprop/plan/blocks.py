@@ -21,11 +21,11 @@ import numpy as np
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import NEVER, crossing_bytes, first_backward_read
-from tiny_backprop.plan.loops import LoopChoice
-from tiny_backprop.plan.nested import by_choice, keeping_everything
+from tiny_backprop.plan.loops.nested import by_choice, keeping_everything
+from tiny_backprop.plan.loops.schedules import LoopChoice
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.schedule import schedule
-from tiny_backprop.plan.steps import Rerun
+from tiny_backprop.schedule.schedule import schedule
+from tiny_backprop.schedule.steps import Rerun
 
 _OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 

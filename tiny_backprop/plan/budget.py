@@ -18,11 +18,11 @@ from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import check_gradient, plan_makers, plan_save_everything
 from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
-from tiny_backprop.plan.cost import Cost, CostModel
 from tiny_backprop.plan.ladder import Counted, Ladder
-from tiny_backprop.plan.loops import LoopChoice
-from tiny_backprop.plan.nested import nested_plans, with_nested
+from tiny_backprop.plan.loops.nested import nested_plans, with_nested
+from tiny_backprop.plan.loops.schedules import LoopChoice
 from tiny_backprop.plan.plan import Plan, predict_allocation
+from tiny_backprop.schedule.cost import Cost, CostModel
 from tiny_backprop.units import parse_bytes
 
 _OCTAVES, _RUNGS_PER_OCTAVE = 12, 16  # of the ladder of memories

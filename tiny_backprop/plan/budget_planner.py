@@ -15,14 +15,14 @@ import numpy as np
 
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.cost import Cost, least_cost, node_costs
-from tiny_backprop.plan.loops import LoopChoice
-from tiny_backprop.plan.nested import by_choice, nested_plans, with_nested
-from tiny_backprop.plan.path import path
+from tiny_backprop.plan.loops.nested import by_choice, nested_plans, with_nested
+from tiny_backprop.plan.loops.path import path
+from tiny_backprop.plan.loops.schedules import LoopChoice
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.planner import Candidate, Planner
-from tiny_backprop.plan.schedule import schedule
-from tiny_backprop.plan.steps import peak_bytes
+from tiny_backprop.plan.search.planner import Candidate, Planner
+from tiny_backprop.schedule.cost import Cost, least_cost, node_costs
+from tiny_backprop.schedule.schedule import schedule
+from tiny_backprop.schedule.steps import peak_bytes
 from tiny_backprop.units import format_bytes
 
 _ROUNDING = 1e-9  # costs this close are the same, added up in another order

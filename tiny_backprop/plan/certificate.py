@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiny_backprop import display
-from tiny_backprop.plan.bounds import working_set_bound
-from tiny_backprop.plan.cost import Cost, cost_unit, node_costs
 from tiny_backprop.plan.exact import CLOSED, backward_order, recompute_cost, tighten
-from tiny_backprop.plan.relaxation import Phases, Relaxation
+from tiny_backprop.plan.search.bounds import working_set_bound
+from tiny_backprop.plan.search.relaxation import Phases, Relaxation
+from tiny_backprop.schedule.cost import Cost, cost_unit, node_costs
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
 
     First a linear programme with one moment, then, for graphs of up to a few thousand nodes, integer programmes with
     more, for as long as the time lasts: the bound may rise a little on a faster machine. See
-    `tiny_backprop.plan.relaxation`.
+    `tiny_backprop.plan.search.relaxation`.
 
     Args:
       plan: Any plan.

@@ -16,12 +16,12 @@ import numpy as np
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import best_plan
-from tiny_backprop.plan.bounds import working_set_bound
-from tiny_backprop.plan.cost import Cost, CostModel, node_costs
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.relaxation import Phases, Relaxation
-from tiny_backprop.plan.schedule import schedule
-from tiny_backprop.plan.simulate import Op
+from tiny_backprop.plan.search.bounds import working_set_bound
+from tiny_backprop.plan.search.relaxation import Phases, Relaxation
+from tiny_backprop.schedule.cost import Cost, CostModel, node_costs
+from tiny_backprop.schedule.schedule import schedule
+from tiny_backprop.schedule.simulate import Op
 
 CLOSED = 2e-5
 """A bound this close to a plan, in proportion to the cost of every node once, proves it optimal."""

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
-from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.plan import Plan
+from tiny_backprop.schedule.cost import node_costs
 from tiny_backprop.units import format_bytes
 
 _ROUNDING = 1e-9  # costs this close are the same, added up in another order

@@ -16,12 +16,12 @@ from tiny_backprop import display
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.blocks import check_count, check_gradient, plan_save_everything
-from tiny_backprop.plan.bounds import working_set_bound
 from tiny_backprop.plan.budget import budget_range_bytes, plan_budget
-from tiny_backprop.plan.cost import Cost, cost_unit, least_cost, node_costs
 from tiny_backprop.plan.exact import backward_order
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES, plan_policy
+from tiny_backprop.plan.search.bounds import working_set_bound
+from tiny_backprop.schedule.cost import Cost, cost_unit, least_cost, node_costs
 from tiny_backprop.units import format_bytes
 
 

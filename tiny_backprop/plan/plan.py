@@ -16,12 +16,12 @@ from tiny_backprop import display
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph, read_json
 from tiny_backprop.liveness import frontier
-from tiny_backprop.plan import step_time
-from tiny_backprop.plan.cost import Cost, cost_model, node_costs
 from tiny_backprop.plan.latest import Latest
-from tiny_backprop.plan.materialized import Materialized, by_liveness, materialize
-from tiny_backprop.plan.nested import NestedPlan, keeping_everything, nested_plans, with_choices
-from tiny_backprop.plan.simulate import Op, Timeline, simulate
+from tiny_backprop.plan.loops.nested import NestedPlan, keeping_everything, nested_plans, with_choices
+from tiny_backprop.predict import step_time
+from tiny_backprop.predict.materialized import Materialized, by_liveness, materialize
+from tiny_backprop.schedule.cost import Cost, cost_model, node_costs
+from tiny_backprop.schedule.simulate import Op, Timeline, simulate
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Plan:
         return predict_allocation(self.graph, self.timeline.steps)
 
     def step_seconds(self, cost: Cost = "seconds") -> float:
-        """Predict how long a step of the gradient takes; see `tiny_backprop.plan.step_time`.
+        """Predict how long a step of the gradient takes; see `tiny_backprop.predict.step_time`.
 
         Meant for ratios between plans: seconds themselves can be wrong by a factor of two or three.
         Takes a fraction of what the prediction of memory takes, whose kernels it prices. A graph made by hand is priced

@@ -13,9 +13,9 @@ import numpy as np
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import LITERAL, Graph
 from tiny_backprop.plan.blocks import check_gradient
-from tiny_backprop.plan.nested import keeping_everything
+from tiny_backprop.plan.loops.nested import keeping_everything
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.schedule import schedule
+from tiny_backprop.schedule.schedule import schedule
 
 
 def plan_policy(graph: Graph, policy: str) -> Plan:

@@ -11,9 +11,9 @@ from tiny_backprop import display
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph, Node, Value
 from tiny_backprop.plan.budget import plan_budget
-from tiny_backprop.plan.cost import node_costs
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.simulate import Op
+from tiny_backprop.schedule.cost import node_costs
+from tiny_backprop.schedule.simulate import Op
 from tiny_backprop.units import format_bytes, format_flops
 
 _MOST_STEPS = 12  # budgets that are asked, each way

@@ -17,27 +17,27 @@ from typing import Any
 import ipywidgets as widgets
 import jax
 
-from tiny_backprop import capture_gradient, capture_symbolic_gradient, display, height_compressed_value_and_grad
-from tiny_backprop.analysis import loop_reports
+from tiny_backprop import display
+from tiny_backprop.analysis.report import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax import Measurement, read_calibration
-from tiny_backprop.integration.jax.call import Call, check_donate_argnums
-from tiny_backprop.integration.jax.symbolic import has_symbolic_dimensions
-from tiny_backprop.plan import CostModel, Pareto, Plan, plan_blocks, plan_budget, plan_height_compressed
-from tiny_backprop.plan import plan_save_everything as save_everything
+from tiny_backprop.integration.jax.capture.call import Call, check_donate_argnums
+from tiny_backprop.integration.jax.capture.capture import capture_gradient
+from tiny_backprop.integration.jax.capture.symbolic import capture_symbolic_gradient, has_symbolic_dimensions
+from tiny_backprop.integration.jax.run.gradient import height_compressed_value_and_grad
+from tiny_backprop.integration.jax.xla.calibration import read_calibration
+from tiny_backprop.integration.jax.xla.measure import Measurement
+from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed
+from tiny_backprop.plan.blocks import plan_save_everything as save_everything
+from tiny_backprop.plan.budget import plan_budget
+from tiny_backprop.plan.pareto import Pareto
+from tiny_backprop.plan.plan import Plan
+from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.compiling import Program
-from tiny_backprop_widgets.dag import has_dot, jaxpr_dag
-from tiny_backprop_widgets.frontier import export_frontier, plot_frontier, render
-from tiny_backprop_widgets.frontier_view import FrontierView
-from tiny_backprop_widgets.graph_view import GraphView
-from tiny_backprop_widgets.guard import Guard
-from tiny_backprop_widgets.map_link import MapLink
-from tiny_backprop_widgets.memory_map_view import MemoryMapView
-from tiny_backprop_widgets.pareto_view import ParetoView
-from tiny_backprop_widgets.report import PRICE_HEADER, price_rows, write_report
-from tiny_backprop_widgets.sliders import (
+from tiny_backprop_widgets.exports.report import PRICE_HEADER, price_rows, write_report
+from tiny_backprop_widgets.panels.compiling import Program
+from tiny_backprop_widgets.panels.guard import Guard
+from tiny_backprop_widgets.panels.sliders import (
     MAX_LEVELS,
     STYLE,
     BlockSizeSlider,
@@ -45,12 +45,19 @@ from tiny_backprop_widgets.sliders import (
     DimensionSlider,
     LevelsSlider,
 )
-from tiny_backprop_widgets.source import tensor_html
-from tiny_backprop_widgets.stand_in import hidden_stand_in, show_with_stand_in
-from tiny_backprop_widgets.table_view import TableView
-from tiny_backprop_widgets.trade_off_panel import N_POINTS, TradeOffPanel
-from tiny_backprop_widgets.verify_panel import VerifyPanel
-from tiny_backprop_widgets.view import with_pictures
+from tiny_backprop_widgets.panels.trade_off_panel import N_POINTS, TradeOffPanel
+from tiny_backprop_widgets.panels.verify_panel import VerifyPanel
+from tiny_backprop_widgets.plots.dag import has_dot, jaxpr_dag
+from tiny_backprop_widgets.plots.frontier import export_frontier, plot_frontier, render
+from tiny_backprop_widgets.views.frontier_view import FrontierView
+from tiny_backprop_widgets.views.graph_view import GraphView
+from tiny_backprop_widgets.views.map_link import MapLink
+from tiny_backprop_widgets.views.memory_map_view import MemoryMapView
+from tiny_backprop_widgets.views.pareto_view import ParetoView
+from tiny_backprop_widgets.views.source import tensor_html
+from tiny_backprop_widgets.views.stand_in import hidden_stand_in, show_with_stand_in
+from tiny_backprop_widgets.views.table_view import TableView
+from tiny_backprop_widgets.views.view import with_pictures
 
 _DEFAULTS = {"argnums": 0, "has_aux": False, "donate_argnums": ()}
 _MAX_BOXES = 120

@@ -1,0 +1,1 @@
+"""From a plan to the gradient that runs; imports `xla`, `capture` and below."""

@@ -1,0 +1,131 @@
+"""`checkpoint`: the same function, with a planned reverse pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tiny_backprop.errors import PlanError
+from tiny_backprop.integration.jax.capture.call import Call
+from tiny_backprop.integration.jax.capture.capture import capture_program
+from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
+from tiny_backprop.integration.jax.wrapper import FunctionWrapper
+from tiny_backprop.plan.loops.schedules import LoopChoice
+from tiny_backprop.plan.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Checkpointed:
+    planned: PlannedProgram
+    constants: Sequence[Any]
+    run: Callable[..., Any]
+
+
+class Checkpointed(FunctionWrapper):
+    """A function with a planned reverse pass; made by `checkpoint`."""
+
+    def __init__(self, fun: Callable[..., Any], request: Request):
+        if not callable(fun):
+            raise PlanError(f"the function to checkpoint must be callable; found {type(fun).__name__}")
+        super().__init__(fun)
+        self._fun, self._request = fun, request
+        self._programs = ProgramCache[_Checkpointed]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the function returns."""
+        call, made = self._programs.find(self._make, self._fun, args, kwargs)
+        return made.planned.program.outputs.unflatten(made.run([*made.constants, *call.arrays]))
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
+        _, made = self._programs.find(self._make, self._fun, args, kwargs)
+        return made.planned.plan
+
+    def _make(self, call: Call) -> _Checkpointed:
+        program, constants = capture_program(call, None)
+        planned = PlannedProgram.make(program, self._request)
+        return _Checkpointed(planned, constants, _with_planned_reverse(planned))
+
+
+def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:
+    """Return the flat function of constants and arguments, its reverse pass that of the plan."""
+    program = planned.program
+    plain, forward, backward = jax.jit(planned.plain), jax.jit(planned.forward), jax.jit(planned.backward)
+
+    @jax.custom_vjp
+    def run(inputs: Sequence[Any]) -> list[Any]:
+        return plain(inputs)
+
+    def run_forward(inputs: Sequence[Any]) -> tuple[list[Any], Any]:
+        outs = forward(inputs)
+        return outs[: planned.n_outs], (inputs, outs[planned.n_outs :])
+
+    def run_backward(residuals: Any, cotangents: Sequence[Any]) -> tuple[list[Any]]:
+        inputs, saved = residuals
+        gradients = backward(inputs, saved, [cotangents[i] for i in program.cotangent_of])
+        by_input = dict(zip(program.differentiated, gradients, strict=True))
+        return ([by_input.get(i, _no_gradient(x)) for i, x in enumerate(inputs)],)
+
+    run.defvjp(run_forward, run_backward)
+    return run
+
+
+def _no_gradient(x: Any) -> Any:
+    """Return what `custom_vjp` wants for an input without gradient, zeros or float0 zeros."""
+    if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
+        return jax.numpy.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+def checkpoint(
+    fun: Callable[..., Any] | None = None,
+    *,
+    block_size: int | None = None,
+    levels: int | None = None,
+    plan: Plan | None = None,
+    budget: int | float | str | None = None,
+    loops: LoopChoice | None = None,
+) -> Any:
+    """Return a function with the same values as `fun` and a planned reverse pass.
+
+    Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. It is the plan for
+    differentiating by everything of floating-point or complex dtype, traced values that `fun` closes over included; put
+    what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
+    through. The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
+    higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any `jax.custom_vjp`.
+
+    Args:
+      fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
+        decorator with options.
+      block_size: Forward nodes per block, in loops steps; see `plan_blocks`.
+      levels: Levels of checkpointing; see `plan_height_compressed`. No step of a loop runs again more often. Without
+        `block_size`, `levels`, `plan` and `budget`, the block size with the smallest predicted peak among some that are
+        tried.
+      plan: A plan made before for this function and these shapes, as `checkpoint(fun).plan(*args)` returns it.
+      budget: The bytes that the function's activations and gradients may take together; see `plan_budget`.
+      loops: How loops are reversed; see `height_compressed_grad`.
+
+    Returns:
+      The function; `.plan(*args)` returns its plan for arguments or `jax.ShapeDtypeStruct` objects.
+
+    Raises:
+      PlanError: `block_size` or `levels` is not a whole number of at least 1, more than one way to plan is given, or,
+        when called, `plan` does not fit.
+      BudgetError: When called: no plan was found within the budget.
+      CaptureError: When called: the function cannot be differentiated in reverse mode.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> f = checkpoint(lambda x: jnp.sin(jnp.sin(x)), block_size=1)
+      >>> float(jax.grad(f)(0.0))
+      1.0
+    """
+    if fun is None:
+        options = {"block_size": block_size, "levels": levels, "plan": plan, "budget": budget, "loops": loops}
+        return functools.partial(checkpoint, **options)
+    return Checkpointed(fun, Request(block_size, levels, plan, budget, loops=loops))

@@ -1,0 +1,1 @@
+"""Files that stand alone: the report and its page; imports `views`."""

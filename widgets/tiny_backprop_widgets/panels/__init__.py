@@ -1,0 +1,1 @@
+"""Controls and their answers: sliders, trade-off, verification; imports `views`."""

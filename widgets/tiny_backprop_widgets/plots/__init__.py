@@ -1,0 +1,1 @@
+"""Still pictures: frontiers, trade-offs, memory maps, graphs; imports the core."""

@@ -1,0 +1,1 @@
+"""Live views in a notebook, each with its JavaScript; imports `plots`."""
