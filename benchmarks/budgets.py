@@ -27,7 +27,7 @@ import tiny_backprop as tb
 from benchmarks.demo import MOST_EPSILONS, difference
 from benchmarks.figures import Figure, figures_table, print_figures
 from benchmarks.models import flax_gpt2, gpt, resnet, unet, vit
-from tiny_backprop.plan.budget import BudgetPlanner
+from tiny_backprop.plan.strategies.budget_planner import BudgetPlanner
 from tiny_backprop.units import format_bytes
 
 STOCK_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")

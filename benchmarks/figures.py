@@ -24,7 +24,7 @@ from tqdm import tqdm
 import tiny_backprop as tb
 from benchmarks.demo import MOST_EPSILONS, MOST_FLOPS_RATIO, MOST_TEMP_RATIO, Difference, best_row, difference
 from benchmarks.models import flax_gpt2, gpt
-from tiny_backprop.plan.budget import budget_range_bytes
+from tiny_backprop.plan.strategies.budget import budget_range_bytes
 from tiny_backprop.predict.materialized import Materialized
 from tiny_backprop.units import format_bytes
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 import tiny_backprop as tb
 from benchmarks.figures import Figure, print_figures
 from benchmarks.models import gpt, resnet, small, unet, vit
-from tiny_backprop.plan.plan import predict_jax_gradient
+from tiny_backprop.plan.baseline import predict_jax_gradient
 from tiny_backprop.predict.step_time import step_seconds
 from tiny_backprop.units import format_bytes
 

@@ -16,7 +16,7 @@ from tiny_backprop import (
     plan_save_everything,
     simulate,
 )
-from tiny_backprop.plan.budget import budget_range_bytes
+from tiny_backprop.plan.strategies.budget import budget_range_bytes
 
 
 def loss(ws, x):

@@ -24,8 +24,8 @@ from tiny_backprop import (
     plan_budget,
     plan_save_everything,
 )
-from tiny_backprop.plan.budget import budget_range_bytes, count_budgets_ahead, ladder_of
 from tiny_backprop.plan.search.planner import Planner
+from tiny_backprop.plan.strategies.budget import budget_range_bytes, count_budgets_ahead
 
 SEARCHES = (0.0, 0.05)
 
@@ -296,7 +296,7 @@ def test_identical_layers_share_their_menus():
     ws = [jax.ShapeDtypeStruct((32, 64), "float32")] * 48
     graph = capture_gradient(loss, ws, jax.ShapeDtypeStruct((128, 32), "float32"))
     plan_budget(graph, 0.3)
-    (point,) = ladder_of(graph, "seconds").planner.points
+    (point,) = sweep_of(graph, "seconds").planner.points
     segments, menus = max(Planner.of(point, "seconds")._menus.values(), key=lambda pair: pair[0].n_blocks)
     assert segments.n_blocks >= 40
     assert len({id(menu) for menu in menus}) <= 8
@@ -315,15 +315,15 @@ def captured():
 def test_what_is_counted_ahead_is_what_budgets_ask_for_and_changes_no_plan():
     graph, alike = captured(), captured()
     n_steps = sum(1 for _ in count_budgets_ahead(graph))
-    ladder = ladder_of(graph, "seconds")
-    n_counted = len(ladder.counted)
-    assert n_counted > 27  # the plans in blocks, and rungs
+    sweep = sweep_of(graph, "seconds")
+    n_counted = len(sweep.counted)
+    assert n_counted > 27  # the plans in blocks, and trials of memory limits
     assert n_steps >= n_counted - 1  # one at a time; the program as it is comes with the first
     least, most = budget_range_bytes(graph)
     assert (least, most) == budget_range_bytes(alike)
     for budget in np.geomspace(least, most, 60).astype(int).tolist():
         assert plan_budget(graph, budget) == plan_budget(alike, budget)
-    assert len(ladder.counted) == n_counted
+    assert len(sweep.counted) == n_counted
 
 
 def test_a_graph_made_by_hand_is_not_planned_ahead():

@@ -11,7 +11,7 @@ import pytest
 import tiny_backprop as tb
 from tests.programs import assert_close
 from tiny_backprop import CaptureError, Graph, GraphError
-from tiny_backprop.plan.plan import predict_jax_gradient
+from tiny_backprop.plan.baseline import predict_jax_gradient
 
 SQUARE = jax.ShapeDtypeStruct((256, 256), "float32")
 TALL = jax.ShapeDtypeStruct((2048, 256), "float32")

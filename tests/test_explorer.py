@@ -33,7 +33,6 @@ from tiny_backprop import (
     plan_height_compressed,
     plan_save_everything,
 )
-from tiny_backprop.plan.budget import ladder_of
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, write_report
 from tiny_backprop_widgets.panels import cells, guard, trade_off_panel, verify_panel
@@ -540,15 +539,15 @@ def test_an_explorer_that_is_shown_is_ready_for_budgets_before_one_is_chosen(mon
         search = ui._trade_off.search
     search.join(60)
     assert ui.strategy.value == "block size"
-    ladder = ladder_of(ui.graph, "seconds")
-    counted = len(ladder.counted)
+    sweep = sweep_of(ui.graph, "seconds")
+    counted = len(sweep.counted)
     ui.strategy.value = "budget"
     assert ui.budget.knee_bytes == ui.trade_off_view.pareto.knee.peak_bytes
     alike = capture_gradient(loss, *ARGS)
     for n_bytes in np.linspace(*ui.budget.range_bytes, 30).astype(int).tolist():
         ui.budget.value = n_bytes
         assert ui.plan == plan_budget(alike, n_bytes)
-    assert len(ladder.counted) == counted
+    assert len(sweep.counted) == counted
     assert ui.errors == []
 
 

@@ -121,9 +121,7 @@ def test_displays_name_the_graph_and_escape():
 
 
 def test_display_never_raises(monkeypatch):
-    from tiny_backprop import display
-
-    monkeypatch.setattr(display, "graph_html", lambda _: 1 / 0)
+    monkeypatch.setattr(Graph, "_html", lambda _: 1 / 0)
     assert "ZeroDivisionError" in diamond()._repr_html_()
 
 

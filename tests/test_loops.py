@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_backprop import PlanError
-from tiny_backprop.plan.loops.schedules import LoopChoice, LoopSchedule
+from tiny_backprop.plan.loops.choice import LoopChoice
+from tiny_backprop.schedule.loop_schedule import LoopSchedule
 
 
 def play(schedule):

@@ -28,10 +28,10 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.analysis import loop_reports
-from tiny_backprop.plan.budget import BudgetPlanner
+from tiny_backprop.plan.loops.front import options
 from tiny_backprop.plan.loops.frontier import loop_frontier
-from tiny_backprop.plan.loops.nested import with_choices, with_nested
-from tiny_backprop.plan.loops.path import options, path
+from tiny_backprop.plan.strategies.budget_planner import BudgetPlanner
+from tiny_backprop.predict.nested import with_choices, with_nested
 from tiny_backprop.schedule.schedule import schedule
 
 
@@ -54,7 +54,7 @@ def test_every_kind_of_plan_of_a_loop_gives_the_same_gradient():
     graph = capture_gradient(loss, *args, argnums=(0, 1))
     expected = jax.jit(jax.grad(loss, argnums=(0, 1)))(*args)
     menu = options(graph.nested[0], "seconds")
-    kinds = [(len(o.parts), o.parts[0].step.is_lean, o.parts[0].schedule.reruns) for o in menu]
+    kinds = [(len(o.parts), o.parts[0].step.keeps_nothing, o.parts[0].schedule.reruns) for o in menu]
     assert {(1, False, False), (2, False, False)} < set(kinds)
     for option in dict(zip(kinds, menu, strict=True)).values():
         plan = in_order(with_nested(graph, [option]))
@@ -70,10 +70,10 @@ def test_menus_and_paths_fall_in_bytes_and_rise_in_cost():
         menu = options(graph.nested[0], cost)
         assert np.all(np.diff([o.footprint_bytes for o in menu]) < 0)
         assert np.all(np.diff([o.cost(cost) for o in menu]) >= 0)
-        points = path(graph, cost)
+        points = front(graph, cost)
         assert len(points) == len(menu)
         assert points[-1].nested[0].choice == menu[-1].choice()
-    assert path(graph, "flops") is path(graph, "flops")
+    assert front(graph, "flops") is front(graph, "flops")
 
 
 def test_one_budget_is_shared_by_several_loops():

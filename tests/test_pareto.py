@@ -11,9 +11,9 @@ from benchmarks.models import gpt, small
 from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph, PlanError, capture_gradient, pareto, plan_budget, plan_policy, plan_save_everything
 from tiny_backprop.plan.pareto import pareto_steps
-from tiny_backprop.plan.plan import predict_allocation
 from tiny_backprop.plan.policies import POLICIES
 from tiny_backprop.plan.search.planner import Planner
+from tiny_backprop.predict.allocation import predict_allocation
 
 
 def net(ws, x):

@@ -21,7 +21,7 @@ from tiny_backprop import (
     simulate,
 )
 from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.blocks import block_starts
+from tiny_backprop.plan.strategies.tree import block_starts
 from tiny_backprop.schedule.schedule import schedule
 
 

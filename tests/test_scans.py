@@ -22,7 +22,7 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.integration.jax.run import gradient
-from tiny_backprop.plan.loops.schedules import LoopChoice
+from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.units import format_bytes
 
 WIDTH = 8

@@ -16,9 +16,9 @@ from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.nested import nested_p
 from tiny_backprop.integration.jax.run.rewrite import rewrite
-from tiny_backprop.plan.loops.nested import with_nested
-from tiny_backprop.plan.loops.path import options
-from tiny_backprop.plan.plan import predict_jax_gradient
+from tiny_backprop.plan.baseline import predict_jax_gradient
+from tiny_backprop.plan.loops.front import options
+from tiny_backprop.predict.nested import with_nested
 from tiny_backprop.predict.step_memory import Body, predict_body
 from tiny_backprop.schedule.schedule import schedule
 

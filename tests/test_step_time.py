@@ -25,8 +25,8 @@ from tiny_backprop import (
     plan_budget,
     plan_save_everything,
 )
-from tiny_backprop.plan.loops.nested import nested_plans
 from tiny_backprop.predict import materialized
+from tiny_backprop.predict.nested import nested_plans
 from tiny_backprop.schedule.cost import CLASSES, PRESETS, node_classes, node_costs
 
 FREE = CostModel(flops_per_second=1e300, bytes_per_second=1e300)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import functools
 import html
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tiny_backprop.units import format_bytes, format_flops
-
-if TYPE_CHECKING:
-    from tiny_backprop.graph import Graph
+from tiny_backprop.units import format_bytes
 
 FORWARD, BACKWARD, BASELINE = "#0072B2", "#D55E00", "#999999"
 """Okabe-Ito colours of the forward phase, the backward phase and whatever a plan is compared with."""
@@ -150,21 +145,4 @@ def curve_svg(
     return (
         f'<svg role="img" aria-label="{label}" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" style="max-width:100%"><title>{label}</title>{"".join(shapes)}</svg>'
-    )
-
-
-def graph_html(graph: Graph) -> str:
-    """Return a summary of a graph: sizes, its most frequent primitives, its largest nodes."""
-    common = ", ".join(f"{n} {p}" for p, n in Counter(graph.primitives).most_common(8))
-    largest = np.argsort(-graph.node_bytes, kind="stable")[:5]
-    rows = [
-        (i, n.primitive, "backward" if n.is_backward else "forward", format_bytes(n.bytes), n.scope, n.source)
-        for i, n in ((int(i), graph.node(int(i))) for i in largest)
-    ]
-    return (
-        f"<div><b>{html.escape(graph.name)}</b>: {graph.n_forward} forward and {graph.n_backward} backward nodes, "
-        f"{format_flops(float(graph.flops.sum()))} and {format_bytes(graph.activation_bytes)} of activations "
-        f"(predicted)<br>{html.escape(common)}<br>Largest nodes:"
-        + table(rows, ("node", "primitive", "phase", "bytes", "scope", "source"))
-        + "</div>"
     )

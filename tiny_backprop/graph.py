@@ -9,17 +9,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import html
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import pandas as pd
 
-from tiny_backprop import display
+from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import GraphError
-from tiny_backprop.units import format_flops
+from tiny_backprop.json_text import read_json, write_json
+from tiny_backprop.units import format_bytes, format_flops
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
@@ -490,7 +495,7 @@ class Graph:
 
     def to_json(self) -> str:
         """Return the graph as JSON text; `Graph.from_json` reads it back."""
-        return json.dumps({"format": _FORMAT, "version": _VERSION, **self.to_data()})
+        return write_json(_FORMAT, _VERSION, self.to_data())
 
     @classmethod
     def from_json(cls, text: str) -> Graph:
@@ -525,6 +530,8 @@ class Graph:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per node: primitive, phase, shapes, bytes, FLOPs, source and scope."""
+        import pandas as pd
+
         starts = self.output_start.tolist()
         spans = list(itertools.pairwise(starts))
         operand_names = np.where(self.operands == LITERAL, "literal", np.char.add("v", self.operands.astype(str)))
@@ -553,7 +560,22 @@ class Graph:
         return f"Graph({self.name!r}, {phases} nodes, {format_flops(self.flops.sum())}, fingerprint {self.fingerprint})"
 
     def _repr_html_(self) -> str:
-        return display.guarded(lambda: display.graph_html(self), self)
+        return guarded(self._html, self)
+
+    def _html(self) -> str:
+        common = ", ".join(f"{n} {p}" for p, n in Counter(self.primitives).most_common(8))
+        largest = np.argsort(-self.node_bytes, kind="stable")[:5]
+        rows = [
+            (i, n.primitive, "backward" if n.is_backward else "forward", format_bytes(n.bytes), n.scope, n.source)
+            for i, n in ((int(i), self.node(int(i))) for i in largest)
+        ]
+        return (
+            f"<div><b>{html.escape(self.name)}</b>: {self.n_forward} forward and {self.n_backward} backward nodes, "
+            f"{format_flops(float(self.flops.sum()))} and {format_bytes(self.activation_bytes)} of activations "
+            f"(predicted)<br>{html.escape(common)}<br>Largest nodes:"
+            + table(rows, ("node", "primitive", "phase", "bytes", "scope", "source"))
+            + "</div>"
+        )
 
 
 _INT_ARRAYS = ("operand_start", "operands", "relaid_operands", "output_start", "value_bytes", "outputs")
@@ -569,22 +591,6 @@ def _as_array(name: str, plain: Any) -> Any:
     if isinstance(plain, list):
         return tuple(tuple(x) if isinstance(x, list) else x for x in plain)
     return plain
-
-
-def read_json(text: str, format_name: str, version: int, error: type[Exception]) -> dict[str, Any]:
-    """Return the fields of a JSON text that says it is `format_name` in `version`; raise `error` otherwise."""
-    try:
-        data = json.loads(text)
-    except (TypeError, ValueError) as e:
-        raise error(f"expected the JSON text of a {format_name}; found something that is not JSON ({e})") from None
-    if not isinstance(data, dict) or data.get("format") != format_name:
-        raise error(f"expected the JSON text of a {format_name}; found {str(text)[:60]!r}")
-    if data.get("version") != version:
-        raise error(
-            f"the {format_name} was written in version {data.get('version')!r} of its format; this version of "
-            f"tiny_backprop reads version {version}. Make it again from the function."
-        )
-    return {k: v for k, v in data.items() if k not in ("format", "version")}
 
 
 def _check(g: Graph) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from tiny_backprop import display
+from tiny_backprop.display import frontier_svg, guarded, plain_scope, short_path, table
 from tiny_backprop.errors import GraphError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier, live_ranges
-from tiny_backprop.plan.blocks import best_plan, plan_save_everything
+from tiny_backprop.plan.blocks import plan_save_everything
+from tiny_backprop.plan.loops.front import lower_bound_bytes
 from tiny_backprop.plan.loops.frontier import LoopFrontier, loop_frontier
-from tiny_backprop.plan.loops.nested import NestedPlan, nested_plans
-from tiny_backprop.plan.loops.path import lower_bound_bytes
 from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.strategies.tree import best_tree
+from tiny_backprop.predict.nested import NestedPlan, nested_plans
 from tiny_backprop.units import format_bytes, format_flops
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _OCTAVES_BY_LEVELS = {1: (0.0, 1.0, 2.0), 2: (0.5, 2.0), 3: (0.5, 2.0)}
 
@@ -45,6 +49,8 @@ class FrontierSummary:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the summary as one row."""
+        import pandas as pd
+
         return pd.DataFrame([dataclasses.asdict(self)])
 
     def __repr__(self) -> str:
@@ -122,6 +128,8 @@ class Compressibility:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per plan, save-everything first."""
+        import pandas as pd
+
         plain = {"levels": 0, "block_size": 0, "peak_bytes": self.save_everything_bytes, "recompute_flops": 0.0}
         rows = [plain] + [
             {
@@ -132,9 +140,9 @@ class Compressibility:
             }
             for p in self.plans
         ]
-        table = pd.DataFrame(rows)
-        table["peak_ratio"] = table.peak_bytes / max(self.save_everything_bytes, 1)
-        return table
+        frame = pd.DataFrame(rows)
+        frame["peak_ratio"] = frame.peak_bytes / max(self.save_everything_bytes, 1)
+        return frame
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,7 +180,7 @@ class LoopReport:
         return f"LoopReport({self.title})"
 
     def _repr_html_(self) -> str:
-        return display.guarded(self._html, self)
+        return guarded(self._html, self)
 
     def _html(self) -> str:
         picture = (
@@ -181,13 +189,13 @@ class LoopReport:
             else (
                 f"live bytes over its steps, forward (blue) and then backward (orange), at most "
                 f"{format_bytes(int(self.frontier.live_bytes.max(initial=0)))} (predicted):<br>"
-                + display.frontier_svg(self.frontier.live_bytes, self.frontier.n_forward_steps)
+                + frontier_svg(self.frontier.live_bytes, self.frontier.n_forward_steps)
                 + "<br>"
             )
         )
         word = "one step" if self.plan.is_loop else "a branch"
         bodies = "".join(f"<details><summary>{word}</summary>{body._html()}</details>" for body in self.bodies)
-        source = html.escape(display.short_path(self.source))
+        source = html.escape(short_path(self.source))
         return f"<div><b>{html.escape(self.title)}</b> {source}<br>{picture}{bodies}</div>"
 
 
@@ -239,6 +247,8 @@ class GraphReport:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the values alive at the peak, one row each, largest first."""
+        import pandas as pd
+
         return pd.DataFrame([dataclasses.asdict(v) for v in self.live_at_peak])
 
     def __repr__(self) -> str:
@@ -249,10 +259,10 @@ class GraphReport:
         )
 
     def _repr_html_(self) -> str:
-        return display.guarded(self._html, self)
+        return guarded(self._html, self)
 
     def _html(self) -> str:
-        picture = display.frontier_svg(self.frontier_bytes, self.graph.n_forward)
+        picture = frontier_svg(self.frontier_bytes, self.graph.n_forward)
         rows = [
             ("peak (predicted)", format_bytes(self.peak_bytes)),
             (
@@ -265,12 +275,12 @@ class GraphReport:
             ("verdict", self.verdict),
         ]
         at_peak = [
-            (format_bytes(v.bytes), v.primitive, v.node, display.plain_scope(v.scope), display.short_path(v.source))
+            (format_bytes(v.bytes), v.primitive, v.node, plain_scope(v.scope), short_path(v.source))
             for v in self.live_at_peak[:10]
         ]
         header = ("alive at the peak by liveness", "primitive", "node", "scope", "source")
         name, loops = html.escape(self.graph.name), "".join(loop._html() for loop in self.loops)
-        return f"<div><b>{name}</b><br>{picture}{display.table(rows)}{display.table(at_peak, header)}{loops}</div>"
+        return f"<div><b>{name}</b><br>{picture}{table(rows)}{table(at_peak, header)}{loops}</div>"
 
 
 def summarize_frontier(graph: Graph) -> FrontierSummary:
@@ -383,7 +393,7 @@ def _live_at(graph: Graph, step: int) -> tuple[LiveValue, ...]:
 
 def _compressibility(graph: Graph, plain_bytes: int, bound_bytes: int) -> Compressibility:
     plans = tuple(
-        best_plan(graph, levels, octaves, peak_bytes=lambda plan: plan.liveness_peak_bytes)
+        Plan.of(best_tree(graph, levels, octaves, peak_bytes=lambda made: made.liveness_peak_bytes))
         for levels, octaves in _OCTAVES_BY_LEVELS.items()
     )
     best = min(p.liveness_peak_bytes for p in plans)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tiny_backprop import display
-from tiny_backprop.plan.exact import CLOSED, backward_order, recompute_cost, tighten
+from tiny_backprop.display import guarded, table
 from tiny_backprop.plan.search.bounds import working_set_bound
+from tiny_backprop.plan.search.constraint_generation import CLOSED, tighten
 from tiny_backprop.plan.search.relaxation import Phases, Relaxation
 from tiny_backprop.schedule.cost import Cost, cost_unit, node_costs
+from tiny_backprop.schedule.schedule import Schedule
 from tiny_backprop.units import format_bytes, format_flops
-
-if TYPE_CHECKING:
-    from tiny_backprop.plan.plan import Plan
 
 _SCOPE = (
     "by liveness, for this order of the backward phase and this cost model; whatever the order of the forward phase, "
@@ -90,7 +87,7 @@ class Certificate:
         return f"Certificate({self.verdict}; by {self.method})"
 
     def _repr_html_(self) -> str:
-        return display.guarded(self._html, self)
+        return guarded(self._html, self)
 
     def _html(self) -> str:
         rows = [
@@ -101,10 +98,12 @@ class Certificate:
             ("every node once", self._cost(self.least_cost)),
             ("verdict", self.verdict),
         ]
-        return f"<div><b>Certificate</b>{display.table(rows)}</div>"
+        return f"<div><b>Certificate</b>{table(rows)}</div>"
 
 
-def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = None, seconds: float = 2.0) -> Certificate:
+def certify(
+    plan: Schedule, budget_bytes: int | None = None, cost: Cost | None = None, seconds: float = 2.0
+) -> Certificate:
     """Return how far a plan is from the best possible one.
 
     First a linear programme with one moment, then, for graphs of up to a few thousand nodes, integer programmes with
@@ -129,8 +128,8 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
     budget = own if budget_bytes is None else int(budget_bytes)
     price: Cost = plan.meta.get("cost", "seconds") if cost is None else cost
     costs = node_costs(plan.graph, price)
-    phases = Phases.of(plan.graph, backward_order(plan))
-    spent = recompute_cost(plan, costs)
+    phases = Phases.of(plan.graph, plan.backward_order)
+    spent = plan.recompute_cost(costs)
     working_set = working_set_bound(plan.graph, phases.backward)
     if budget < working_set:
         bound, method = math.inf, "working set"
@@ -143,7 +142,7 @@ def certify(plan: Plan, budget_bytes: int | None = None, cost: Cost | None = Non
     return Certificate(budget, working_set, spent, bound, total, cost_unit(price), method, fits, scope)
 
 
-def _bound(phases: Phases, budget_bytes: int, costs: np.ndarray, plan: Plan, seconds: float) -> tuple[float, str]:
+def _bound(phases: Phases, budget_bytes: int, costs: np.ndarray, plan: Schedule, seconds: float) -> tuple[float, str]:
     """Return the best bound on recompute cost found, and the method that found it."""
     if not phases.end or phases.graph.n_nodes > _MOST_NODES:
         return 0.0, "none"

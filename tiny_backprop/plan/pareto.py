@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from tiny_backprop import display
+from tiny_backprop.display import curve_svg, guarded, table
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import check_count, check_gradient, plan_save_everything
-from tiny_backprop.plan.budget import budget_range_bytes, plan_budget
-from tiny_backprop.plan.exact import backward_order
+from tiny_backprop.plan.blocks import plan_save_everything
+from tiny_backprop.plan.budget import plan_budget
+from tiny_backprop.plan.checks import check_count, check_gradient
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES, plan_policy
 from tiny_backprop.plan.search.bounds import working_set_bound
+from tiny_backprop.plan.strategies.budget import budget_range_bytes
 from tiny_backprop.schedule.cost import Cost, cost_unit, least_cost, node_costs
 from tiny_backprop.units import format_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ class Pareto:
 
     @functools.cached_property
     def knee(self) -> Plan:
-        """The plan after which less memory becomes dear: farthest below the line from the first plan to the last.
+        """The plan after which less memory becomes costly: farthest below the line from the first plan to the last.
 
         Both axes are scaled to what the curve spans (Satopää et al. 2011, "Finding a kneedle in a haystack",
         doi:10.1109/ICDCSW.2011.20).
@@ -90,10 +92,12 @@ class Pareto:
         if self.graph.backend:
             return self.graph.new_output_bytes, "outputs alone"
         least = self.plans[-1]
-        return working_set_bound(least.graph, backward_order(least)), "bound in this order"
+        return working_set_bound(least.graph, least.backward_order), "bound in this order"
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per plan and reference: predicted peak, cost, their ratios to saving everything, the knee."""
+        import pandas as pd
+
         top, least = self.save_everything.peak_bytes, self.least_cost
         rows = []
         named = [("plan", p) for p in self.plans] + [(f"jax.checkpoint, {k}", p) for k, p in self.references.items()]
@@ -112,17 +116,6 @@ class Pareto:
             )
         return pd.DataFrame(rows)
 
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the curve with its knee and the reference points; see `tiny_backprop_widgets.plot_pareto`.
-
-        Args:
-          ax: The matplotlib axes to draw into; by default those of a new figure.
-
-        Returns:
-          The axes.
-        """
-        return importlib.import_module("tiny_backprop_widgets").plot_pareto(self, ax=ax)
-
     def __len__(self) -> int:
         return len(self.plans)
 
@@ -138,14 +131,14 @@ class Pareto:
         return f"{self.recompute_cost(plan) / self.least_cost if self.least_cost else 0.0:.1%}"
 
     def _repr_html_(self) -> str:
-        return display.guarded(self._html, self)
+        return guarded(self._html, self)
 
     def _html(self) -> str:
         chosen = np.unique(np.linspace(0, len(self) - 1, 8).round().astype(int)).tolist()
         shown = [p for i, p in enumerate(self.plans) if i in chosen or p is self.knee]
         rows = [self._row("knee" if p is self.knee else "", p) for p in shown]
         rows += [self._row(f"jax.checkpoint, {name}", p) for name, p in self.references.items()]
-        picture = display.curve_svg(
+        picture = curve_svg(
             self.peak_bytes,
             self.recompute_costs,
             self.plans.index(self.knee),
@@ -153,7 +146,7 @@ class Pareto:
         )
         header = ("", "peak (predicted)", "of save everything", f"recompute {self.unit} (predicted)")
         title = f"<b>{len(self)} plans</b> by peak bytes and recompute {self.unit}"
-        return f"<div>{title}<br>{picture}{display.table(rows, header)}</div>"
+        return f"<div>{title}<br>{picture}{table(rows, header)}</div>"
 
     def _row(self, name: str, p: Plan) -> tuple[str, ...]:
         return (
@@ -199,8 +192,8 @@ def pareto_steps(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) ->
     yield
     everything = plan_save_everything(graph)
     found = [everything]
-    ladder = np.geomspace(max(most, 1), max(least, 1), n_points).round().astype(np.int64).tolist()
-    for budget in [*(max(b, least) for b in ladder), least]:
+    budgets = np.geomspace(max(most, 1), max(least, 1), n_points).round().astype(np.int64).tolist()
+    for budget in [*(max(b, least) for b in budgets), least]:
         with contextlib.suppress(BudgetError):  # the smallest peak was reached by another way than this budget's
             found.append(plan_budget(graph, budget, cost=cost))
             found[-1].materialized  # noqa: B018 (predicted here, a plan at a time)

@@ -1,80 +1,50 @@
-"""A plan: what to run, save, recompute and free, and what that costs by the referee's count."""
+"""A plan: a schedule, with its predicted price and a door to whatever can be asked about it.
+
+What can be worked out from a schedule is worked out by functions of schedules in the rooms below: what XLA allocates
+for it (`tiny_backprop.predict`), how far it is from the best (`certificate`), why a value is saved (`why`). A `Plan` is
+the schedule that users hold, and its attributes call these functions; so nothing below knows of plans, and this is the
+one way in which a plan comes by what is derived from it. The planners that return plans are above: `blocks`, `budget`,
+`exact`, `policies`, `pareto`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import html
-import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from tiny_backprop import display
+from tiny_backprop.display import frontier_svg, guarded, table
 from tiny_backprop.errors import PlanError
-from tiny_backprop.graph import Graph, read_json
-from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.latest import Latest
-from tiny_backprop.plan.loops.nested import NestedPlan, keeping_everything, nested_plans, with_choices
-from tiny_backprop.predict import step_time
-from tiny_backprop.predict.materialized import Materialized, by_liveness, materialize
+from tiny_backprop.graph import Graph
+from tiny_backprop.json_text import read_json, write_json
+from tiny_backprop.plan.baseline import live_bytes_of_everything
+from tiny_backprop.plan.certificate import Certificate, certify
+from tiny_backprop.plan.loops.nested import keeping_everything
+from tiny_backprop.plan.why import Why, why
+from tiny_backprop.predict.allocation import allocation_of
+from tiny_backprop.predict.materialized import Materialized
+from tiny_backprop.predict.nested import NestedPlan, nested_plans, with_choices
+from tiny_backprop.predict.step_time import step_seconds
 from tiny_backprop.schedule.cost import Cost, cost_model, node_costs
-from tiny_backprop.schedule.simulate import Op, Timeline, simulate
+from tiny_backprop.schedule.schedule import Schedule
+from tiny_backprop.schedule.simulate import Op
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
-    from tiny_backprop.plan.certificate import Certificate
-    from tiny_backprop.plan.why import Why
+    import pandas as pd
 
 _FORMAT = "tiny_backprop.plan"
 _VERSION = 2
 _SHOWN = ("strategy", "budget", "block_size", "levels")
 _MEASURED = "measured_peak_bytes"
-_MOST_PREDICTIONS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Action:
-    """One action of a plan.
-
-    Attributes:
-      op: What is done.
-      target: The node that is run, or the value that is saved or freed.
-    """
-
-    op: Op
-    target: int
-
-    def __repr__(self) -> str:
-        return f"{self.op.name.lower()} {'value' if self.op in (Op.SAVE, Op.FREE) else 'node'} {self.target}"
-
-
-class _Actions(Sequence[Action]):
-    """`Plan.actions`: actions are made when asked for."""
-
-    def __init__(self, ops: np.ndarray, targets: np.ndarray):
-        self._ops, self._targets = ops, targets
-
-    def __len__(self) -> int:
-        return len(self._ops)
-
-    @overload
-    def __getitem__(self, i: int) -> Action: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Action]: ...
-    def __getitem__(self, i: int | slice) -> Action | list[Action]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        return Action(Op(int(self._ops[i])), int(self._targets[i]))
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} actions>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Schedule):
     """What to do with every node and value of a gradient, with its predicted price.
 
     Every figure is predicted. `peak_bytes` is what XLA is predicted to allocate (`materialized`), `liveness_peak_bytes`
@@ -91,23 +61,10 @@ class Plan:
       timeline: What the referee saw.
     """
 
-    graph: Graph
-    ops: np.ndarray
-    targets: np.ndarray
-    meta: dict[str, Any]
-    timeline: Timeline
-
     @classmethod
-    def from_actions(cls, graph: Graph, ops: np.ndarray, targets: np.ndarray, meta: dict[str, Any]) -> Plan:
-        """Let the referee play the actions and return the plan.
-
-        Raises:
-          IllegalPlanError: The actions break a rule of `simulate`.
-        """
-        timeline = simulate(graph, ops, targets)
-        ops, targets = np.array(ops, np.uint8), np.array(targets, np.int64)
-        ops.flags.writeable = targets.flags.writeable = False  # they are hashed
-        return cls(graph, ops, targets, {**meta, "peak_frontier": timeline.peak_bytes}, timeline)
+    def of(cls, schedule: Schedule) -> Plan:
+        """Return the plan that is a schedule."""
+        return cls(schedule.graph, schedule.ops, schedule.targets, schedule.meta, schedule.timeline)
 
     def on(self, graph: Graph) -> Plan:
         """Return the plan for another graph of the same program, its loops planned as here and its costs the other's.
@@ -124,26 +81,12 @@ class Plan:
         return nested_plans(self.graph)
 
     @property
-    def actions(self) -> Sequence[Action]:
-        """The actions in order."""
-        return _Actions(self.ops, self.targets)
-
-    @property
     def peak_bytes(self) -> int:
         """Predicted peak of temporaries and outputs, as XLA allocates them; see `materialized`.
 
         For a graph made by hand, which XLA never sees, it is `liveness_peak_bytes`.
         """
         return self.materialized.peak_bytes
-
-    @property
-    def liveness_peak_bytes(self) -> int:
-        """Largest number of live bytes at any step, forward and backward, as if nothing were fused, by the referee.
-
-        Inputs of the graph are not counted. XLA may need less, since what is fused takes no memory, or more: it keeps
-        the memory of outputs all along, and copies what it holds or lays out anew.
-        """
-        return self.timeline.peak_bytes
 
     @functools.cached_property
     def materialized(self) -> Materialized:
@@ -152,9 +95,7 @@ class Plan:
         A plan in which nothing runs again is taken for JAX's own gradient. For a graph made by hand kernels are the
         steps of the plan, and buffers are its values.
         """
-        if not self.graph.backend:
-            return by_liveness(self.graph, self.ops, self.targets, self.timeline)
-        return predict_allocation(self.graph, self.timeline.steps)
+        return allocation_of(self)
 
     def step_seconds(self, cost: Cost = "seconds") -> float:
         """Predict how long a step of the gradient takes; see `tiny_backprop.predict.step_time`.
@@ -173,42 +114,11 @@ class Plan:
         model = cost_model(cost)
         if not self.graph.backend:
             return float(node_costs(self.graph, model)[self.timeline.steps].sum())
-        return step_time.step_seconds(self.materialized, model)
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes of the forward values that are kept for the backward phase."""
-        return self.timeline.saved_bytes
-
-    @property
-    def recompute_flops(self) -> float:
-        """FLOPs of the nodes that run again, and of the steps of planned loops that do."""
-        return self.timeline.recompute_flops
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of the whole gradient, recomputation included."""
-        return self._flops_once + self.recompute_flops
-
-    @property
-    def _flops_once(self) -> float:
-        return float(self.graph.flops.sum() - self.graph.rerun_flops.sum())
-
-    @property
-    def recompute_fraction(self) -> float:
-        """`recompute_flops` in proportion to the FLOPs of the gradient with every node run once."""
-        return self.recompute_flops / self._flops_once if self._flops_once else 0.0
-
-    @functools.cached_property
-    def saved(self) -> np.ndarray:
-        """Numbers of the saved values, in order."""
-        return np.sort(self.targets[self.ops == Op.SAVE]).astype(np.int64)
+        return step_seconds(self.materialized, model)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
         """How far this plan is from the best possible one within its budget; see `tiny_backprop.plan.certify`."""
-        from tiny_backprop.plan.certificate import certify
-
         return certify(self)
 
     def why(self, what: int | str) -> list[Why]:
@@ -220,35 +130,18 @@ class Plan:
         Raises:
           PlanError: There is no such value, line or scope.
         """
-        from tiny_backprop.plan.why import why
-
         return why(self, what)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Plan)
-            and self.graph.fingerprint == other.graph.fingerprint
-            and self.graph.donated == other.graph.donated
-            and np.array_equal(self.ops, other.ops)
-            and np.array_equal(self.targets, other.targets)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.graph.fingerprint, self.ops.tobytes(), self.targets.tobytes()))
 
     def to_json(self) -> str:
         """Return the plan as JSON text; `Plan.from_json` reads it back beside its graph."""
-        return json.dumps(
-            {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "fingerprint": self.graph.fingerprint,
-                "meta": self.meta,
-                "nested": [n.choice for n in self.graph.nested],
-                "ops": self.ops.tolist(),
-                "targets": self.targets.tolist(),
-            }
-        )
+        fields = {
+            "fingerprint": self.graph.fingerprint,
+            "meta": self.meta,
+            "nested": [n.choice for n in self.graph.nested],
+            "ops": self.ops.tolist(),
+            "targets": self.targets.tolist(),
+        }
+        return write_json(_FORMAT, _VERSION, fields)
 
     @classmethod
     def from_json(cls, text: str, graph: Graph) -> Plan:
@@ -272,6 +165,8 @@ class Plan:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per step: action, node, primitive, predicted live bytes, scope and source."""
+        import pandas as pd
+
         t, g = self.timeline, self.graph
         names = np.array([op.name.lower() for op in Op])
         steps = t.steps.tolist()
@@ -305,10 +200,10 @@ class Plan:
         return f"{flops}, +{self.meta['recompute_percent']:.1f}% seconds"
 
     def _repr_html_(self) -> str:
-        return display.guarded(self._html, self)
+        return guarded(self._html, self)
 
     def _html(self) -> str:
-        plain, here = _live_bytes_of_everything(self.graph), self.materialized
+        plain, here = live_bytes_of_everything(self.graph), self.materialized
         plain_bytes = int(plain.max(initial=0))
         rows = [
             ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(plain_bytes)),
@@ -318,9 +213,9 @@ class Plan:
         if _MEASURED in self.meta:
             rows.insert(1, ("peak (measured by XLA)", format_bytes(self.meta[_MEASURED]), ""))
         title = ", ".join(f"{k} {self.meta[k]}" for k in (*_SHOWN, "n_blocks") if k in self.meta)
-        picture = display.frontier_svg(here.live_bytes, here.n_forward_kernels, plain)
+        picture = frontier_svg(here.live_bytes, here.n_forward_kernels, plain)
         header = ("", "this plan", "save everything")
-        return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{display.table(rows, header)}</div>"
+        return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{table(rows, header)}</div>"
 
 
 def _fitting(fingerprint: str, choices: Sequence[Mapping[str, Any]], graph: Graph) -> Graph:
@@ -330,43 +225,6 @@ def _fitting(fingerprint: str, choices: Sequence[Mapping[str, Any]], graph: Grap
     if fingerprint != graph.fingerprint:
         raise _misfit(fingerprint, graph)
     return graph
-
-
-def predict_allocation(graph: Graph, steps: np.ndarray) -> Materialized:
-    """Return what XLA is predicted to allocate for a captured gradient; see `Plan.materialized`.
-
-    The latest few predictions are kept with the graph: planners ask before there is a plan.
-
-    Args:
-      graph: A captured graph.
-      steps: Nodes in the order in which they run.
-    """
-
-    def predict() -> Materialized:
-        is_backward = graph.is_backward[steps]
-        n_forward_steps = int(is_backward.argmax()) if is_backward.any() else len(steps)
-        is_late = n_forward_steps < graph.n_forward  # some of the forward phase waits for the backward phase
-        is_planned = len(steps) > graph.n_nodes or is_late or bool(graph.nested)
-        return materialize(graph, steps, n_forward_steps, is_planned=is_planned, backend=graph.backend)
-
-    known: Latest[Materialized] = graph.memo.setdefault("predicted allocations", Latest(_MOST_PREDICTIONS))
-    return known.get(steps.tobytes(), predict)
-
-
-def predict_jax_gradient(graph: Graph) -> Materialized:
-    """Return what XLA is predicted to allocate for JAX's own gradient, whose loops are JAX's, too.
-
-    Args:
-      graph: A captured graph.
-    """
-    graph = keeping_everything(graph)
-    return materialize(graph, np.arange(graph.n_nodes), graph.n_forward, is_planned=False, backend=graph.backend)
-
-
-def _live_bytes_of_everything(graph: Graph) -> np.ndarray:
-    """Return the live bytes of save-everything, counted as `Plan.materialized` counts."""
-    graph = keeping_everything(graph)
-    return predict_allocation(graph, np.arange(graph.n_nodes)).live_bytes if graph.backend else frontier(graph)
 
 
 def is_same_program(a: Graph, b: Graph) -> bool:

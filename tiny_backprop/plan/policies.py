@@ -12,10 +12,9 @@ import numpy as np
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import LITERAL, Graph
-from tiny_backprop.plan.blocks import check_gradient
+from tiny_backprop.plan.checks import check_gradient
 from tiny_backprop.plan.loops.nested import keeping_everything
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.schedule.schedule import schedule
 
 
 def plan_policy(graph: Graph, policy: str) -> Plan:
@@ -52,7 +51,7 @@ def plan_policy(graph: Graph, policy: str) -> Plan:
     first = node[(node >= graph.n_forward) & ~is_saved[value] & (value < graph.output_start[graph.n_forward])]
     border = int(first.min(initial=graph.n_nodes))
     steps = np.concatenate([np.arange(border), np.flatnonzero(needed), np.arange(border, graph.n_nodes)])
-    return schedule(graph, steps, {"strategy": f"jax.checkpoint, {policy}"})
+    return Plan.from_steps(graph, steps, {"strategy": f"jax.checkpoint, {policy}"})
 
 
 def _is_contraction(graph: Graph, i: int) -> bool:

@@ -7,12 +7,13 @@ import functools
 
 import numpy as np
 
-from tiny_backprop import display
+from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph, Node, Value
-from tiny_backprop.plan.budget import plan_budget
-from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.strategies.budget import schedule_within
+from tiny_backprop.predict.allocation import predicted_peak_bytes
 from tiny_backprop.schedule.cost import node_costs
+from tiny_backprop.schedule.schedule import Schedule
 from tiny_backprop.schedule.simulate import Op
 from tiny_backprop.units import format_bytes, format_flops
 
@@ -34,7 +35,7 @@ class Why:
       recompute_seconds: Their seconds, by the default cost model.
     """
 
-    plan: Plan
+    plan: Schedule
     value: Value
     fate: str
     needed_by: tuple[Node, ...]
@@ -44,17 +45,18 @@ class Why:
 
     @functools.cached_property
     def changes(self) -> tuple[tuple[int, str], ...]:
-        """The next smaller and the next larger byte budget, of a ladder around the plan's peak, with another fate.
+        """The next smaller and the next larger byte budget with another fate.
 
-        Each as budget and fate; none where it stays the same as far as there are plans. Plans up to two dozen budgets.
+        Of budgets around the plan's peak in equal ratios; each as budget and fate, none where it stays the same as far
+        as there are plans. Plans up to two dozen budgets.
         """
         found = []
         for factor in (1 / _STEP, _STEP):
-            n_bytes = float(self.plan.peak_bytes)
+            n_bytes = float(predicted_peak_bytes(self.plan))
             for _ in range(_MOST_STEPS):
                 n_bytes *= factor
                 try:
-                    fate = fate_of(plan_budget(self.plan.graph, int(n_bytes)), self.value.index)
+                    fate = fate_of(schedule_within(self.plan.graph, int(n_bytes)), self.value.index)
                 except BudgetError:
                     break
                 if fate != self.fate:
@@ -77,7 +79,7 @@ class Why:
         return f"Why({self.verdict})"
 
     def _repr_html_(self) -> str:
-        return display.guarded(self._html, self)
+        return guarded(self._html, self)
 
     def _html(self) -> str:
         node = self.plan.graph.node(self.value.node or 0)
@@ -90,10 +92,10 @@ class Why:
         ]
         readers = [(n.index, n.primitive, n.scope, n.source) for n in self.needed_by[:10]]
         header = ("needed by node", "primitive", "scope", "source")
-        return f"<div>{display.table(rows)}{display.table(readers, header)}</div>"
+        return f"<div>{table(rows)}{table(readers, header)}</div>"
 
 
-def fate_of(plan: Plan, value: int) -> str:
+def fate_of(plan: Schedule, value: int) -> str:
     """Return what a plan does with a value of the forward phase: `"saved"`, `"recomputed"` or `"freed"`."""
     if value in plan.saved:
         return "saved"
@@ -102,7 +104,7 @@ def fate_of(plan: Plan, value: int) -> str:
     return "recomputed" if np.any(is_late | ((t.steps == node) & (t.ops == Op.RECOMPUTE))) else "freed"
 
 
-def why(plan: Plan, what: int | str) -> list[Why]:
+def why(plan: Schedule, what: int | str) -> list[Why]:
     """Tell why a plan saves a value or runs its node again.
 
     Args:
@@ -146,7 +148,7 @@ def _residuals_of(graph: Graph, text: str) -> list[int]:
     return [v for v in residuals if text in graph.sources[nodes[v]] or text in graph.scopes[nodes[v]]]
 
 
-def _why(plan: Plan, value: int) -> Why:
+def _why(plan: Schedule, value: int) -> Why:
     graph = plan.graph
     node, read = graph.reads
     readers = np.unique(node[(read == value) & (node >= graph.n_forward)])

@@ -38,8 +38,8 @@ import numpy as np
 import pandas as pd
 
 from tiny_backprop.errors import PlanError
+from tiny_backprop.fifo_cache import FifoCache
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.latest import Latest
 from tiny_backprop.predict.donation import taking_over, with_copies
 from tiny_backprop.predict.fusion import Fusion, fuse
 from tiny_backprop.predict.kernel_work import KernelWork, kernel_work
@@ -79,7 +79,7 @@ class PlannedProgram:
     def work(self) -> KernelWork:
         """What its kernels do."""
         work = kernel_work(self.fused())
-        self._latest.forget(self)
+        self._fusions.forget(self)
         return work
 
     def fused(self) -> Fusion:
@@ -87,7 +87,7 @@ class PlannedProgram:
 
         It is large: those of the latest few programs are kept with the graph until their `work` has been asked for.
         """
-        return self._latest.get(self, self._fused)
+        return self._fusions.get(self, self._fused)
 
     def _fused(self) -> Fusion:
         program = unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)
@@ -96,8 +96,8 @@ class PlannedProgram:
         return with_copies(_without_unread(fuse(program)))
 
     @property
-    def _latest(self) -> Latest[Fusion]:
-        return self.graph.memo.setdefault("latest fusions", Latest(_MOST_FUSIONS))
+    def _fusions(self) -> FifoCache[Fusion]:
+        return self.graph.memo.setdefault("latest fusions", FifoCache(_MOST_FUSIONS))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

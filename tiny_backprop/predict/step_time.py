@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tiny_backprop.plan.loops.nested import NestedPlan, Part, nested_plans
 from tiny_backprop.predict.kernel_work import KernelWork
 from tiny_backprop.predict.materialized import Materialized, PlannedProgram
+from tiny_backprop.predict.nested import NestedPlan, Part, nested_plans
 from tiny_backprop.schedule.cost import CLASSES, CostModel
 
 _CONTRACTIONS = [CLASSES.index(c) for c in ("matmul", "convolution", "kernel_gradient")]
@@ -76,6 +76,6 @@ def _part_seconds(part: Part, model: CostModel) -> tuple[float, float]:
     forward, length, n_again = forward + model.seconds_per_loop_step, schedule.length, part.n_again
     reverses = step.backward
     if schedule.reruns and schedule.block_size == 1:  # a step runs again in the body that reverses it
-        reverses, n_again = step.rerun, n_again if step.is_lean else n_again - length
+        reverses, n_again = step.rerun, n_again if step.keeps_nothing else n_again - length
     backward = program_seconds(reverses.allocated.program, model) + model.seconds_per_loop_step
     return length * forward, length * backward + max(n_again, 0) * forward

@@ -11,7 +11,7 @@ from tiny_backprop.schedule.simulate import ranges
 
 
 def lives(graph: Graph, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return when what the steps make is alive; see `tiny_backprop.schedule.schedule`.
+    """Return when what the steps make is alive; see `Schedule.from_steps`.
 
     Args:
       graph: Any graph.

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from tiny_backprop.plan.loops.nested import NestedPlan, Part
+from tiny_backprop.predict.nested import NestedPlan, Part
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 A schedule comes from the dynamic programme over blocks (`chain`) for several ways to cut the forward phase; the referee
 counts its true peak, and the memory given to the programme is corrected until that fits. Room that is left is filled
-by leaving recomputations out (`search.fill`). On request a local search goes on from there.
+by leaving recomputations out (`local_search.fill`). On request a local search goes on from there.
 
 What is nested in the graph stays planned as it is; `budget` chooses that too.
 
@@ -20,16 +20,16 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.exact import tighten
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.plan.search.chain import Chain, MemoryGrid
+from tiny_backprop.plan.search.constraint_generation import tighten
 from tiny_backprop.plan.search.local_search import Tape, evict_until, fill, improve, squeeze
 from tiny_backprop.plan.search.menu import Menu, menus
 from tiny_backprop.plan.search.order import better_order, permuted
 from tiny_backprop.plan.search.relaxation import Phases
 from tiny_backprop.plan.search.segments import Segments, cheap_cuts
 from tiny_backprop.schedule.cost import Cost, node_costs
-from tiny_backprop.schedule.schedule import schedule
+from tiny_backprop.schedule.schedule import Schedule
 from tiny_backprop.schedule.steps import peak_bytes
 
 _UNITS = 256
@@ -98,12 +98,12 @@ class Planner:
 
     def _search(self, budget_bytes: int, steps: np.ndarray | None, end: float) -> np.ndarray | None:
         """Return the cheapest order found until the time `end`: by the integer programme, then by local search."""
-        start = None if steps is None else schedule(self.graph, steps, {})
+        start = None if steps is None else Schedule.from_steps(self.graph, steps, {})
         seconds = (end - time.monotonic()) / 2
         found = tighten(Phases.of(self.graph), budget_bytes, self.costs, max(seconds, 0.01), start)
-        if found.plan is None:
+        if found.schedule is None:
             return None
-        steps = found.plan.timeline.steps
+        steps = found.schedule.steps
         left = end - time.monotonic()
         if found.is_closed or left <= 0:
             return steps

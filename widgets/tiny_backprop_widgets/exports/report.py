@@ -18,7 +18,7 @@ from tiny_backprop.analysis.report import loop_reports
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.xla.memory_map import MemoryMap
 from tiny_backprop.plan.blocks import plan_save_everything
-from tiny_backprop.plan.loops.path import lower_bound_bytes
+from tiny_backprop.plan.loops.front import lower_bound_bytes
 from tiny_backprop.plan.plan import Plan, check_fits
 from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes, format_flops

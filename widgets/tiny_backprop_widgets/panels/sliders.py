@@ -12,8 +12,9 @@ import traitlets
 
 from tiny_backprop.errors import CaptureError, PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import check_count, plan_save_everything
-from tiny_backprop.plan.budget import budget_range_bytes, parse_budget
+from tiny_backprop.plan.blocks import plan_save_everything
+from tiny_backprop.plan.checks import check_count
+from tiny_backprop.plan.strategies.budget import budget_range_bytes, parse_budget
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.panels.slider_marks import Mark, SliderMarks
 

@@ -29,8 +29,9 @@ from tiny_backprop import display
 from tiny_backprop.display import plain_scope
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import block_starts, check_count
+from tiny_backprop.plan.checks import check_count
 from tiny_backprop.plan.plan import Plan, check_fits
+from tiny_backprop.plan.strategies.tree import block_starts
 from tiny_backprop.schedule.simulate import Op
 from tiny_backprop.units import format_bytes, format_flops
 from tiny_backprop_widgets.plots.frontier import DisplayError

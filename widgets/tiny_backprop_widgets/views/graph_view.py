@@ -12,8 +12,9 @@ import traitlets
 from tiny_backprop.display import plain_scope
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import block_starts, plan_save_everything
+from tiny_backprop.plan.blocks import plan_save_everything
 from tiny_backprop.plan.plan import Plan, check_fits
+from tiny_backprop.plan.strategies.tree import block_starts
 from tiny_backprop.units import format_bytes, format_flops
 from tiny_backprop_widgets import assets
 from tiny_backprop_widgets.plots.dag import jaxpr_dag

@@ -15,7 +15,7 @@ from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
-from tiny_backprop.plan.loops.schedules import LoopChoice
+from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.plan import Plan
 
 

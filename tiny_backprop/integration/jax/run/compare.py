@@ -14,8 +14,9 @@ from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.gradient import height_compressed_value_and_grad
 from tiny_backprop.integration.jax.run.hold import jit
 from tiny_backprop.integration.jax.xla.measure import Measurement, measure
+from tiny_backprop.plan.baseline import predict_jax_gradient
 from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_save_everything
-from tiny_backprop.plan.plan import Plan, predict_jax_gradient
+from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
 
 _STOCK_POLICIES = (

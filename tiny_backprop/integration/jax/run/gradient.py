@@ -20,7 +20,7 @@ from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.integration.jax.xla.measure import compiled_bytes
-from tiny_backprop.plan.loops.schedules import LoopChoice
+from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.plan import Plan
 
 

@@ -19,7 +19,7 @@ from jax import lax
 
 from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.run.hold import zeros_after
-from tiny_backprop.plan.loops.schedules import LoopSchedule
+from tiny_backprop.schedule.loop_schedule import LoopSchedule
 
 Arrays = list[Any]
 

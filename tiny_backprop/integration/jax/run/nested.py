@@ -41,8 +41,9 @@ from tiny_backprop.integration.jax.run.loops import (
     run_backward,
     run_forward,
 )
-from tiny_backprop.plan.loops.nested import NestedPlan, StepPlan, nested_plans
-from tiny_backprop.plan.loops.schedules import LoopSchedule
+from tiny_backprop.predict.nested import NestedPlan, nested_plans
+from tiny_backprop.predict.step_plan import StepPlan
+from tiny_backprop.schedule.loop_schedule import LoopSchedule
 
 RewriteStep = Callable[[Program, StepPlan], Any]
 """Turns the plan of a step into the jaxprs that carry it out: `rewrite.rewrite_step`, which builds on this module."""

@@ -20,9 +20,10 @@ from tiny_backprop.integration.jax.capture.inline import drop_dead
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.run.rewrite import PlannedJaxprs, rewrite
 from tiny_backprop.integration.jax.run.verify import plan_verified
-from tiny_backprop.plan.blocks import check_count, plan_blocks, plan_height_compressed, plan_save_everything
+from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_save_everything
 from tiny_backprop.plan.budget import plan_budget
-from tiny_backprop.plan.loops.schedules import LoopChoice
+from tiny_backprop.plan.checks import check_count
+from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.plan import Plan
 
 _MOST_CACHED = 256

@@ -28,8 +28,8 @@ from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.run.hold import hold_p
 from tiny_backprop.integration.jax.run.nested import drop_unread, realized
 from tiny_backprop.integration.jax.run.pooling import in_slices
-from tiny_backprop.plan.loops.nested import StepPlan
 from tiny_backprop.plan.plan import Plan
+from tiny_backprop.predict.step_plan import StepPlan
 
 _SMALL_BYTES = 64  # keys and scalars
 _LEAST_SHARED_BYTES = 4096  # below that a hold costs more than it spares
@@ -78,7 +78,7 @@ def rewrite_step(program: Program, step: StepPlan) -> PlannedJaxprs:
     itself, nothing runs again in it, and it is XLA's to order.
     """
     forward, backward = step.steps[: step.n_forward_steps], step.steps[step.n_forward_steps :]
-    if not step.is_lean:
+    if not step.keeps_nothing:
         backward = sorted(backward)
     return _play(program, step.graph, forward, backward, step.saved, [])
 

@@ -1,8 +1,8 @@
 """A byte budget that holds in truth: compile, ask XLA, and plan again until temporaries and outputs fit.
 
-Predictions are off by some per cent. So the ladder of memories on which `plan_budget` looks for a plan whose predicted
-allocation fits (`tiny_backprop.plan.ladder`) is climbed with XLA itself, on fewer rungs, and of the gradients that fit
-the one that takes most is returned: the measured peak is monotone in the budget.
+Predictions are off by some per cent. So the sweep of memory limits by which `plan_budget` looks for a plan whose
+predicted allocation fits (`tiny_backprop.plan.strategies.memory_sweep`) is made with XLA itself, over fewer limits, and
+of the gradients that fit the one that takes most is returned: the measured peak is monotone in the budget.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import functools
 from collections.abc import Callable
 
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.blocks import best_plan
-from tiny_backprop.plan.budget import budget_meta, parse_budget
-from tiny_backprop.plan.budget_planner import BudgetPlanner, Found
-from tiny_backprop.plan.ladder import Ladder
-from tiny_backprop.plan.loops.schedules import LoopChoice
+from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.strategies.budget import budget_meta, parse_budget
+from tiny_backprop.plan.strategies.budget_planner import BudgetPlanner, PricedSchedule
+from tiny_backprop.plan.strategies.memory_sweep import MemorySweep
+from tiny_backprop.plan.strategies.tree import best_tree
 
 _FUSED_SHARE = 0.4  # of the smallest peak by liveness: less than XLA's fusion has been seen to come to
-_N_RUNGS = 32  # the plain gradient and a bisection: six compilations
+_N_LIMITS = 32  # the plain gradient and a bisection: six compilations
 
 
 def plan_verified(
@@ -50,19 +50,20 @@ def plan_verified(
     planner = BudgetPlanner.of(graph, "seconds", loops).for_temporaries()
     meta = budget_meta(budget, budget_bytes, "seconds")
 
-    def count(found: Found) -> int:
-        return measured_bytes(planner.plan(found, meta))
+    def count(found: PricedSchedule) -> int:
+        return measured_bytes(Plan.of(planner.schedule(found, meta)))
 
-    ladder = Ladder(
+    sweep = MemorySweep(
         planner,
         count,
-        lambda: [functools.partial(best_plan, graph, levels, loops=loops) for levels in (1, 2)],
-        n_rungs=_N_RUNGS,
+        lambda: [functools.partial(best_tree, graph, levels, loops=loops) for levels in (1, 2)],
+        n_limits=_N_LIMITS,
         least_bytes=_FUSED_SHARE * planner.smallest.peak_bytes,
-        is_walked=False,
+        is_coarse_to_fine=False,
     )
-    fitting = ladder.fitting(budget_bytes)
+    fitting = sweep.fitting(budget_bytes)
     if not fitting:
-        raise ladder.no_plan(budget_bytes, "that XLA fits", "measured")
-    best = max(fitting, key=lambda c: (c.n_bytes, -c.found.cost))
-    return planner.plan(best.found, {**meta, "measured_peak_bytes": best.n_bytes, "n_compiled": len(ladder.counted)})
+        raise sweep.no_plan(budget_bytes, "that XLA fits", "measured")
+    best = max(fitting, key=lambda c: (c.n_bytes, -c.schedule.cost))
+    measured = {"measured_peak_bytes": best.n_bytes, "n_compiled": len(sweep.counted)}
+    return Plan.of(planner.schedule(best.schedule, {**meta, **measured}))

@@ -1,8 +1,9 @@
-"""Which plans of loops and branches there are to choose from, and the path on which a byte budget finds its own.
+"""Which plans of loops and branches there are to choose from, and the front on which a byte budget finds its own.
 
 The plans of one loop are a menu: how its steps are reversed, what they keep, and of these any two neighbours mixed, the
-first steps in one way and the last in another. The path goes from the cheapest plans of all loops to the smallest: at
-each point of it the next byte is taken where it costs least.
+first steps in one way and the last in another. The front goes from the cheapest plans of all loops to the smallest: at
+each point of it the next byte is taken where it costs least, which is the greedy solution of the multiple-choice
+knapsack problem (Sinha & Zoltners 1979, doi:10.1287/opre.27.3.503).
 """
 
 from __future__ import annotations
@@ -14,25 +15,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from tiny_backprop.graph import LITERAL, Graph, Nested
-from tiny_backprop.plan.loops.nested import (
-    NestedPlan,
-    Part,
-    StepPlan,
-    cheap,
-    keeping,
-    rerunning,
-    step_plans,
-    with_nested,
-)
-from tiny_backprop.plan.loops.schedules import LoopChoice, LoopSchedule
+from tiny_backprop.plan.loops.choice import LoopChoice
+from tiny_backprop.plan.loops.nested import cheap, keeping, rerunning, step_plans
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.plan.search.planner import Planner
+from tiny_backprop.predict.nested import NestedPlan, Part, with_nested
+from tiny_backprop.predict.step_plan import StepPlan
 from tiny_backprop.schedule.cost import Cost
+from tiny_backprop.schedule.loop_schedule import LoopSchedule
 
 _MEMORY_STEP = 2**0.25  # from one amount of memory to the next, where schedules are chosen from
 _MOST_INNER = 6  # plans of what is nested in a step that are tried for the step
 _SLOT_COUNTS = 24  # numbers of saved carries that are tried where a step is planned by itself
-_LEAN_PLANS = 3  # of a step that is planned by itself
+_PLANS_KEEPING_NOTHING = 3  # of a step that is planned by itself
 _MIXES = 15  # plans between two that are neighbours on the hull
 
 
@@ -57,13 +52,13 @@ def _best(found: Sequence[NestedPlan], cost: Cost) -> list[NestedPlan]:
 
 def _loop_options(nested: Nested, cost: Cost) -> list[NestedPlan]:
     parts = []
-    for graph in _few(path(nested.bodies[0], cost), _MOST_INNER):
+    for graph in _few(front(nested.bodies[0], cost), _MOST_INNER):
         plans = step_plans(graph, nested)
-        lean = _lean(graph, nested, plans[0].liveness_bytes)
-        parts += [Part(p, LoopSchedule.keeping_all(nested.length)) for p in [*plans, *lean]]
+        rematerialized = _keeping_nothing(graph, nested, plans[0].liveness_bytes)
+        parts += [Part(p, LoopSchedule.keeping_all(nested.length)) for p in [*plans, *rematerialized]]
         parts += [rerunning(plans, s) for s in _schedules(nested, cheap(plans).kept_bytes)]
         n_slots = np.unique(np.geomspace(1, nested.length, _SLOT_COUNTS).round().astype(int)).tolist()
-        parts += [Part(step, LoopSchedule(nested.length, 1, n)) for step in lean for n in n_slots]
+        parts += [Part(step, LoopSchedule(nested.length, 1, n)) for step in rematerialized for n in n_slots]
     menu = _best([NestedPlan(nested, (p,)) for p in parts], cost)
     hull = _hull(menu, cost)
     return [*menu, *(p for a, b in itertools.pairwise(hull) for p in _mixed(a, b))]
@@ -82,29 +77,29 @@ def _schedules(nested: Nested, kept_bytes: int) -> list[LoopSchedule]:
     return list(schedules)
 
 
-def _lean(graph: Graph, nested: Nested, most_bytes: int) -> list[StepPlan]:
+def _keeping_nothing(graph: Graph, nested: Nested, most_bytes: int) -> list[StepPlan]:
     """Return plans of a step that keep nothing and run things again to need less than a step that keeps everything."""
     least = Planner.of(_without_results(graph), "seconds").smallest.peak_bytes
-    budgets = np.unique(np.geomspace(max(least, 1), max(most_bytes, 1), _LEAN_PLANS + 1).astype(np.int64))[:-1]
-    found = [_within(graph, nested, max(n_bytes, least)) for n_bytes in budgets.tolist()]
+    budgets = np.geomspace(max(least, 1), max(most_bytes, 1), _PLANS_KEEPING_NOTHING + 1).astype(np.int64)
+    found = [_within(graph, nested, max(n_bytes, least)) for n_bytes in np.unique(budgets)[:-1].tolist()]
     return [p for p in found if p is not None and p.liveness_bytes < most_bytes]
 
 
-def _mixed(rich: NestedPlan, lean: NestedPlan) -> list[NestedPlan]:
+def _mixed(larger: NestedPlan, smaller: NestedPlan) -> list[NestedPlan]:
     """Return plans of a loop whose first steps are reversed in one way and its last steps in another.
 
     The first are reversed last, when what the last ones have saved is free: they are those that save less.
     """
-    length, (a,), (b,) = rich.nested.length, rich.parts, lean.parts
+    length, (a,), (b,) = larger.nested.length, larger.parts, smaller.parts
     counts = np.unique(np.linspace(0, length, _MIXES + 2).round().astype(int))[1:-1].tolist()
-    return [NestedPlan(rich.nested, (b.of_length(n), a.of_length(length - n))) for n in counts if n < length]
+    return [NestedPlan(larger.nested, (b.of_length(n), a.of_length(length - n))) for n in counts if n < length]
 
 
 def _branch_options(nested: Nested, cost: Cost) -> list[NestedPlan]:
     """Return plans of branches: each branch's plans, from what keeps most to what keeps least, side by side."""
     menus_of_branches = []
     for body in nested.bodies:
-        plans = [p for graph in _few(path(body, cost), _MOST_INNER) for p in step_plans(graph, nested)]
+        plans = [p for graph in _few(front(body, cost), _MOST_INNER) for p in step_plans(graph, nested)]
         menus_of_branches.append(sorted(plans, key=lambda p: -p.kept_bytes))
     n = max(map(len, menus_of_branches))
     at = [np.linspace(0, len(m) - 1, n).round().astype(int).tolist() for m in menus_of_branches]
@@ -117,17 +112,17 @@ def _few(graphs: Sequence[Graph], n: int) -> list[Graph]:
     return [graphs[i] for i in at.tolist()]
 
 
-def path(graph: Graph, cost: Cost) -> list[Graph]:
+def front(graph: Graph, cost: Cost) -> list[Graph]:
     """Return the graph for different plans of what is nested in it, from the cheapest to the smallest.
 
     From one to the next, one loop is planned smaller, where a byte costs least. Of several loops, only those plans are
-    on the path that are best for some price of a byte.
+    on the front that are best for some price of a byte.
 
     Args:
-      graph: Any graph; one without loops and branches is its own path.
+      graph: Any graph; one without loops and branches is its own front.
       cost: What is minimised; see `plan_budget`.
     """
-    key = "path", repr(cost)
+    key = "front", repr(cost)
     if key not in graph.memo:
         menus_of_loops = [options(n, cost) for n in graph.nested]
         if len(menus_of_loops) > 1:
@@ -149,10 +144,10 @@ def path(graph: Graph, cost: Cost) -> list[Graph]:
 def lower_bound_bytes(graph: Graph) -> int:
     """Return the bytes that no plan needs less than, with this order of the backward phase; kept with the graph.
 
-    See `working_set_bound`; what is nested in the graph is planned as small as anything on the path.
+    See `working_set_bound`; what is nested in the graph is planned as small as anything on the front.
     """
     if "lower bound" not in graph.memo:
-        graph.memo["lower bound"] = working_set_bound(path(graph, "seconds")[-1] if graph.n_backward else graph)
+        graph.memo["lower bound"] = working_set_bound(front(graph, "seconds")[-1] if graph.n_backward else graph)
     return graph.memo["lower bound"]
 
 

@@ -1,4 +1,4 @@
-"""`Latest`: the latest few results of something dear, by key."""
+"""`FifoCache`: a small cache whose oldest entry makes room for a new one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import ClassVar, Generic, TypeVar
 _T = TypeVar("_T")
 
 
-class Latest(Generic[_T]):
-    """The latest few of what was made; any thread may ask."""
+class FifoCache(Generic[_T]):
+    """Keeps so many results by key, first in, first out; any thread may ask."""
 
     _lock: ClassVar = threading.Lock()  # one for all: what is kept with a graph can be copied and pickled
 

@@ -1,7 +1,7 @@
 """Schedules by byte budget of a graph with what is nested in it, its loops and branches.
 
-They are planned together: of the points on their path from the cheapest to the smallest (`path`), the planner is asked
-for schedules of the graph around them.
+They are planned together: of the points on their front from the cheapest to the smallest (`front`), the planner is
+asked for schedules of the graph around them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
-from tiny_backprop.plan.loops.nested import by_choice, nested_plans, with_nested
-from tiny_backprop.plan.loops.path import path
-from tiny_backprop.plan.loops.schedules import LoopChoice
-from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.loops.choice import LoopChoice
+from tiny_backprop.plan.loops.front import front
+from tiny_backprop.plan.loops.nested import by_choice
 from tiny_backprop.plan.search.planner import Candidate, Planner
+from tiny_backprop.predict.nested import nested_plans, with_nested
 from tiny_backprop.schedule.cost import Cost, least_cost, node_costs
-from tiny_backprop.schedule.schedule import schedule
+from tiny_backprop.schedule.schedule import Schedule
 from tiny_backprop.schedule.steps import peak_bytes
 from tiny_backprop.units import format_bytes
 
 _ROUNDING = 1e-9  # costs this close are the same, added up in another order
-_MOST_WORSE = 2  # points of the path in a row that are dearer than the best, before the search ends
+_MOST_WORSE = 2  # points of the front in a row that are costlier than the best, before the search ends
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class PricedSchedule:
     """A schedule with the graph that it is for.
 
     Attributes:
@@ -46,7 +46,7 @@ class Found:
     peak_bytes: int
 
     @classmethod
-    def of(cls, planner: Planner, candidate: Candidate) -> Found:
+    def of(cls, planner: Planner, candidate: Candidate) -> PricedSchedule:
         """Return what a planner has found, which numbers nodes in an order of its own."""
         return cls(planner.original, planner.order[candidate.steps], candidate.cost, candidate.peak_bytes)
 
@@ -62,21 +62,21 @@ class BudgetPlanner:
     Attributes:
       original: The graph that plans are for.
       cost: What is minimised.
-      points: The graph, perhaps with other bytes, for different plans of what is nested in it; see `path`.
+      points: The graph, perhaps with other bytes, for different plans of what is nested in it; see `front`.
       takes_known: Whether what was found for other budgets is taken where it is cheaper; else answers depend on what is
         asked alone, so that another planner gives the same.
     """
 
     def __init__(self, original: Graph, points: list[Graph], cost: Cost, takes_known: bool = True):
         self.original, self.points, self.cost, self.takes_known = original, points, cost, takes_known
-        self._found: dict[int, Found | None] = {}
+        self._found: dict[int, PricedSchedule | None] = {}
 
     @classmethod
     def of(cls, graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> BudgetPlanner:
         """Return the planner that is kept with a graph; it counts by plain liveness."""
         key = ("budget", repr(cost), loops)
         if key not in graph.memo:
-            points = path(graph, cost) if loops is None else [by_choice(graph, loops)]
+            points = front(graph, cost) if loops is None else [by_choice(graph, loops)]
             graph.memo[key] = cls(graph, points, cost)
         return graph.memo[key]
 
@@ -93,18 +93,18 @@ class BudgetPlanner:
             points.append(dataclasses.replace(graph, value_bytes=n_bytes))
         return BudgetPlanner(self.original, points, self.cost, takes_known=False)
 
-    def plan(self, found: Found, meta: dict[str, Any]) -> Plan:
-        """Return the plan of what was found; `meta` is told what the recomputation costs."""
+    def schedule(self, found: PricedSchedule, meta: dict[str, Any]) -> Schedule:
+        """Return what was found with its actions; `meta` is told what the recomputation costs."""
         graph = with_nested(self.original, nested_plans(found.graph))
         least, spent = least_cost(graph, self.cost), float(node_costs(graph, self.cost)[found.steps].sum())
         share = 100 * (spent / least - 1) if least else 0.0
-        return schedule(graph, found.steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})
+        return Schedule.from_steps(graph, found.steps, {**meta, "recompute_percent": round(max(share, 0.0), 4)})
 
     @functools.cached_property
-    def everything(self) -> Found:
+    def everything(self) -> PricedSchedule:
         """The program as it is, but for what is nested in it, planned as at the first of the points."""
         graph, steps = self.points[0], np.arange(self.original.n_nodes)
-        return Found(graph, steps, self._planner(0).least_cost, peak_bytes(graph, steps))
+        return PricedSchedule(graph, steps, self._planner(0).least_cost, peak_bytes(graph, steps))
 
     @property
     def most_bytes(self) -> int:
@@ -116,11 +116,11 @@ class BudgetPlanner:
         """The schedule with the smallest peak that the planner can reach."""
         return self._planner(len(self.points) - 1).smallest
 
-    def best(self, budget_bytes: int) -> Found | None:
+    def best(self, budget_bytes: int) -> PricedSchedule | None:
         """Return the cheapest schedule found within the budget; what was found for other budgets is asked, too."""
         everything = self._planner(0)
         if everything.plain.peak_bytes <= budget_bytes:
-            return Found.of(everything, everything.plain)
+            return PricedSchedule.of(everything, everything.plain)
         if budget_bytes not in self._found:
             self._found[budget_bytes] = self._find(budget_bytes)
         own = self._found[budget_bytes]
@@ -130,22 +130,22 @@ class BudgetPlanner:
         known = [f for f in self._found.values() if f is not None and f.peak_bytes <= budget_bytes]
         return min((f for f in known if f.cost < most), key=lambda f: f.cost, default=own)
 
-    def search(self, budget_bytes: int, search_seconds: float, start: Found | None) -> Found | None:
+    def search(self, budget_bytes: int, search_seconds: float, start: PricedSchedule | None) -> PricedSchedule | None:
         """Search on from what was found, for so long; what is found is remembered."""
         planner = self._planner(len(self.points) - 1) if start is None else Planner.of(start.graph, self.cost)
         candidate = planner.search(budget_bytes, search_seconds)
         if candidate is not None:
-            self._found[budget_bytes] = Found.of(planner, candidate)
+            self._found[budget_bytes] = PricedSchedule.of(planner, candidate)
         return self.best(budget_bytes)
 
-    def tightest(self, memory_bytes: int) -> Found | None:
+    def tightest(self, memory_bytes: int) -> PricedSchedule | None:
         """Return what to try for a memory that no peak by the referee's count need fit; see `Planner.tightest`."""
         found = self.best(memory_bytes)
         if found is not None:
             return found
         planner = self._planner(len(self.points) - 1)
         candidate = planner.tightest(memory_bytes)
-        return None if candidate is None else Found.of(planner, candidate)
+        return None if candidate is None else PricedSchedule.of(planner, candidate)
 
     def no_plan(self, budget_bytes: int) -> BudgetError:
         """Return the error that says why there is no plan."""
@@ -162,13 +162,13 @@ class BudgetPlanner:
     def _planner(self, i: int) -> Planner:
         return Planner.of(self.points[i], self.cost)
 
-    def _at(self, i: int, budget_bytes: int) -> Found | None:
+    def _at(self, i: int, budget_bytes: int) -> PricedSchedule | None:
         planner = self._planner(i)
         candidate = planner.best(budget_bytes) if self.takes_known else planner.own(budget_bytes)
-        return None if candidate is None else Found.of(planner, candidate)
+        return None if candidate is None else PricedSchedule.of(planner, candidate)
 
-    def _find(self, budget_bytes: int) -> Found | None:
-        """Return the best along the path: from its first point that fits on, until the next ones are dearer."""
+    def _find(self, budget_bytes: int) -> PricedSchedule | None:
+        """Return the best along the front: from its first point that fits on, until the next ones are costlier."""
         low, high = -1, len(self.points) - 1
         best = self._at(high, budget_bytes)
         if best is None:

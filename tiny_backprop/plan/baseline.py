@@ -1,0 +1,27 @@
+"""What JAX's own gradient takes: what every plan is held against."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tiny_backprop.graph import Graph
+from tiny_backprop.liveness import frontier
+from tiny_backprop.plan.loops.nested import keeping_everything
+from tiny_backprop.predict.allocation import predict_allocation
+from tiny_backprop.predict.materialized import Materialized, materialize
+
+
+def predict_jax_gradient(graph: Graph) -> Materialized:
+    """Return what XLA is predicted to allocate for JAX's own gradient, whose loops are JAX's, too.
+
+    Args:
+      graph: A captured graph.
+    """
+    graph = keeping_everything(graph)
+    return materialize(graph, np.arange(graph.n_nodes), graph.n_forward, is_planned=False, backend=graph.backend)
+
+
+def live_bytes_of_everything(graph: Graph) -> np.ndarray:
+    """Return the live bytes of save-everything, counted as `Plan.materialized` counts."""
+    graph = keeping_everything(graph)
+    return predict_allocation(graph, np.arange(graph.n_nodes)).live_bytes if graph.backend else frontier(graph)
