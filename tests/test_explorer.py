@@ -33,6 +33,7 @@ from tiny_backprop import (
     plan_height_compressed,
     plan_save_everything,
 )
+from tiny_backprop.plan.strategies.budget import sweep_of
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, write_report
 from tiny_backprop_widgets.panels import cells, guard, trade_off_panel, verify_panel

@@ -18,9 +18,9 @@ from tiny_backprop.integration.jax.run.nested import nested_p
 from tiny_backprop.integration.jax.run.rewrite import rewrite
 from tiny_backprop.plan.baseline import predict_jax_gradient
 from tiny_backprop.plan.loops.front import options
+from tiny_backprop.plan.plan import Plan
 from tiny_backprop.predict.nested import with_nested
 from tiny_backprop.predict.step_memory import Body, predict_body
-from tiny_backprop.schedule.schedule import schedule
 
 X = jax.random.normal(jax.random.key(0), (64, 64, 32))
 W = 0.1 * jax.random.normal(jax.random.key(1), (32, 32))
@@ -102,7 +102,7 @@ def test_plans_of_the_menu_take_what_is_predicted(name, at):
     graph = capture_gradient(loss, *args, argnums=(0, 1))
     menu = options(graph.nested[0], "seconds")
     planned = with_nested(graph, [menu[at % len(menu)]])
-    plan = schedule(planned, np.arange(planned.n_nodes), {})
+    plan = Plan.from_steps(planned, np.arange(planned.n_nodes), {})
     xla, predicted = measured_and_predicted(loss, args, plan=plan)
     assert 0.92 * xla <= predicted <= 1.1 * xla
 

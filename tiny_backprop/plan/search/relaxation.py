@@ -18,7 +18,6 @@ import functools
 from collections.abc import Collection
 
 import numpy as np
-import scipy.optimize
 import scipy.sparse
 
 from tiny_backprop.graph import Graph
@@ -340,6 +339,8 @@ class Relaxation:
         """
         bounds = np.stack([self._box, np.ones(self._n_x)], axis=1)
         method = "highs-ipm" if self._n_x > 10_000 else "highs-ds"
+        import scipy.optimize  # takes as long to load as all of ours together, and few plans ask for it
+
         solved = scipy.optimize.linprog(self._cost, A_ub=self._matrix, b_ub=self._limits, bounds=bounds, method=method)
         if solved.status == 2:
             return np.inf
@@ -352,6 +353,8 @@ class Relaxation:
 
     def solve(self, seconds: float) -> Solution:
         """Solve by branch and bound (HiGHS), for at most about so many seconds."""
+        import scipy.optimize
+
         solved = scipy.optimize.milp(
             self._cost,
             constraints=(self._matrix, -np.inf, self._limits),

@@ -5,17 +5,17 @@ import math
 
 import numpy as np
 import pytest
-from graphs import chain, training_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Oracle
 
+from tests.graphs import chain, training_graphs
+from tests.oracle import Oracle
 from tiny_backprop import Graph, PlanError, plan_blocks, plan_save_everything
 from tiny_backprop.plan.certificate import certify
+from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.plan.search.relaxation import Phases, Relaxation
 from tiny_backprop.schedule.cost import CostModel
-from tiny_backprop.schedule.schedule import schedule
 
 
 @st.composite
@@ -136,7 +136,10 @@ def test_the_order_of_the_backward_phase_is_the_plans_own():
         dict(name="g3", bytes=1, reads=["g0", "g1", "g2"], is_backward=True),
     ]
     graph = Graph.from_nodes(nodes, outputs=["g3"])
-    straight, swapped = schedule(graph, np.arange(6), {}), schedule(graph, np.array([0, 2, 4, 1, 3, 5]), {})
+    straight, swapped = (
+        Plan.from_steps(graph, np.arange(6), {}),
+        Plan.from_steps(graph, np.array([0, 2, 4, 1, 3, 5]), {}),
+    )
     budget = 15
     assert certify(straight, budget, "flops").recompute_cost_bound == pytest.approx(7, abs=1e-3)
     assert certify(swapped, budget, "flops").recompute_cost_bound == 0
@@ -175,11 +178,11 @@ def test_what_is_minimised_is_taken_from_the_plan():
     graph = chain(12)
     steps = plan_blocks(graph, 4).timeline.steps
     model = CostModel(flops_per_second=2.0, bytes_per_second=1e9)
-    plan = schedule(graph, steps, {"budget_bytes": 9, "cost": dataclasses.asdict(model)})
+    plan = Plan.from_steps(graph, steps, {"budget_bytes": 9, "cost": dataclasses.asdict(model)})
     assert plan.certificate.unit == "seconds"
     assert plan.certificate.budget_bytes == 9
     assert plan.certificate.least_cost == graph.flops.sum() / 2
-    in_flops = schedule(graph, steps, {"cost": "flops"}).certificate
+    in_flops = Plan.from_steps(graph, steps, {"cost": "flops"}).certificate
     assert in_flops.unit == "flops"
     assert in_flops.budget_bytes == plan.peak_bytes
     assert in_flops.recompute_cost == plan.recompute_flops
@@ -189,7 +192,7 @@ def test_what_is_minimised_is_taken_from_the_plan():
 
 def test_a_forward_graph_has_no_bound_on_cost():
     graph = Graph.from_nodes([dict(name="a", bytes=3), dict(name="b", bytes=2, reads=["a"])], outputs=["b"])
-    plan = schedule(graph, np.array([0, 1]), {})
+    plan = Plan.from_steps(graph, np.array([0, 1]), {})
     assert certify(plan).working_set_bytes == 5
     again = certify(plan, 5, dict(flops_per_second=1.0, bytes_per_second=1.0))
     assert again.recompute_cost_bound == 0

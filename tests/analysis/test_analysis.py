@@ -1,8 +1,8 @@
 """`analyze_graph` and `summarize_frontier`: by hand, and sound against brute force."""
 
-from graphs import chain, training_graphs
 from hypothesis import given
 
+from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph, analyze_graph, summarize_frontier
 
 

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from graphs import chain, training_graphs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.graphs import chain, training_graphs
 from tiny_backprop import (
     Graph,
     IllegalPlanError,
@@ -22,7 +22,6 @@ from tiny_backprop import (
 )
 from tiny_backprop.liveness import frontier
 from tiny_backprop.plan.strategies.tree import block_starts
-from tiny_backprop.schedule.schedule import schedule
 
 
 def play_slowly(graph: Graph, plan: Plan) -> tuple[int, float]:
@@ -232,7 +231,7 @@ def test_referee_names_the_action():
 
 def test_schedule_refuses_an_order_that_reads_too_early():
     with pytest.raises(IllegalPlanError, match="not alive"):
-        schedule(chain(3), np.array([1, 0, 2, 3, 4, 5]), {})
+        Plan.from_steps(chain(3), np.array([1, 0, 2, 3, 4, 5]), {})
 
 
 def test_displays():

@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
-from graphs import chain
 from hypothesis import given, settings
-from oracle import Oracle
 from test_bounds import budgets, tiny_graphs
 
+from tests.graphs import chain
+from tests.oracle import Oracle
 from tiny_backprop import Graph, Op, PlanError, plan_blocks, plan_save_everything
 from tiny_backprop.errors import BudgetError
 from tiny_backprop.plan.certificate import certify
 from tiny_backprop.plan.exact import plan_exact
+from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
-from tiny_backprop.schedule.schedule import schedule
 
 n_plans, n_proven = 0, 0
 
@@ -103,7 +103,7 @@ def test_a_start_is_returned_where_nothing_beats_it_and_beaten_where_something_d
     assert plan_exact(graph, 10, cost="flops", start=best) == best
     steps = best.timeline.steps
     again = int(np.flatnonzero(graph.is_backward[steps])[-1])
-    wasteful = schedule(graph, np.insert(steps, again, 0), {})
+    wasteful = Plan.from_steps(graph, np.insert(steps, again, 0), {})
     assert wasteful.recompute_flops == best.recompute_flops + 1
     assert plan_exact(graph, 10, cost="flops", start=wasteful).recompute_flops == best.recompute_flops
 

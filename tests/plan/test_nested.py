@@ -28,16 +28,15 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.analysis import loop_reports
-from tiny_backprop.plan.loops.front import options
+from tiny_backprop.plan.loops.front import front, options
 from tiny_backprop.plan.loops.frontier import loop_frontier
 from tiny_backprop.plan.strategies.budget_planner import BudgetPlanner
 from tiny_backprop.predict.nested import with_choices, with_nested
-from tiny_backprop.schedule.schedule import schedule
 
 
 def in_order(graph):
     """Return the plan that runs every node of a graph once, its loops planned as they are in it."""
-    return schedule(graph, np.arange(graph.n_nodes), {})
+    return Plan.from_steps(graph, np.arange(graph.n_nodes), {})
 
 
 def spread(items, n):
@@ -63,7 +62,7 @@ def test_every_kind_of_plan_of_a_loop_gives_the_same_gradient():
         assert_close(planned(*args), expected)
 
 
-def test_menus_and_paths_fall_in_bytes_and_rise_in_cost():
+def test_menus_and_fronts_fall_in_bytes_and_rise_in_cost():
     loss, args = wide(300)
     graph = capture_gradient(loss, *args)
     for cost in ("seconds", "flops"):

@@ -25,7 +25,7 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.plan.search.planner import Planner
-from tiny_backprop.plan.strategies.budget import budget_range_bytes, count_budgets_ahead
+from tiny_backprop.plan.strategies.budget import budget_range_bytes, count_budgets_ahead, sweep_of
 
 SEARCHES = (0.0, 0.05)
 
