@@ -35,7 +35,7 @@ MOST_OF_POLICY = 0.85
 COSTS = ("flops", "seconds")
 _PLAIN, _AROUND, _BY_HAND = "jax.value_and_grad", "around the loss", "by hand in each layer"
 # Plans are made for memories in steps of 4 %, down to a thirty-second of saving everything.
-RUNGS_PER_OCTAVE, LOWEST_RUNG = 16, 80
+LIMITS_PER_OCTAVE, LOWEST_RUNG = 16, 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Bench:
         self.rows: dict[str, dict[str, Any]] = {}
         self.plans: dict[tb.Plan, str] = {}
         self.planners = {cost: BudgetPlanner.of(self.graph, cost).for_temporaries() for cost in COSTS}
-        self.rungs: dict[tuple[str, int], tb.Plan | None] = {}
+        self.trials: dict[tuple[str, int], tb.Plan | None] = {}
 
     def add(self, name: str, way: Callable[..., Any], plan: tb.Plan | None = None) -> pd.Series:
         """Compile and run one gradient."""
@@ -134,18 +134,18 @@ class Bench:
         rows = rows[rows.flops_ratio <= most_flops_ratio] if len(rows) else rows
         return rows.loc[rows.temp_bytes.idxmin()] if len(rows) else None
 
-    def add_rung(self, cost: str, rung: int) -> pd.Series | None:
-        """Compile the plan for the memory of one rung, unless it was; None where there is none."""
-        key = cost, rung
-        if key not in self.rungs:
+    def add_trial(self, cost: str, limit: int) -> pd.Series | None:
+        """Compile the plan for the memory of one limit, unless it was; None where there is none."""
+        key = cost, limit
+        if key not in self.trials:
             planner = self.planners[cost]
-            found = planner.tightest(round(planner.most_bytes * 2 ** (-rung / RUNGS_PER_OCTAVE)))
-            self.rungs[key] = None if found is None else planner.plan(found, {"strategy": "byte budget"})
-        plan = self.rungs[key]
+            found = planner.tightest(round(planner.most_bytes * 2 ** (-limit / LIMITS_PER_OCTAVE)))
+            self.trials[key] = None if found is None else tb.Plan.of(planner.schedule(found, {"strategy": "byte budget"}))
+        plan = self.trials[key]
         return None if plan is None else self.add_plan(plan, cost)
 
     def seek(self, most_temp_ratio: float, most_flops_ratio: float) -> pd.Series | None:
-        """Bisect the rungs for the least memory within the FLOPs, until a plan meets both; return the best compiled."""
+        """Bisect the limits for the least memory within the FLOPs, until a plan meets both; return the best compiled."""
         for cost in COSTS:
             low, high = 0, LOWEST_RUNG
             while high - low > 1:
@@ -153,7 +153,7 @@ class Bench:
                 if best is not None and best.temp_ratio <= most_temp_ratio:
                     return best
                 middle = (low + high) // 2
-                row = self.add_rung(cost, middle)
+                row = self.add_trial(cost, middle)
                 is_within = row is not None and row.flops_ratio <= most_flops_ratio
                 low, high = (middle, high) if is_within else (low, middle)
         return self.best(most_flops_ratio)
