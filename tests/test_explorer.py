@@ -38,7 +38,7 @@ from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import DisplayError, ParetoView, PlanExplorer, explorer, write_report
 from tiny_backprop_widgets.panels import cells, guard, trade_off_panel, verify_panel
 from tiny_backprop_widgets.views import stand_in
-from tiny_backprop_widgets.views.tensors import AtPeak, alive_at_peak, value_type
+from tiny_backprop_widgets.content.tensors import AtPeak, alive_at_peak, value_type
 
 GRAPH = chain(100, n_bytes=2**20)
 

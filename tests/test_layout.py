@@ -8,8 +8,8 @@ from graphs import chain, training_graphs
 from hypothesis import strategies as st
 
 from tiny_backprop import Graph
-from tiny_backprop_widgets.views.layout import lay_out
-from tiny_backprop_widgets.views.outline import MOST_CHILDREN, Outline
+from tiny_backprop_widgets.content.layout import lay_out
+from tiny_backprop_widgets.content.outline import MOST_CHILDREN, Outline
 
 
 def wide(n_scopes, n_each):

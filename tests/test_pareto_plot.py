@@ -13,7 +13,7 @@ from tiny_backprop import CostModel, pareto, plan_blocks
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import DisplayError, plot_pareto
-from tiny_backprop_widgets.plots.frontier import render
+from tiny_backprop_widgets.plots.figure import render
 
 GRAPH = chain(24, n_bytes=2**20)
 FRONT = pareto(GRAPH, cost="flops")

@@ -36,8 +36,8 @@ from tiny_backprop.integration.jax.xla.memory_map import MemoryMap
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets import DisplayError, FrontierView, GraphView, MemoryMapView, ParetoView, TableView
 from tiny_backprop_widgets.views import stand_in
-from tiny_backprop_widgets.views.source import source_html, tensor_html
-from tiny_backprop_widgets.views.tensors import FATES, GRADIENT, RECOMPUTED, SAVED, AtPeak, fates, lives
+from tiny_backprop_widgets.content.tensor_text import source_html, tensor_html
+from tiny_backprop_widgets.content.tensors import FATES, GRADIENT, RECOMPUTED, SAVED, AtPeak, fates, lives
 
 GRAPH = chain(40, n_bytes=2**20)
 PLAN = plan_blocks(GRAPH, 7)

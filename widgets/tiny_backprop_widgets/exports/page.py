@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from tiny_backprop_widgets import assets
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop_widgets.views.view import View
 
 _STYLE = """

@@ -9,8 +9,8 @@ from typing import Any
 import anywidget
 import traitlets
 
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import assets
 
 
 @dataclasses.dataclass(frozen=True)

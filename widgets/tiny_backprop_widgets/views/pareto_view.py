@@ -10,12 +10,13 @@ from typing import Any
 
 import traitlets
 
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.plan.pareto import Pareto
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop_widgets import assets
-from tiny_backprop_widgets.plots.frontier import DisplayError, render
+from tiny_backprop_widgets.content.prices import plan_name
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.figure import render
 from tiny_backprop_widgets.plots.pareto import plot_pareto
-from tiny_backprop_widgets.views.tensors import plan_name
 from tiny_backprop_widgets.views.view import View
 
 

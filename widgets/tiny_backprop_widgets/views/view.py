@@ -12,7 +12,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from tiny_backprop_widgets.plots.frontier import DisplayError
+from tiny_backprop_widgets.errors import DisplayError
 from tiny_backprop_widgets.views.stand_in import hidden_stand_in, show_with_stand_in
 
 

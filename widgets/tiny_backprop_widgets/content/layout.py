@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tiny_backprop.graph import Graph
-from tiny_backprop_widgets.views.outline import Group, Outline
+from tiny_backprop_widgets.content.outline import Group, Outline
 
 WIDTH, HEIGHT = 168.0, 46.0
 _GAP_X, _GAP_Y, _PADDING, _HEADER, _BETWEEN = 18.0, 26.0, 12.0, 22.0, 190.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from tiny_backprop.display import plain_scope
 from tiny_backprop.graph import Graph
-from tiny_backprop_widgets.plots.dag import backward_starts
+from tiny_backprop_widgets.content.block_groups import backward_starts
 
 MOST_CHILDREN = 32
 _MOST_EQUATIONS = 24  # in a group that shows equations

@@ -12,7 +12,6 @@ import pandas as pd
 from tiny_backprop.display import plain_scope
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.units import format_bytes
 
 TRANSIENT, SAVED, RECOMPUTED, GRADIENT = range(4)
 FATES = ("forward, freed at once", "saved", "recomputed", "gradient")
@@ -152,12 +151,3 @@ def alive_at_peak(plan: Plan) -> pd.DataFrame:
             "source": [graph.sources[i] if i >= 0 else "" for i in nodes],
         }
     )
-
-
-def plan_name(plan: Plan) -> str:
-    """Return how a plan was asked for, such as "blocks, levels 1, block size 64" or "byte budget, 24 MiB"."""
-    meta = plan.meta
-    if "budget_bytes" in meta:
-        return f"{meta.get('strategy', 'plan')}, {format_bytes(meta['budget_bytes'])}"
-    parts = [f"{k.replace('_', ' ')} {meta[k]}" for k in ("levels", "block_size") if k in meta]
-    return ", ".join([str(meta.get("strategy", "plan")), *parts])

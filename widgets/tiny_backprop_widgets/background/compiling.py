@@ -1,13 +1,14 @@
 """Compile a gradient in the background: in a process of its own, so that to cancel is to end it.
 
-The kernel traces and exports the program; `python -m tiny_backprop_widgets.panels.compiling` compiles it and tells what XLA
-allocates. Where that cannot be (an accelerator, which one process holds; several devices; effects, which cannot be
-exported) a thread of the kernel compiles, and says so: to cancel then is to drop what it finds.
+The kernel traces and exports the program; `python -m tiny_backprop_widgets.background.compiling` compiles it and tells
+what XLA allocates. Where that cannot be (an accelerator, which one process holds; several devices; effects, which
+cannot be exported) a thread of the kernel compiles, and says so: to cancel then is to drop what it finds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import pickle
 import subprocess
@@ -21,7 +22,6 @@ from typing import Any
 import jax
 from jax import export
 
-import tiny_backprop
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax.run.hold import jit
 from tiny_backprop.integration.jax.xla.measure import Measurement, measure
@@ -111,7 +111,7 @@ class Compilation:
             return None
 
     def _measure_apart(self, program: bytes) -> Measurement | None:
-        folders = [str(Path(path).parents[1]) for path in (tiny_backprop.__file__, __file__)]
+        folders = [str(Path(inspect.getfile(MeasureError)).parents[1]), str(Path(__file__).parents[2])]
         known = os.environ.get("PYTHONPATH", "")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([*folders, *([known] if known else [])])}
         env |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(jax.config.read("jax_enable_x64")))}

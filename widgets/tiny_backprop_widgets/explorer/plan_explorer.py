@@ -17,7 +17,7 @@ from typing import Any
 import ipywidgets as widgets
 import jax
 
-from tiny_backprop import display
+import tiny_backprop.display as display
 from tiny_backprop.analysis.report import loop_reports
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import Graph
@@ -34,9 +34,11 @@ from tiny_backprop.plan.pareto import Pareto
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.exports.report import PRICE_HEADER, price_rows, write_report
-from tiny_backprop_widgets.panels.compiling import Program
-from tiny_backprop_widgets.panels.guard import Guard
+from tiny_backprop_widgets.background.compiling import Program
+from tiny_backprop_widgets.background.guard import Guard
+from tiny_backprop_widgets.content.prices import PRICE_HEADER, price_rows
+from tiny_backprop_widgets.content.tensor_text import tensor_html
+from tiny_backprop_widgets.exports.report import write_report
 from tiny_backprop_widgets.panels.sliders import (
     MAX_LEVELS,
     STYLE,
@@ -47,14 +49,15 @@ from tiny_backprop_widgets.panels.sliders import (
 )
 from tiny_backprop_widgets.panels.trade_off_panel import N_POINTS, TradeOffPanel
 from tiny_backprop_widgets.panels.verify_panel import VerifyPanel
-from tiny_backprop_widgets.plots.dag import has_dot, jaxpr_dag
-from tiny_backprop_widgets.plots.frontier import export_frontier, plot_frontier, render
+from tiny_backprop_widgets.plots.dag import jaxpr_dag
+from tiny_backprop_widgets.plots.dot import has_dot
+from tiny_backprop_widgets.plots.figure import render
+from tiny_backprop_widgets.plots.frontier import export_frontier, plot_frontier
 from tiny_backprop_widgets.views.frontier_view import FrontierView
 from tiny_backprop_widgets.views.graph_view import GraphView
 from tiny_backprop_widgets.views.map_link import MapLink
 from tiny_backprop_widgets.views.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.views.pareto_view import ParetoView
-from tiny_backprop_widgets.views.source import tensor_html
 from tiny_backprop_widgets.views.stand_in import hidden_stand_in, show_with_stand_in
 from tiny_backprop_widgets.views.table_view import TableView
 from tiny_backprop_widgets.views.view import with_pictures

@@ -8,11 +8,10 @@ import re
 
 import numpy as np
 
-from tiny_backprop import display
-from tiny_backprop.display import plain_scope, short_path
+import tiny_backprop.display as display
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.views.tensors import FATES, fates, lives, value_type
+from tiny_backprop_widgets.content.tensors import FATES, fates, lives, value_type
 
 _N_AROUND = 3
 _MOST_LETTERS = 300
@@ -44,8 +43,8 @@ def tensor_html(plan: Plan, value: int, by_xla: str = "") -> str:
         *([("buffers of XLA", by_xla)] if by_xla else []),
         ("made by", f"{graph.primitives[node]}, node {node}, {format_flops(float(graph.flops[node]))}"),
         ("read by", f"{n_reads} node{'s' * (n_reads != 1)}"),
-        ("scope", plain_scope(graph.scopes[node])),
-        ("source", short_path(graph.sources[node])),
+        ("scope", display.plain_scope(graph.scopes[node])),
+        ("source", display.short_path(graph.sources[node])),
     ]
     return display.table([(name, text[:_MOST_LETTERS]) for name, text in facts]) + source_html(graph.sources[node])
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import ipywidgets as widgets
 
 from tiny_backprop.errors import BudgetError
-from tiny_backprop_widgets.panels.cells import follow_cells
+from tiny_backprop_widgets.background.cells import follow_cells
 
 _SHOWN = "What is shown is the last plan that could be made"
 

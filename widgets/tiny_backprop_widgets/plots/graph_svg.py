@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.views.layout import Box, Layout
+from tiny_backprop_widgets.content.layout import Box, Layout
 
 LOOKS = {
     "saved": ("#d5f0e7", "#009E73"),
