@@ -1,1 +1,1 @@
-"""What pictures, views and reports tell of a graph and a plan, as arrays and words, nothing drawn; imports the core."""
+"""What pictures, views and reports tell of a graph and a plan, as numbers and words; imports the core."""

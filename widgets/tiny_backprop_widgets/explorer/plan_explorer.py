@@ -10,21 +10,16 @@ import base64
 import functools
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import jax
 
 import tiny_backprop.display as display
 from tiny_backprop.analysis.report import loop_reports
-from tiny_backprop.errors import BudgetError, PlanError
+from tiny_backprop.errors import BudgetError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.capture.call import Call, check_donate_argnums
-from tiny_backprop.integration.jax.capture.capture import capture_gradient
-from tiny_backprop.integration.jax.capture.symbolic import capture_symbolic_gradient, has_symbolic_dimensions
-from tiny_backprop.integration.jax.run.gradient import height_compressed_value_and_grad
 from tiny_backprop.integration.jax.xla.calibration import read_calibration
 from tiny_backprop.integration.jax.xla.measure import Measurement
 from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed
@@ -34,16 +29,16 @@ from tiny_backprop.plan.pareto import Pareto
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.background.compiling import Program
 from tiny_backprop_widgets.background.guard import Guard
 from tiny_backprop_widgets.content.prices import PRICE_HEADER, price_rows
-from tiny_backprop_widgets.content.tensor_text import tensor_html
+from tiny_backprop_widgets.explorer.gradient import Gradient
+from tiny_backprop_widgets.explorer.linked_views import LinkedViews
 from tiny_backprop_widgets.exports.report import write_report
+from tiny_backprop_widgets.panels.budget_slider import BudgetSlider
 from tiny_backprop_widgets.panels.sliders import (
     MAX_LEVELS,
     STYLE,
     BlockSizeSlider,
-    BudgetSlider,
     DimensionSlider,
     LevelsSlider,
 )
@@ -55,16 +50,13 @@ from tiny_backprop_widgets.plots.figure import render
 from tiny_backprop_widgets.plots.frontier import export_frontier, plot_frontier
 from tiny_backprop_widgets.views.frontier_view import FrontierView
 from tiny_backprop_widgets.views.graph_view import GraphView
-from tiny_backprop_widgets.views.map_link import MapLink
 from tiny_backprop_widgets.views.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.views.pareto_view import ParetoView
 from tiny_backprop_widgets.views.stand_in import hidden_stand_in, show_with_stand_in
 from tiny_backprop_widgets.views.table_view import TableView
 from tiny_backprop_widgets.views.view import with_pictures
 
-_DEFAULTS = {"argnums": 0, "has_aux": False, "donate_argnums": ()}
 _MAX_BOXES = 120
-_NO_MAP = "Verify asks XLA where it keeps each tensor of this plan's gradient; the map is shown here."
 _BY_BLOCKS, _BY_HEIGHT, _BY_BUDGET = STRATEGIES = ("block size", "height compression", "budget")
 _LABEL = {"width": STYLE["description_width"], "display": "flex", "justify_content": "flex-end"}
 _WIDE = {"width": "min(30em, 100%)"}
@@ -137,16 +129,11 @@ class PlanExplorer(widgets.VBox):
         **kwargs: Any,
     ):
         options = {"argnums": argnums, "has_aux": has_aux, "donate_argnums": donate_argnums}
-        self._guarded, self._is_linking, self._is_resizing, self._is_shown = Guard(), False, False, False
-        self._symbolic, self._sizes = None, {}
+        self._guarded, self._is_resizing, self._is_shown = Guard(), False, False
         self.cost_model: CostModel | None = None
-        if callable(graph_or_fun) and has_symbolic_dimensions((args, kwargs)):
-            self._symbolic = capture_symbolic_gradient(graph_or_fun, *args, **options, **kwargs)
-            self._sizes = self._symbolic.example_sizes()
-            self.graph = self._symbolic.at(**self._sizes)
-        else:
-            self.graph = _graph(graph_or_fun, args, options, kwargs)
-        self._capture_line, self._run_line = _lines(graph_or_fun, options, bool(kwargs))
+        self._gradient = Gradient(graph_or_fun, args, kwargs, options)
+        self._sizes = self._gradient.example_sizes
+        self.graph = self._gradient.graph_at(self._sizes)
         self.dimensions = {name: self._dimension_slider(name) for name in self._sizes}
         self._plan = plan_blocks(self.graph)
         self._plain = save_everything(self.graph)
@@ -167,11 +154,11 @@ class PlanExplorer(widgets.VBox):
         self.frontier = FrontierView(self._plan, baseline=self._plain)
         self.dag = GraphView(self._plan, max_boxes=_MAX_BOXES)
         self.tensors = TableView(self._plan)
-        gradient = None
-        if not isinstance(graph_or_fun, Graph):
-            of_plan = functools.partial(_gradient, graph_or_fun, options)
-            gradient = functools.partial(self._at_sizes, of_plan, args, kwargs)
-        self._verify_panel = VerifyPanel(gradient, lambda: self._plan, self._show_measurement, self._guarded)
+        views = self.frontier, self.dag, self.tensors
+        self._linked = LinkedViews(self.graph, lambda: self._plan, *views, self._guarded)
+        program = (lambda plan: self._gradient.program(plan, self._sizes)) if self._gradient.is_function else None
+        show = self._linked.show_measurement
+        self._verify_panel = VerifyPanel(program, lambda: self._plan, show, self._guarded)
         self._trade_off = TradeOffPanel(self.graph, lambda: self._plan, self._take, self._tell_budget, self._guarded)
         super().__init__(self._build())
         self.add_class("tiny-backprop-explorer")
@@ -185,24 +172,19 @@ class PlanExplorer(widgets.VBox):
         title = f"<b>{html.escape(self.graph.name[:100])}</b>: {self.graph.n_forward:,} forward and "
         title += f"{self.graph.n_backward:,} backward equations; what is shown is predicted unless it says measured"
         self._title.value = f"{_CSS}<style>{hidden_stand_in(self._title.model_id)}</style>{title}"
-        self._price, self._code, self._tensor = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._price, self._code = widgets.HTML(), widgets.HTML()
         self._price.add_class("tiny-backprop-price")
         self._exported, self._budget_line = widgets.HTML(), widgets.HTML()
-        self._loops, self._map = widgets.HTML(), widgets.HTML(_NO_MAP)
-        self._map_tab = widgets.VBox([self._map])
-        self._map_view: MemoryMapView | None = None
-        self._map_color_by = "kind"  # kept while there is no map
-        self._mapped: Measurement | None = None  # whose memory map is shown
-        self._link: MapLink | None = None  # of the plan and that map
+        self._loops = widgets.HTML()
         self._export_button = widgets.Button(description="Export", icon="download")
         self._directory = widgets.Text(value="plan-export", description="to folder", style=STYLE)
         self._tabs = widgets.Tab(
             [
-                widgets.VBox([self.tensors, self._tensor]),
+                widgets.VBox([self.tensors, self._linked.tensor]),
                 self.dag,
                 self._loops,
                 self._trade_off,
-                self._map_tab,
+                self._linked.map_tab,
                 widgets.VBox([self._code, _row(self._export_button, self._directory), self._exported]),
             ],
             titles=["Tensors", "Graph", "Loops", "Trade-off", "Memory map", "Code and export"],
@@ -230,9 +212,6 @@ class PlanExplorer(widgets.VBox):
         for slider in self.dimensions.values():
             slider.observe(lambda _: self._guarded(self._replan), "value")
         self._export_button.on_click(lambda _: self._guarded(self._export_clicked))
-        for view in (self.frontier, self.tensors):
-            view.observe(lambda change: self._guarded(lambda: self._choose(change["new"])), "value")
-        self.dag.observe(lambda change: self._guarded(lambda: self._choose_node(change["new"])), "value")
 
     # ---- from Python ----
 
@@ -249,7 +228,7 @@ class PlanExplorer(widgets.VBox):
     @property
     def memory_map_view(self) -> MemoryMapView | None:
         """The `MemoryMapView` of `measurement`, once there is one; None before."""
-        return self._map_view
+        return self._linked.map_view
 
     @property
     def trade_off_view(self) -> ParetoView | None:
@@ -268,23 +247,7 @@ class PlanExplorer(widgets.VBox):
 
     def code(self) -> str:
         """Return lines of Python that make `plan`, and run it, without the explorer; the function is the caller's."""
-        meta = self._plan.meta
-        size, levels = meta.get("block_size"), meta.get("levels")
-        if "budget" in meta:
-            planner, call = "plan_budget", f"plan_budget(graph, {meta['budget']!r})"
-        elif meta["strategy"] == "blocks":
-            planner, call = "plan_blocks", f"plan_blocks(graph, block_size={size})"
-        else:
-            planner = "plan_height_compressed"
-            call = f"{planner}(graph, levels={levels}, block_size={size})"
-        if not self._capture_line:
-            return f"from tiny_backprop import {planner}\n\nplan = {call}"
-        capture, at = "capture_gradient", ""
-        if self._symbolic is not None:
-            capture, at = "capture_symbolic_gradient", f".at({', '.join(f'{k}={n}' for k, n in self._sizes.items())})"
-        names = ", ".join([capture, "height_compressed_value_and_grad", planner])
-        lines = [f"graph = {capture}({self._capture_line}){at}", f"plan = {call}", self._run_line]
-        return "\n".join([f"from tiny_backprop import {names}", "", *lines])
+        return self._gradient.code(self._plan, self._sizes)
 
     def verify(self) -> Measurement:
         """Compile the gradient of `plan` and show what XLA allocates for it; a plan is compiled once.
@@ -349,9 +312,9 @@ class PlanExplorer(widgets.VBox):
         if self.trade_off_view is not None:
             paths += [self.trade_off_view.save(folder / f"trade-off.{s}") for s in ("svg", "csv")]
         memory_map = None
-        if self._map_view is not None:
-            memory_map = self._map_view.memory_map
-            paths += [self._map_view.save(folder / f"memory-map.{s}") for s in ("svg", "csv")]
+        if self._linked.map_view is not None:
+            memory_map = self._linked.map_view.memory_map
+            paths += [self._linked.map_view.save(folder / f"memory-map.{s}") for s in ("svg", "csv")]
         report = folder / "report.html"
         known = {"memory_map": memory_map, "cost_model": self.cost_model, "sizes": self._sizes}
         paths.append(write_report(report, self.graph, plan, **known))
@@ -399,8 +362,8 @@ class PlanExplorer(widgets.VBox):
         self._guarded.budget_error = None
         way = self.strategy.value
         graph, sizes = self.graph, {name: slider.value for name, slider in self.dimensions.items()}
-        if self._symbolic is not None:
-            graph = self._symbolic.at(**sizes)
+        if sizes:
+            graph = self._gradient.graph_at(sizes)
             self._show_budgets_of(graph)
         if way == _BY_BUDGET and not self.budget.is_ready:
             self._guarded.message.value = "Looking for the smallest peak…"
@@ -430,6 +393,7 @@ class PlanExplorer(widgets.VBox):
         plain = save_everything(graph)
         self.frontier.show(plan, baseline=plain)
         self.graph, self._sizes, self._plan, self._plain = graph, sizes, plan, plain
+        self._linked.show_graph(graph)
         self.dag.show(plan)
         self._trade_off.show_graph(graph)
 
@@ -456,53 +420,15 @@ class PlanExplorer(widgets.VBox):
         self._tell_budget()
         self._loops.value = self._loops_text()
         self._verify_panel.refresh()
-        self._show_tensor()
+        self._linked.show_tensor()
         self._trade_off.follow()
 
     def _dimension_slider(self, name: str) -> DimensionSlider:
         def check(size: Any) -> int:
-            assert self._symbolic is not None
             others = {k: slider.value for k, slider in getattr(self, "dimensions", {}).items()}
-            return self._symbolic.checked({**self._sizes, **others, name: size})[name]
+            return self._gradient.checked({**self._sizes, **others, name: size})[name]
 
         return DimensionSlider(name, self._sizes[name], check, self._guarded.refuse)
-
-    def _at_sizes(
-        self, of_plan: Callable[..., Program], args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan
-    ) -> Program:
-        """Return what to compile for a plan, its arguments at the sizes that are shown."""
-        if self._symbolic is not None:
-            args, kwargs = self._symbolic.args_at(**self._sizes)
-        return of_plan(args, kwargs, plan)
-
-    def _show_measurement(self, measurement: Measurement | None) -> None:
-        """Lay XLA's live bytes over the frontier, and show its memory map; neither where they are not known."""
-        if measurement is self._mapped:
-            return
-        self._mapped, self._link = measurement, None
-        memory_map = None if measurement is None else measurement.memory_map
-        if memory_map is None or memory_map.missing:
-            self.frontier.show_measured([], [])
-            self._show_map(_NO_MAP if memory_map is None else memory_map._repr_html_(), None)
-            return
-        self._link = MapLink(self._plan, memory_map)
-        self.frontier.show_measured(*self._link.measured_curve)
-        view = MemoryMapView(memory_map)
-        view.observe(lambda change: self._guarded(lambda: self._choose_buffer(change["new"])), "value")
-        self._show_map("", view)
-        if self.frontier.value is not None:
-            self._choose(self.frontier.value)
-
-    def _show_map(self, text: str, view: MemoryMapView | None) -> None:
-        """Show a memory map, or a text that says why there is none."""
-        before, self._map_view, self._map.value = self._map_view, view, text
-        if before is not None:
-            self._map_color_by = before.color_by
-        if view is not None:
-            view.color_by = self._map_color_by
-        self._map_tab.children = [self._map] if view is None else [view]
-        if before is not None:
-            before.close()
 
     def _read_calibration(self) -> None:
         self.cost_model = read_calibration()
@@ -533,58 +459,6 @@ class PlanExplorer(widgets.VBox):
             self.budget.knee_bytes = knee = self.trade_off_view.pareto.knee.peak_bytes
             text += f"; knee at {format_bytes(knee)}, after which less memory becomes dear"
         self._budget_line.value = text
-
-    # ---- linked views ----
-
-    def _choose(self, value: int | None) -> None:
-        """Choose a tensor in all views, in the memory map whatever of XLA's buffers hold it."""
-        if self._is_linking:
-            return
-        self._is_linking = True
-        try:
-            self._choose_in_plan(value)
-            if self._map_view is not None and self._link is not None:
-                if value is None:
-                    self._map_view.choose([])
-                else:
-                    self._map_view.choose(self._link.buffers_of(value), self._link.note_of_value(value))
-        finally:
-            self._is_linking = False
-
-    def _choose_in_plan(self, value: int | None) -> None:
-        self.frontier.value = self.tensors.value = value
-        node = -1 if value is None else int(self.graph.value_node[value])
-        self.dag.value = None if node < 0 else node
-        self._show_tensor()
-
-    def _choose_node(self, node: int | None) -> None:
-        """Choose the largest tensor that a node makes."""
-        if self._is_linking:
-            return
-        if node is None:
-            self._choose(None)
-            return
-        i, j = self.graph.output_start[node : node + 2].tolist()
-        self._choose(i + int(self.graph.value_bytes[i:j].argmax()) if j > i else None)
-
-    def _choose_buffer(self, buffer: int | None) -> None:
-        """Choose the tensor that one of XLA's buffers holds, if one is found, and outline what else holds it."""
-        if self._is_linking or self._map_view is None or self._link is None:
-            return
-        self._is_linking = True
-        try:
-            value = None if buffer is None else self._link.value_of(buffer)
-            others = [] if value is None else self._link.buffers_of(value)
-            self._map_view.marked = [i for i in others if i != buffer]
-            self._map_view.note = "" if buffer is None else self._link.note_of_buffer(buffer)
-            self._choose_in_plan(value)
-        finally:
-            self._is_linking = False
-
-    def _show_tensor(self) -> None:
-        value = self.frontier.value
-        by_xla = self._link.pairs.tell_value(value) if self._link is not None and value is not None else ""
-        self._tensor.value = "" if value is None else tensor_html(self._plan, value, by_xla)
 
     def _take(self, plan: Plan) -> None:
         """Show a plan of the trade-off."""
@@ -625,52 +499,3 @@ def explore(fun: Callable[..., Any] | Graph, *args: Any, **kwargs: Any) -> PlanE
 def _row(*children: widgets.Widget) -> widgets.Box:
     """Return widgets side by side, below each other where there is no room."""
     return widgets.Box(children, layout=widgets.Layout(display="flex", flex_flow="row wrap", align_items="center"))
-
-
-def _gradient(
-    fun: Callable[..., Any], options: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], plan: Plan
-) -> Program:
-    """Return the gradient along a plan as a function of lists of arrays, and those; the rest are constants of it."""
-    planned = height_compressed_value_and_grad(fun, plan=plan, **options, on_error="raise")
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    call = Call.of(fun, args, kwargs)
-    donated = {call.traced[i] for i in check_donate_argnums(call, options["donate_argnums"])}
-    at = [i for i, x in enumerate(leaves) if hasattr(x, "dtype") or isinstance(x, int | float | complex)]
-    given, others = [i for i in at if i in donated], [i for i in at if i not in donated]
-
-    def gradient(given_arrays: list[Any], other_arrays: list[Any]) -> Any:
-        arrays = zip([*given, *others], [*given_arrays, *other_arrays], strict=True)
-        filled = dict(enumerate(leaves)) | dict(arrays)
-        a, k = jax.tree.unflatten(tree, filled.values())
-        return planned(*a, **k)
-
-    return gradient, [leaves[i] for i in given], [leaves[i] for i in others]
-
-
-def _graph(graph_or_fun: Any, args: tuple[Any, ...], options: Mapping[str, Any], kwargs: dict[str, Any]) -> Graph:
-    """Return the gradient graph."""
-    if isinstance(graph_or_fun, Graph):
-        if args or kwargs:
-            raise PlanError(
-                f"PlanExplorer(graph) takes no further arguments; found {len(args)} positional and {sorted(kwargs)}. "
-                "Give it either a graph or a function with its example arguments."
-            )
-        return graph_or_fun
-    if not callable(graph_or_fun):
-        raise PlanError(
-            f"PlanExplorer needs a gradient graph, or a function and its example arguments; found "
-            f"{type(graph_or_fun).__name__}. Try PlanExplorer(capture_gradient(fun, *args))."
-        )
-    return capture_gradient(graph_or_fun, *args, **options, **kwargs)
-
-
-def _lines(fun: Any, options: Mapping[str, Any], has_kwargs: bool) -> tuple[str, str]:
-    """Return what is given to the function that captures, and the line that runs a plan; "" for a graph."""
-    if isinstance(fun, Graph):
-        return "", ""
-    name = getattr(fun, "__name__", "")
-    name = name if name.isidentifier() else "fun"
-    said = [f"{k}={v!r}" for k, v in options.items() if v != _DEFAULTS[k]]
-    given = [name, "*args", *said, *(["**kwargs"] if has_kwargs else [])]
-    run = f"value_and_grad = height_compressed_value_and_grad({', '.join([name, 'plan=plan', *said])})"
-    return ", ".join(given), run

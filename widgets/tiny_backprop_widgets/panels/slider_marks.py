@@ -35,7 +35,7 @@ class Mark:
 class SliderMarks(anywidget.AnyWidget):
     """Ticks and words under a slider; `take` is called with the mark that is clicked, or entered from the keyboard."""
 
-    _esm = assets.module("marks")
+    _esm = assets.module("panels/slider_marks")
     _css = assets.style()
 
     _marks = traitlets.List(traitlets.Dict()).tag(sync=True)

@@ -54,7 +54,7 @@ class FrontierView(View):
     """
 
     kind = "frontier"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True).tag(sync=True)

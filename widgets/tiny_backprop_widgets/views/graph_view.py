@@ -62,7 +62,7 @@ class GraphView(View):
     """
 
     kind = "graph"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True, min=0).tag(sync=True)

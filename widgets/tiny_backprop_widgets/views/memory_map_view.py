@@ -56,7 +56,7 @@ class MemoryMapView(View):
     """
 
     kind = "memory_map"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True).tag(sync=True)

@@ -44,7 +44,7 @@ class ParetoView(View):
     """
 
     kind = "pareto"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True, min=0).tag(sync=True)

@@ -44,7 +44,7 @@ class TableView(View):
     """
 
     kind = "table"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True).tag(sync=True)

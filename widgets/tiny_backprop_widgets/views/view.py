@@ -22,7 +22,7 @@ class View(anywidget.AnyWidget):
     Subclasses say how they are drawn as a picture (`_pictures`) and what `save` writes (`_writers`).
 
     Attributes:
-      kind: Name of the JavaScript module that draws it.
+      kind: Name of the JavaScript module in `js/views` that draws it.
     """
 
     kind: str

@@ -1,29 +1,15 @@
 // @ts-check
 /** The memory map: XLA's arena over the schedule, each buffer a rectangle; zoom, pan, hover, choose, and a table. */
+import { canvasIn } from "../shared/canvas.js";
+import { headings, labelIn, line, pattern, plate } from "../shared/drawing.js";
+import { buttons, element, tooltipIn } from "../shared/elements.js";
+import { listen } from "../shared/gestures.js";
+import { hideStandIn, kernelNotice, numbers, onChange } from "../shared/model.js";
+import { ticks } from "../shared/ranges.js";
+import { rowsIn } from "../shared/rows.js";
+import { formatBytes, shortened, shortPath } from "../shared/text.js";
+import { onTheme, themeOf } from "../shared/theme.js";
 import { aliveAt, arenaOf, bufferAt, inSight, within } from "./arena.js";
-import { listen } from "./gestures.js";
-import {
-  buttons,
-  canvasIn,
-  element,
-  formatBytes,
-  headings,
-  hideStandIn,
-  kernelNotice,
-  labelIn,
-  line,
-  numbers,
-  onChange,
-  onTheme,
-  pattern,
-  plate,
-  shortened,
-  shortPath,
-  themeOf,
-  ticks,
-  tooltipIn,
-} from "./shared.js";
-import { rowsIn } from "./table.js";
 
 const HEIGHT = 380;
 const LEFT = 64;
@@ -49,7 +35,7 @@ const SCOPES = ["#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#B8A900"
 /** @type {("" | "lines" | "dots")[]} */
 const MARKS = ["", "lines", "dots"];
 
-/** @param {import("./shared.js").Model} model */
+/** @param {import("../shared/model.js").Model} model */
 function read(model) {
   return {
     facts: model.get("_facts"),
@@ -62,7 +48,7 @@ function read(model) {
   };
 }
 
-/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
+/** @param {{ model: import("../shared/model.js").Model, el: HTMLElement }} context */
 export function renderMemoryMap({ model, el }) {
   const root = element("div", "tb-view tb-memory-map");
   const legend = element("div", "tb-bar");
@@ -140,7 +126,7 @@ export function renderMemoryMap({ model, el }) {
     show(facts.peak_position + 0.5 - span / 2, facts.peak_position + 0.5 + span / 2, 0, most);
   }
 
-  /** Colour and pattern of a group. @param {import("./shared.js").Theme} theme @param {string} name @param {number} g @returns {[string, "" | "lines" | "dots"]} */
+  /** Colour and pattern of a group. @param {import("../shared/theme.js").Theme} theme @param {string} name @param {number} g @returns {[string, "" | "lines" | "dots"]} */
   function look(theme, name, g) {
     if (model.get("color_by") === "kind") {
       const [colour, mark] = KINDS[name];
@@ -175,7 +161,7 @@ export function renderMemoryMap({ model, el }) {
     root.dataset.span = String(x1 - x0);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number[]} seen */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number[]} seen */
   function paintBuffers(c, theme, seen) {
     const column = model.get("color_by") === "kind" ? 0 : 1;
     const names = groupNames();
@@ -223,7 +209,7 @@ export function renderMemoryMap({ model, el }) {
     c.setLineDash([]);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} i @param {number} left @param {number} right @param {number} middle */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number} i @param {number} left @param {number} right @param {number} middle */
   function paintLabel(c, theme, i, left, right, middle) {
     const from = Math.max(left, LEFT) + 4;
     const room = Math.min(right, LEFT + plotWidth()) - from - 4;
@@ -233,7 +219,7 @@ export function renderMemoryMap({ model, el }) {
     labelIn(c, theme, texts, from, middle, room);
   }
 
-  /** The border between temporaries and outputs, the peak, and the position of the table. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */
+  /** The border between temporaries and outputs, the peak, and the position of the table. @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme */
   function paintMarks(c, theme) {
     c.lineWidth = 1;
     if (facts.output_bytes && facts.temp_extent_bytes < most) {
@@ -274,7 +260,7 @@ export function renderMemoryMap({ model, el }) {
     }
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} width */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number} width */
   function paintAxes(c, theme, width) {
     c.strokeStyle = theme.line;
     c.lineWidth = 1;
@@ -299,7 +285,7 @@ export function renderMemoryMap({ model, el }) {
     headings(c, "offset in memory, by XLA", words, 4, width - RIGHT, 13);
   }
 
-  /** Bars for loops, branches and calls, nested ones lower. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */
+  /** Bars for loops, branches and calls, nested ones lower. @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme */
   function paintLoops(c, theme) {
     c.save();
     c.beginPath();

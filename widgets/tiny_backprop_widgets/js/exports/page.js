@@ -1,11 +1,13 @@
 // @ts-check
 /** The views in a page of their own, without a kernel: a report. What is chosen in one is chosen in the others. */
-import { FATES, renderFrontier } from "./frontier.js";
-import { renderGraph } from "./graph.js";
-import { renderMemoryMap } from "./memory_map.js";
-import { renderPareto } from "./pareto.js";
-import { element, numbers, shortened } from "./shared.js";
-import { renderTable } from "./table.js";
+import { element } from "../shared/elements.js";
+import { numbers } from "../shared/model.js";
+import { shortened } from "../shared/text.js";
+import { FATES, renderFrontier } from "../views/frontier.js";
+import { renderGraph } from "../views/graph.js";
+import { renderMemoryMap } from "../views/memory_map.js";
+import { renderPareto } from "../views/pareto.js";
+import { renderTable } from "../views/table.js";
 
 /** @type {Record<string, (context: { model: any, el: HTMLElement }) => void>} */
 const RENDERERS = {

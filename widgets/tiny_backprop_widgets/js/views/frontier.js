@@ -1,28 +1,14 @@
 // @ts-check
 /** The frontier view: live bytes of a plan over its steps, the largest tensors as bands; zoom, pan, hover, choose. */
+import { canvasIn } from "../shared/canvas.js";
+import { headings, labelIn, line, pattern, plate } from "../shared/drawing.js";
+import { buttons, element, tooltipIn } from "../shared/elements.js";
+import { listen } from "../shared/gestures.js";
+import { hideStandIn, kernelNotice, numbers, onChange } from "../shared/model.js";
+import { lowerBound, ticks } from "../shared/ranges.js";
+import { formatBytes, shortPath } from "../shared/text.js";
+import { onTheme, themeOf } from "../shared/theme.js";
 import { chosenLives, columnsOf, lifeAt, livesOf, stacked } from "./bands.js";
-import { listen } from "./gestures.js";
-import {
-  buttons,
-  canvasIn,
-  element,
-  formatBytes,
-  headings,
-  hideStandIn,
-  kernelNotice,
-  labelIn,
-  line,
-  lowerBound,
-  numbers,
-  onChange,
-  onTheme,
-  pattern,
-  plate,
-  shortPath,
-  themeOf,
-  ticks,
-  tooltipIn,
-} from "./shared.js";
 
 const HEIGHT = 300;
 const LEFT = 64;
@@ -46,7 +32,7 @@ const OPS = [
 /** @type {("transient" | "saved" | "recomputed" | "gradient")[]} */
 const FATE_COLOURS = ["transient", "saved", "recomputed", "gradient"];
 
-/** @param {import("./shared.js").Model} model */
+/** @param {import("../shared/model.js").Model} model */
 function readStatic(model) {
   return {
     strings: /** @type {string[]} */ (model.get("_strings")),
@@ -56,7 +42,7 @@ function readStatic(model) {
   };
 }
 
-/** @param {import("./shared.js").Model} model */
+/** @param {import("../shared/model.js").Model} model */
 function readPlan(model) {
   return {
     facts: model.get("_facts"),
@@ -69,7 +55,7 @@ function readPlan(model) {
   };
 }
 
-/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
+/** @param {{ model: import("../shared/model.js").Model, el: HTMLElement }} context */
 export function renderFrontier({ model, el }) {
   const root = element("div", "tb-view tb-frontier");
   el.append(root);
@@ -155,7 +141,7 @@ export function renderFrontier({ model, el }) {
     root.dataset.chosen = String(model.get("value") ?? "");
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme */
   function paintPhases(c, theme) {
     const border = xOf(plan.facts.n_forward_steps);
     c.globalAlpha = 0.08;
@@ -166,7 +152,7 @@ export function renderFrontier({ model, el }) {
     c.globalAlpha = 1;
   }
 
-  /** Another plan's curve, each phase stretched to the width of this plan's. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */
+  /** Another plan's curve, each phase stretched to the width of this plan's. @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme */
   function paintBaseline(c, theme) {
     const { baseline } = plan;
     if (!baseline.length) return;
@@ -201,7 +187,7 @@ export function renderFrontier({ model, el }) {
     c.setLineDash([]);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {import("./bands.js").Columns} columns @param {Float64Array} top */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {import("./bands.js").Columns} columns @param {Float64Array} top */
   function paintRest(c, theme, columns, top) {
     c.fillStyle = theme.rest;
     for (let i = 0; i < columns.step.length; i += 1) {
@@ -210,7 +196,7 @@ export function renderFrontier({ model, el }) {
     }
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {import("./bands.js").Columns} columns @param {import("./bands.js").Run[]} runs */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {import("./bands.js").Columns} columns @param {import("./bands.js").Run[]} runs */
   function paintRuns(c, theme, columns, runs) {
     const chosenValue = model.get("value");
     const paths = Array.from({ length: 12 }, () => new Path2D());
@@ -249,7 +235,7 @@ export function renderFrontier({ model, el }) {
     c.stroke(own);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {import("./bands.js").Columns} columns */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {import("./bands.js").Columns} columns */
   function paintOutline(c, theme, columns) {
     const path = new Path2D();
     for (let i = 0; i < columns.step.length; i += 1) {
@@ -262,7 +248,7 @@ export function renderFrontier({ model, el }) {
     c.stroke(path);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme */
   function paintLines(c, theme) {
     const right = LEFT + plotWidth();
     const budget = plan.facts.budget_bytes;
@@ -308,7 +294,7 @@ export function renderFrontier({ model, el }) {
     }
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} width */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number} width */
   function paintAxes(c, theme, width) {
     c.strokeStyle = theme.line;
     c.lineWidth = 1;

@@ -1,6 +1,10 @@
 // @ts-check
 /** The trade-off: peak bytes to the right, what recomputation costs upwards; every point can be chosen. */
-import { element, formatBytes, hideStandIn, onChange, onTheme, themeOf, ticks, tooltipIn } from "./shared.js";
+import { element, tooltipIn } from "../shared/elements.js";
+import { hideStandIn, onChange } from "../shared/model.js";
+import { ticks } from "../shared/ranges.js";
+import { formatBytes } from "../shared/text.js";
+import { onTheme, themeOf } from "../shared/theme.js";
 
 const HEIGHT = 280;
 const GAP = 3; // between words, in pixels
@@ -58,7 +62,7 @@ function isCrossed(box, corners) {
   });
 }
 
-/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
+/** @param {{ model: import("../shared/model.js").Model, el: HTMLElement }} context */
 export function renderPareto({ model, el }) {
   const root = element("div", "tb-view tb-pareto");
   const frame = element("div", "tb-frame");

@@ -1,18 +1,12 @@
 // @ts-check
 /** The graph view: boxes of equations that open and close; pan, zoom, hover, choose, search. Positions come from Python. */
-import { listen } from "./gestures.js";
-import {
-  buttons,
-  canvasIn,
-  element,
-  formatBytes,
-  hideStandIn,
-  numbers,
-  onChange,
-  pattern,
-  themeOf,
-  tooltipIn,
-} from "./shared.js";
+import { canvasIn } from "../shared/canvas.js";
+import { pattern } from "../shared/drawing.js";
+import { buttons, element, tooltipIn } from "../shared/elements.js";
+import { listen } from "../shared/gestures.js";
+import { hideStandIn, numbers, onChange } from "../shared/model.js";
+import { formatBytes } from "../shared/text.js";
+import { themeOf } from "../shared/theme.js";
 
 const HEIGHT = 520;
 const CORNER = 18;
@@ -25,7 +19,7 @@ export function fateOf(isBackward, saved, recomputed) {
   return saved >= recomputed ? "saved" : "recomputed";
 }
 
-/** @param {import("./shared.js").Model} model */
+/** @param {import("../shared/model.js").Model} model */
 function readBoxes(model) {
   return {
     boxes: /** @type {BoxText[]} */ (model.get("_boxes")),
@@ -35,7 +29,7 @@ function readBoxes(model) {
   };
 }
 
-/** @param {{ model: import("./shared.js").Model, el: HTMLElement }} context */
+/** @param {{ model: import("../shared/model.js").Model, el: HTMLElement }} context */
 export function renderGraph({ model, el }) {
   const root = element("div", "tb-view tb-graph");
   const bar = element("div", "tb-bar");
@@ -136,7 +130,7 @@ export function renderGraph({ model, el }) {
     root.dataset.chosen = String(model.get("value") ?? "");
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {BoxText} box @param {number} i */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {BoxText} box @param {number} i */
   function paintFrame(c, theme, box, i) {
     const { x, y, w, h } = place(i);
     const colour = box.backward ? theme.gradient : theme.transient;
@@ -156,7 +150,7 @@ export function renderGraph({ model, el }) {
     if (box.level && isLive()) corner(c, theme, x + w, y, "−");
   }
 
-  /** The button that opens or closes a box. @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} right @param {number} y @param {string} sign */
+  /** The button that opens or closes a box. @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number} right @param {number} y @param {string} sign */
   function corner(c, theme, right, y, sign) {
     const s = CORNER * Math.min(scale, 1);
     c.fillStyle = theme.panel;
@@ -170,7 +164,7 @@ export function renderGraph({ model, el }) {
     c.fillText(sign, right - s / 2, y + s / 2 + 0.5);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {BoxText} box @param {number} i @param {Float64Array} boxBytes @param {Int32Array} hits @param {CanvasPattern} hatch */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {BoxText} box @param {number} i @param {Float64Array} boxBytes @param {Int32Array} hits @param {CanvasPattern} hatch */
   function paintBox(c, theme, box, i, boxBytes, hits, hatch) {
     const { x, y, w, h } = place(i);
     const [saved, recomputed, other] = boxBytes.subarray(3 * i, 3 * i + 3);
@@ -255,7 +249,7 @@ export function renderGraph({ model, el }) {
     return p;
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {import("./shared.js").Theme} theme @param {number} width @param {Float64Array} savedBytes */
+  /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number} width @param {Float64Array} savedBytes */
   function paintEdges(c, theme, width, savedBytes) {
     const [plain, saved, again] = [new Path2D(), new Path2D(), new Path2D()];
     const labels = [];

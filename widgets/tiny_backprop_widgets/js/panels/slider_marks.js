@@ -1,6 +1,8 @@
 // @ts-check
 /** Marks under a slider: a tick and a word each; a click takes the slider there. */
-import { element, onChange, onTheme, themeOf } from "./shared.js";
+import { element } from "../shared/elements.js";
+import { onChange } from "../shared/model.js";
+import { onTheme, themeOf } from "../shared/theme.js";
 
 // In em: where the words begin, and how far apart their rows are; in pixels: the least room between two words.
 const [TOP, ROW] = [0.35, 1.45];
@@ -8,7 +10,7 @@ const GAP = 6;
 
 /** @typedef {{ at: number, row: number, text: string, title: string }} Mark */
 
-/** @param {{ model: import("./shared.js").Model & { send(content: any): void }, el: HTMLElement }} context */
+/** @param {{ model: import("../shared/model.js").Model & { send(content: any): void }, el: HTMLElement }} context */
 export function renderMarks({ model, el }) {
   const root = element("div", "tb-view tb-marks");
   el.append(root);
