@@ -4,8 +4,8 @@ import base64
 import json
 
 import pytest
-from graphs import chain
 
+from tests.graphs import chain
 from tiny_backprop import plan_blocks
 from tiny_backprop_widgets import FrontierView, TableView, assets, stand_in
 

@@ -4,9 +4,9 @@ import itertools
 
 import hypothesis
 import numpy as np
-from graphs import chain, training_graphs
 from hypothesis import strategies as st
 
+from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph
 from tiny_backprop_widgets.content.layout import lay_out
 from tiny_backprop_widgets.content.outline import MOST_CHILDREN, Outline

@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from graphs import chain
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
+from tests.graphs import chain
 from tiny_backprop import Graph, plan_blocks, plan_height_compressed, plan_save_everything
 from tiny_backprop_widgets import DisplayError, export_frontier, plot_frontier
 

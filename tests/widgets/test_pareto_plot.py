@@ -5,10 +5,10 @@ import dataclasses
 import matplotlib
 import numpy as np
 import pytest
-from graphs import chain
 from matplotlib.figure import Figure
 
 import tiny_backprop
+from tests.graphs import chain
 from tiny_backprop import CostModel, pareto, plan_blocks
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.units import format_bytes

@@ -6,15 +6,14 @@ import subprocess
 import xml.etree.ElementTree as ET
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from graphs import chain, training_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.graphs import chain, training_graphs
 from tiny_backprop import Graph, PlanError, capture_gradient, plan_blocks, plan_height_compressed, plan_save_everything
 from tiny_backprop_widgets import DisplayError, jaxpr_dag
-from tiny_backprop_widgets.plots import dag
+from tiny_backprop_widgets.plots import dot
 
 SVG = "{http://www.w3.org/2000/svg}"
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="no dot: apt-get install graphviz")
@@ -96,27 +95,6 @@ def test_backward_edges_are_turned_so_that_the_phase_climbs():
     height = {b["name"]: float(b["pos"].split(",")[1]) for b in boxes}
     order = sorted(backward, key=lambda name: int(name[1:]))
     assert [height[name] for name in order] == sorted(height[name] for name in order)
-
-
-def test_backward_groups_mirror_the_blocks_of_a_chain():
-    graph = chain(100)
-    groups = dag._group(graph, plan_blocks(graph, 10), 200)
-    sizes = np.diff(groups.starts[groups.n_forward :])
-    assert groups.n_forward == 10
-    assert len(groups.starts) == 20
-    np.testing.assert_allclose(sizes, 10, atol=3)
-
-
-def test_one_early_residual_read_everywhere_does_not_spoil_the_grouping():
-    forward = [{"name": f"f{i}", "bytes": 1, "reads": [f"f{i - 1}"] if i else []} for i in range(100)]
-    backward = [
-        {"name": f"b{i}", "bytes": 1, "reads": [f"f{i}", "f0", *([f"b{i + 1}"] if i < 99 else [])], "is_backward": True}
-        for i in reversed(range(100))
-    ]
-    graph = Graph.from_nodes([*forward, *backward], outputs=["b0"])
-    groups = dag._group(graph, plan_blocks(graph, 10), 200)
-    assert len(groups.starts) == 20
-    np.testing.assert_allclose(np.diff(groups.starts[10:]), 10, atol=3)
 
 
 HOSTILE = [
@@ -203,7 +181,7 @@ def test_a_failing_or_slow_dot_is_explained(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert "dot failed: cannot cope" in jaxpr_dag(chain(2))._repr_html_()
     program.write_text("#!/bin/sh\nexec sleep 20\n")
-    monkeypatch.setattr(dag, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(dot, "_TIMEOUT_SECONDS", 0.2)
     assert "dot took more than 0.2 s" in jaxpr_dag(chain(2))._repr_html_()
 
 
