@@ -85,7 +85,7 @@ def test_hostile_names_of_dimensions_neither_break_nor_inject(notebook):
     assert [text[:4] for text in labels.all_inner_texts()[1:3]] == ["nnnn", "\u05e9\u05dc\u05d5\u05dd"]
     page.locator(".tiny-backprop-explorer").locator(FIELD).nth(1).fill("5")
     page.locator(".tiny-backprop-explorer").locator(FIELD).nth(1).press("Enter")
-    expect(book, "plan_blocks(ui._symbolic.at(**{LONG: 32, RTL: 5}), ui.block_size.value)")
+    expect(book, "plan_blocks(ui._gradient.graph_at({LONG: 32, RTL: 5}), ui.block_size.value)")
     (cut,) = page.evaluate(OVERFLOWS)
     assert cut.startswith("LABEL.widget-label: nnnn")
     assert labels.nth(1).evaluate("e => getComputedStyle(e).textOverflow") == "ellipsis"

@@ -94,7 +94,7 @@ def test_a_buffer_of_xlas_and_a_tensor_of_the_plan_choose_each_other(notebook):
     page, root = book.page, book.page.locator(".tb-memory-map")
     buffer, value, node = json.loads(
         book.run(
-            "import json, numpy as np; bs = ui.memory_map_view.memory_map.buffers; pairs = ui._link.pairs\n"
+            "import json, numpy as np; bs = ui.memory_map_view.memory_map.buffers; pairs = ui._linked.link.pairs\n"
             "peak = ui.plan.materialized; alive = peak.values[peak.alive_at(peak.peak_kernel)]\n"
             "own = [i for i, b in enumerate(bs) if b.memory == 'temp' and pairs.value_of(i) in alive]\n"
             "b = max(own, key=lambda i: bs[i].bytes * (bs[i].freed_at - bs[i].first_use)); v = pairs.value_of(b)\n"
