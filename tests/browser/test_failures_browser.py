@@ -11,7 +11,10 @@ def test_errors_show_in_place_and_the_explorer_goes_on(notebook):
     book = opened(notebook)
     page = book.page
     alert = page.locator(".tiny-backprop-explorer [role=alert]:visible")
-    book.run("from tiny_backprop_widgets import explorer; real = explorer.plan_blocks; explorer.plan_blocks = None")
+    book.run(
+        "from tiny_backprop_widgets.explorer import plan_explorer as explorer\n"
+        "real = explorer.plan_blocks; explorer.plan_blocks = None"
+    )
     page.locator(HANDLE).first.focus()
     page.keyboard.press("ArrowRight")
     alert.wait_for()
@@ -32,7 +35,7 @@ def test_a_replanning_that_raises_leaves_plan_and_map_as_they_were(notebook, str
     peak, before = page.locator(PEAK).inner_text(), book.run("plan = ui.plan; print(plan)")
     planner = {"height compression": "plan_height_compressed", "budget": "plan_budget"}[strategy]
     book.run(
-        "from tiny_backprop_widgets import explorer\n"
+        "from tiny_backprop_widgets.explorer import plan_explorer as explorer\n"
         f"real = explorer.{planner}\n"
         f"def fails(*args, **kwargs): raise RuntimeError('no plan <b>today</b>')\n"
         f"explorer.{planner} = fails"
