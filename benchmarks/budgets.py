@@ -35,7 +35,7 @@ MOST_OF_POLICY = 0.85
 COSTS = ("flops", "seconds")
 _PLAIN, _AROUND, _BY_HAND = "jax.value_and_grad", "around the loss", "by hand in each layer"
 # Plans are made for memories in steps of 4 %, down to a thirty-second of saving everything.
-LIMITS_PER_OCTAVE, LOWEST_RUNG = 16, 80
+LIMITS_PER_OCTAVE, LOWEST_LIMIT = 16, 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +140,16 @@ class Bench:
         if key not in self.trials:
             planner = self.planners[cost]
             found = planner.tightest(round(planner.most_bytes * 2 ** (-limit / LIMITS_PER_OCTAVE)))
-            self.trials[key] = None if found is None else tb.Plan.of(planner.schedule(found, {"strategy": "byte budget"}))
+            self.trials[key] = (
+                None if found is None else tb.Plan.of(planner.schedule(found, {"strategy": "byte budget"}))
+            )
         plan = self.trials[key]
         return None if plan is None else self.add_plan(plan, cost)
 
     def seek(self, most_temp_ratio: float, most_flops_ratio: float) -> pd.Series | None:
-        """Bisect the limits for the least memory within the FLOPs, until a plan meets both; return the best compiled."""
+        """Bisect the least memory within the FLOPs until a plan meets both; return the best compiled."""
         for cost in COSTS:
-            low, high = 0, LOWEST_RUNG
+            low, high = 0, LOWEST_LIMIT
             while high - low > 1:
                 best = self.best(most_flops_ratio)
                 if best is not None and best.temp_ratio <= most_temp_ratio:

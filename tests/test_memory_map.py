@@ -28,7 +28,7 @@ from tiny_backprop.integration.jax.xla.lifetimes import follow
 from tiny_backprop.integration.jax.xla.memory_map import GAP, MemoryMap, Program
 from tiny_backprop.integration.jax.xla.op_names import phase_of, scope_of
 from tiny_backprop_widgets import DisplayError, plot_frontier, plot_memory_map
-from tiny_backprop_widgets.plots.frontier import render
+from tiny_backprop_widgets.plots.figure import render
 
 KIB = 1024
 

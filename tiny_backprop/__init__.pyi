@@ -51,8 +51,8 @@ from tiny_backprop.predict.materialized import materialize as materialize
 from tiny_backprop.schedule.cost import CostModel as CostModel
 from tiny_backprop.schedule.simulate import Op as Op
 from tiny_backprop.schedule.simulate import simulate as simulate
-from tiny_backprop_widgets.explorer import PlanExplorer as PlanExplorer
-from tiny_backprop_widgets.explorer import explore as explore
+from tiny_backprop_widgets.explorer.plan_explorer import PlanExplorer as PlanExplorer
+from tiny_backprop_widgets.explorer.plan_explorer import explore as explore
 from tiny_backprop_widgets.exports.report import write_report as write_report
 from tiny_backprop_widgets.plots.dag import jaxpr_dag as jaxpr_dag
 from tiny_backprop_widgets.plots.frontier import export_frontier as export_frontier

@@ -4,8 +4,8 @@ import pytest
 
 from tiny_backprop.units import format_bytes
 
+from .explorer_page import CELL, HANDLE, MODEL, PEAK, SHOWS, STAND_IN, position, reopen
 from .lab import NOTEBOOK, RUN_ALL, Notebook
-from .test_explorer_browser import CELL, HANDLE, MODEL, PEAK, SHOWS, STAND_IN, position, reopen
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 

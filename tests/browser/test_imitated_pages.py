@@ -4,10 +4,11 @@ import base64
 import json
 
 import pytest
-from graphs import chain
 
+from tests.graphs import chain
 from tiny_backprop import plan_blocks
-from tiny_backprop_widgets import FrontierView, TableView, assets, stand_in
+from tiny_backprop_widgets import FrontierView, TableView, assets
+from tiny_backprop_widgets.views import stand_in
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
@@ -72,7 +73,7 @@ def test_a_view_is_light_or_dark_as_its_ground(page, kind, html, device, expecte
     page.emulate_media(color_scheme=device)
     page.set_content(html + CELL)
     view = VIEWS[kind](PLAN)
-    page.evaluate(SHOW, [assets.module(kind), as_json(view.get_state())])
+    page.evaluate(SHOW, [assets.module(f"views/{kind}"), as_json(view.get_state())])
     page.wait_for_selector(f".tb-view[data-theme={expected}]", timeout=5_000)
     if kind == "frontier":
         swatch = page.locator(".tb-swatch").first
@@ -89,7 +90,7 @@ def test_a_live_view_hides_what_stands_in_for_it_and_leaves_no_gap(page, monkeyp
     output = page.locator(".output").last
     output.evaluate("(el, html) => { el.innerHTML = html; }", rest["text/html"])
     assert page.locator("[class^=tiny-backprop-stand-in]").is_visible()
-    page.evaluate(SHOW, [assets.module("table"), as_json(view.get_state())])
+    page.evaluate(SHOW, [assets.module("views/table"), as_json(view.get_state())])
     page.locator(".tb-tensors td").first.wait_for()
     assert not page.locator("[class^=tiny-backprop-stand-in]").is_visible()
     assert output.evaluate("el => el.offsetHeight") == 0
@@ -106,7 +107,7 @@ def test_a_view_keeps_its_keys_when_another_one_is_closed(page):
     page.set_content("<body>")
     view = FrontierView(PLAN)
     for _ in range(2):
-        page.evaluate(SHOW, [assets.module("frontier"), as_json(view.get_state())])
+        page.evaluate(SHOW, [assets.module("views/frontier"), as_json(view.get_state())])
     assert page.evaluate(KEY_IS_KEPT)
     page.evaluate("() => window.stops[1]()")
     page.wait_for_function("() => !document.querySelector('[data-lm-suppress-shortcuts]')")  # the key before is over

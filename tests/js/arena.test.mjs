@@ -1,7 +1,7 @@
 // What the memory map draws, held against a grid of cells that buffers are painted into one by one.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { aliveAt, arenaOf, bufferAt, inSight, within } from "../../widgets/tiny_backprop_widgets/js/arena.js";
+import { aliveAt, arenaOf, bufferAt, inSight, within } from "../../widgets/tiny_backprop_widgets/js/views/arena.js";
 
 /** Numbers that are the same on every run. */
 function random(seed) {

@@ -1,8 +1,14 @@
 // What the frontier view draws, held against sums that are worked out another way.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { chosenLives, columnsOf, lifeAt, livesOf, stacked } from "../../widgets/tiny_backprop_widgets/js/bands.js";
-import { lowerBound } from "../../widgets/tiny_backprop_widgets/js/shared.js";
+import { lowerBound } from "../../widgets/tiny_backprop_widgets/js/shared/ranges.js";
+import {
+  chosenLives,
+  columnsOf,
+  lifeAt,
+  livesOf,
+  stacked,
+} from "../../widgets/tiny_backprop_widgets/js/views/bands.js";
 
 /** Numbers that are the same on every run. */
 function random(seed) {

@@ -1,15 +1,10 @@
 // Numbers and texts as they stand in the views.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { fateOf } from "../../widgets/tiny_backprop_widgets/js/graph.js";
-import {
-  formatBytes,
-  lowerBound,
-  numbers,
-  shortened,
-  shortPath,
-  ticks,
-} from "../../widgets/tiny_backprop_widgets/js/shared.js";
+import { numbers } from "../../widgets/tiny_backprop_widgets/js/shared/model.js";
+import { lowerBound, ticks } from "../../widgets/tiny_backprop_widgets/js/shared/ranges.js";
+import { formatBytes, shortened, shortPath } from "../../widgets/tiny_backprop_widgets/js/shared/text.js";
+import { fateOf } from "../../widgets/tiny_backprop_widgets/js/views/graph.js";
 
 test("bytes are written with IEC units and three digits", () => {
   const expected = {

@@ -8,7 +8,7 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from tiny_backprop_widgets.explorer import PlanExplorer, explore
+from tiny_backprop_widgets.explorer.plan_explorer import PlanExplorer, explore
 
 _USAGE = "write a call after it, as in `%memplan loss(params, batch)`"
 

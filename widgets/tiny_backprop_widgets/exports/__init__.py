@@ -1,1 +1,1 @@
-"""Files that stand alone: the report and its page; imports `views`."""
+"""Files that stand alone: the report and its page; imports `views`, `plots` and `content`."""

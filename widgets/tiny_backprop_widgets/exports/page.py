@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from tiny_backprop_widgets import assets
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop_widgets.views.view import View
 
 _STYLE = """
@@ -42,7 +42,7 @@ def page(title: str, body: str, views: Mapping[str, View], link: Mapping[str, An
       views: The views by name; each is drawn as it is now, and cannot be asked for anything new.
       link: What is chosen together in the memory map and the other views, as `MapLink.packed_answers` returns it.
     """
-    script = assets.module("page")
+    script = assets.module("exports/page")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"script-src 'sha256-{digest}'" if views else "script-src 'none'"
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; {allowed}"

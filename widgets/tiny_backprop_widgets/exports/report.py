@@ -13,24 +13,25 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 
-from tiny_backprop import display
+import tiny_backprop.display as display
+import tiny_backprop_widgets.exports.page as page
 from tiny_backprop.analysis.report import loop_reports
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.xla.memory_map import MemoryMap
 from tiny_backprop.plan.blocks import plan_save_everything
-from tiny_backprop.plan.loops.front import lower_bound_bytes
 from tiny_backprop.plan.plan import Plan, check_fits
 from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.exports import page
-from tiny_backprop_widgets.panels.verify_panel import of_budget
-from tiny_backprop_widgets.plots.frontier import DisplayError, plot_frontier, render
+from tiny_backprop_widgets.content.prices import PRICE_HEADER, of_budget, plan_name, price_rows
+from tiny_backprop_widgets.content.tensors import AtPeak, alive_at_peak
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.figure import render
+from tiny_backprop_widgets.plots.frontier import plot_frontier
 from tiny_backprop_widgets.views.frontier_view import FrontierView
 from tiny_backprop_widgets.views.graph_view import GraphView
 from tiny_backprop_widgets.views.map_link import MapLink
 from tiny_backprop_widgets.views.memory_map_view import MemoryMapView
 from tiny_backprop_widgets.views.table_view import TableView
-from tiny_backprop_widgets.views.tensors import AtPeak, alive_at_peak, plan_name
 from tiny_backprop_widgets.views.view import View
 
 _HOW_TO = (
@@ -94,55 +95,6 @@ def write_report(
         newline="\n",
     )
     return path
-
-
-def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | None) -> list[tuple[str, ...]]:
-    """Return, for each plan, the cells under `PRICE_HEADER`, all predicted.
-
-    Args:
-      plans: The plans by name.
-      plain: Save-everything.
-      cost_model: That of the machine; without one, ratios of step times are by the default model, and say so.
-    """
-    model = cost_model or CostModel()
-    plain_seconds = max(plain.step_seconds(model), 1e-12)
-    plain_bytes = max(plain.peak_bytes, 1)
-    bound_bytes = max(lower_bound_bytes(plain.graph), 1)
-    return [
-        (
-            name,
-            format_bytes(p.peak_bytes),
-            f"{p.peak_bytes / plain_bytes:.2f} ×",
-            format_bytes(p.saved_bytes),
-            f"+{p.recompute_fraction:.1%} ({format_flops(p.recompute_flops)})",
-            f"{len(p.timeline.steps):,}",
-            _step_time(p.step_seconds(model), plain_seconds, cost_model is not None),
-            f"{p.liveness_peak_bytes / bound_bytes:.2f} × {format_bytes(bound_bytes)}",
-        )
-        for name, p in plans.items()
-    ]
-
-
-PRICE_HEADER = (
-    "predicted",
-    "peak",
-    "of save everything",
-    "saved",
-    "recompute",
-    "steps",
-    "step time",
-    "liveness, of its lower bound",
-)
-
-
-def _step_time(seconds: float, plain_seconds: float, is_calibrated: bool) -> str:
-    return f"{seconds / plain_seconds:.2f} × ({format_seconds(seconds) if is_calibrated else 'not calibrated'})"
-
-
-def format_seconds(seconds: float) -> str:
-    """Return seconds with a unit and three significant digits."""
-    unit = next((u for u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if seconds >= u[0]), (1e-6, "µs"))
-    return f"{seconds / unit[0]:.3g} {unit[1]}"
 
 
 def _named(plans: Plan | Sequence[Plan] | Mapping[str, Plan]) -> dict[str, Plan]:

@@ -1,1 +1,1 @@
-"""Controls and their answers: sliders, trade-off, verification; imports `views`."""
+"""Controls and their answers: sliders, trade-off, verification; imports `views`, `content` and `background`."""

@@ -9,8 +9,8 @@ from typing import Any
 import anywidget
 import traitlets
 
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import assets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Mark:
 class SliderMarks(anywidget.AnyWidget):
     """Ticks and words under a slider; `take` is called with the mark that is clicked, or entered from the keyboard."""
 
-    _esm = assets.module("marks")
+    _esm = assets.module("panels/slider_marks")
     _css = assets.style()
 
     _marks = traitlets.List(traitlets.Dict()).tag(sync=True)

@@ -17,7 +17,7 @@ from tiny_backprop.plan.pareto import Pareto, pareto, pareto_steps
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES
 from tiny_backprop.plan.strategies.budget import count_budgets_ahead
-from tiny_backprop_widgets.panels.guard import Guard
+from tiny_backprop_widgets.background.guard import Guard
 from tiny_backprop_widgets.views.pareto_view import ParetoView
 
 N_POINTS = 24

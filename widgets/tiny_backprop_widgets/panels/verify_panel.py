@@ -13,8 +13,9 @@ from tiny_backprop.errors import PlanError
 from tiny_backprop.integration.jax.xla.measure import Measurement
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.panels.compiling import Compilation, Program, measure_program
-from tiny_backprop_widgets.panels.guard import Guard
+from tiny_backprop_widgets.background.compiling import Compilation, Program, measure_program
+from tiny_backprop_widgets.background.guard import Guard
+from tiny_backprop_widgets.content.prices import of_budget
 
 _TICK_SECONDS = 0.5
 _HIDDEN = {"display": "none"}
@@ -132,14 +133,3 @@ class VerifyPanel(widgets.Box):
         is_running = self.compilation is not None
         self.button.layout.display = "none" if is_running else None
         self.cancel_button.layout.display = None if is_running else "none"
-
-
-def of_budget(plan: Plan, peak_bytes: int) -> str:
-    """Say, as HTML, whether what XLA allocates is within the budget that a plan was made for; "" where it had none."""
-    budget = plan.meta.get("budget_bytes")
-    if budget is None:
-        return ""
-    if peak_bytes <= budget:
-        return f"; <b>within</b> the budget of {format_bytes(budget)}"
-    above = f"; <b>{format_bytes(peak_bytes - budget)} above</b> the budget of {format_bytes(budget)}"
-    return f"{above}, which is for predicted bytes: <code>verify=True</code> makes it one for measured ones"

@@ -1,1 +1,1 @@
-"""Still pictures: frontiers, trade-offs, memory maps, graphs; imports the core."""
+"""Still pictures: frontiers, trade-offs, memory maps, graphs; imports `content` and the core."""

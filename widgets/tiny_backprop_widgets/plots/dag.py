@@ -1,9 +1,7 @@
 """The JAXPR of a program, or of its gradient, as a graph of boxes, drawn by Graphviz.
 
-Equations are collapsed by block: forward equations by the plan's own blocks (merged where those are too many), backward
-equations by the block whose residuals are read at that time. Without a plan, blocks are as small as `max_boxes` allows:
-one equation each, where that is possible. The forward phase runs down and the backward phase climbs beside it; laid out
-otherwise, its edges to the forward phase span the whole drawing, and Graphviz takes minutes.
+Equations are collapsed by block (`content.block_groups`). The forward phase runs down and the backward phase climbs
+beside it; laid out otherwise, its edges to the forward phase span the whole drawing, and Graphviz takes minutes.
 
 A known weakness: inputs of the graph (arguments, constants, cotangents) are not drawn.
 """
@@ -11,13 +9,9 @@ A known weakness: inputs of the graph (arguments, constants, cotangents) are not
 from __future__ import annotations
 
 import dataclasses
-import functools
 import html
-import itertools
 import os
 import re
-import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,27 +19,26 @@ from typing import Any
 import graphviz
 import numpy as np
 
-from tiny_backprop import display
-from tiny_backprop.display import plain_scope
+from tiny_backprop.display import BACKWARD, FORWARD, guarded, plain_scope
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.checks import check_count
 from tiny_backprop.plan.plan import Plan, check_fits
-from tiny_backprop.plan.strategies.tree import block_starts
 from tiny_backprop.schedule.simulate import Op
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.plots.frontier import DisplayError
+from tiny_backprop_widgets.content.block_groups import Groups, group_by_block
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.dot import run_dot
 
-_TIMEOUT_SECONDS = 30
 _N_LETTERS = 60
-_FORWARD, _BACKWARD, _SAVED = display.FORWARD, display.BACKWARD, "#009E73"
+_SAVED = "#009E73"
 _STYLES = {
-    "forward": {"shape": "box", "color": _FORWARD, "fillcolor": "#d9ebf7"},
+    "forward": {"shape": "box", "color": FORWARD, "fillcolor": "#d9ebf7"},
     "backward": {
         "shape": "box",
         "style": "filled,rounded",
         "penwidth": "2",
-        "color": _BACKWARD,
+        "color": BACKWARD,
         "fillcolor": "#fbe3d3",
     },
     "saved": {"shape": "cylinder", "color": _SAVED, "fillcolor": "#d5f0e7"},
@@ -55,11 +48,6 @@ _LEGEND = {
     "backward": "orange boxes with round corners: backward",
     "saved": "green cylinders: saved by the plan",
 }
-_HOW_TO_GET_DOT = (
-    "Graphviz's program `dot`, which draws the graph, was not found. Install it with `apt-get install graphviz`, "
-    "`brew install graphviz` or `conda install -c conda-forge graphviz`. The DOT text is there without it: `.source`, "
-    "or `.save('dag.dot')`; any viewer of DOT files draws it."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +72,7 @@ class JaxprDag:
         Raises:
           DisplayError: `dot` is missing, fails, or takes longer than 30 seconds.
         """
-        text = _run_dot(self.source, "svg").decode()
+        text = run_dot(self.source, "svg").decode()
         return text[text.index("<svg") :]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -98,7 +86,7 @@ class JaxprDag:
         suffix = path.suffix.lower().lstrip(".")
         if suffix not in ("svg", "pdf", "png", "dot"):
             raise DisplayError(f"a DAG is saved as .svg, .pdf, .png or .dot; {path.name!r} asks for {path.suffix!r}")
-        path.write_bytes(self.source.encode() if suffix == "dot" else _run_dot(self.source, suffix))
+        path.write_bytes(self.source.encode() if suffix == "dot" else run_dot(self.source, suffix))
         return path
 
     def __repr__(self) -> str:
@@ -114,7 +102,7 @@ class JaxprDag:
         return f'<div class="tiny-backprop-dag" style="{style}">{picture}</div>'
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": repr(self), "text/html": display.guarded(self._repr_html_, self)}
+        return {"text/plain": repr(self), "text/html": guarded(self._repr_html_, self)}
 
 
 def jaxpr_dag(graph: Graph, plan: Plan | None = None, max_boxes: int = 200) -> JaxprDag:
@@ -147,71 +135,10 @@ def jaxpr_dag(graph: Graph, plan: Plan | None = None, max_boxes: int = 200) -> J
     if plan is not None:
         check_fits(plan, graph)
         graph = plan.graph
-    groups = _group(graph, plan, max_boxes)
+    groups = group_by_block(graph, plan, max_boxes)
     boxes, edges = _boxes(groups), _edges(groups)
     caption = _caption(groups, boxes)
     return JaxprDag(_dot(graph, caption, boxes, edges), len(boxes), graph.n_nodes, caption)
-
-
-# ---- grouping ----
-
-
-@dataclasses.dataclass(frozen=True)
-class _Groups:
-    """Runs of consecutive nodes, the first `n_forward` of them forward; group g begins with node `starts[g]`."""
-
-    graph: Graph
-    plan: Plan | None
-    starts: np.ndarray
-    n_forward: int
-    of_node: np.ndarray
-    n_merged: int
-
-    @functools.cached_property
-    def spans(self) -> list[tuple[int, int]]:
-        bounds = [*self.starts.tolist(), self.graph.n_nodes]
-        return list(itertools.pairwise(bounds))
-
-
-def _group(graph: Graph, plan: Plan | None, max_boxes: int) -> _Groups:
-    n_merged = 1
-    if plan is None and graph.n_nodes <= max_boxes:
-        starts, n_forward = np.arange(graph.n_nodes), graph.n_forward
-    else:
-        forward, n_merged = _forward_starts(graph, plan, max_boxes // (2 if plan is None else 3))
-        starts, n_forward = np.r_[forward, backward_starts(graph, forward)], len(forward)
-    of_node = np.searchsorted(starts, np.arange(graph.n_nodes), side="right") - 1
-    return _Groups(graph, plan, starts, n_forward, of_node, n_merged)
-
-
-def _forward_starts(graph: Graph, plan: Plan | None, n_most: int) -> tuple[np.ndarray, int]:
-    """Return the first node of each forward group, at most `n_most`, and how many of the plan's blocks make one."""
-    if not graph.n_forward:
-        return np.zeros(0, np.int64), 1
-    smallest = -(-graph.n_forward // n_most)
-    block_size = plan.meta.get("block_size") if plan else None
-    starts = block_starts(graph, block_size or smallest)
-    n_merged = -(-len(starts) // n_most)
-    return starts[::n_merged], n_merged
-
-
-def backward_starts(graph: Graph, forward_starts: np.ndarray) -> np.ndarray:
-    """Return the first node of each backward group: nodes go to the block whose residuals are being read then.
-
-    Then: a block's time is the median, over its residuals, of the first backward read; halfway between the times of two
-    blocks one group ends and the next begins. A few residuals that are read out of turn do not matter.
-    """
-    if not graph.n_backward:
-        return np.zeros(0, np.int64)
-    node, value = graph.reads
-    is_residual_read = (node >= graph.n_forward) & (value < graph.output_start[graph.n_forward])
-    residuals, at = np.unique(value[is_residual_read], return_index=True)
-    first = node[is_residual_read][at]
-    block = np.searchsorted(forward_starts, graph.value_node[residuals], side="right") - 1
-    times = np.array([np.median(first[block == b]) for b in np.unique(block)[::-1]])
-    times = np.maximum.accumulate(times) if len(times) else times
-    borders = np.ceil((times[:-1] + times[1:]) / 2).astype(np.int64)
-    return np.unique(np.r_[graph.n_forward, borders])
 
 
 # ---- what is drawn ----
@@ -239,7 +166,7 @@ class _Edge:
         return f"{values}{format_bytes(self.bytes)}{', not saved' if self.is_missing else ''}"
 
 
-def _boxes(groups: _Groups) -> list[_Box]:
+def _boxes(groups: Groups) -> list[_Box]:
     _, at, is_again = _late_runs(groups)
     n_late = np.bincount(at, minlength=len(groups.starts)).tolist()
     n_again = np.bincount(at[is_again], minlength=len(groups.starts)).tolist()
@@ -255,7 +182,7 @@ def _boxes(groups: _Groups) -> list[_Box]:
     return boxes
 
 
-def _group_box(groups: _Groups, g: int, n_late: int, n_again: int) -> _Box:
+def _group_box(groups: Groups, g: int, n_late: int, n_again: int) -> _Box:
     graph, (i, j) = groups.graph, groups.spans[g]
     kind = "forward" if g < groups.n_forward else "backward"
     made = f"makes {format_bytes(int(graph.node_bytes[i:j].sum()))}"
@@ -277,7 +204,7 @@ def _group_box(groups: _Groups, g: int, n_late: int, n_again: int) -> _Box:
     return _Box(f"g{g}", kind, lines, f"{nodes}; {where}")
 
 
-def _late_runs(groups: _Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _late_runs(groups: Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the forward nodes that the plan runs in the backward phase, the group for which, and whether again."""
     if groups.plan is None:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool)
@@ -289,7 +216,7 @@ def _late_runs(groups: _Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return timeline.steps[late], groups.of_node[following], timeline.ops[late] == Op.RECOMPUTE
 
 
-def _edges(groups: _Groups) -> list[_Edge]:
+def _edges(groups: Groups) -> list[_Edge]:
     graph, of_node = groups.graph, groups.of_node
     node, value = graph.reads
     tail, head = of_node[graph.value_node[value]], of_node[node]
@@ -312,7 +239,7 @@ def _edges(groups: _Groups) -> list[_Edge]:
     return edges
 
 
-def _read_by_recomputation(groups: _Groups, is_saved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _read_by_recomputation(groups: Groups, is_saved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the saved values that forward nodes read in the backward phase, and the groups for which these run."""
     nodes, heads, _ = _late_runs(groups)
     reads = [(v, g) for i, g in zip(nodes.tolist(), heads.tolist(), strict=True) for v in groups.graph.read_lists[i]]
@@ -322,7 +249,7 @@ def _read_by_recomputation(groups: _Groups, is_saved: np.ndarray) -> tuple[np.nd
 
 
 def _summed(
-    groups: _Groups, tail: np.ndarray, head: np.ndarray, value: np.ndarray, letter: str, is_missing: bool = False
+    groups: Groups, tail: np.ndarray, head: np.ndarray, value: np.ndarray, letter: str, is_missing: bool = False
 ) -> list[_Edge]:
     """Return one edge for each pair (tail, head), each value counted once; `letter` begins the name of the tail."""
     rows = np.unique(np.stack([tail, head, value], axis=1), axis=0)
@@ -337,7 +264,7 @@ def _summed(
     ]
 
 
-def _caption(groups: _Groups, boxes: list[_Box]) -> str:
+def _caption(groups: Groups, boxes: list[_Box]) -> str:
     n_groups, n_nodes = len(groups.starts), groups.graph.n_nodes
     counts = f"{n_groups:,} group{'s' * (n_groups != 1)} of {n_nodes:,} equation{'s' * (n_nodes != 1)}"
     if n_groups == n_nodes:
@@ -372,7 +299,7 @@ def _dot(graph: Graph, caption: str, boxes: list[_Box], edges: list[_Edge]) -> s
 
 
 def _add_edge(dot: graphviz.Digraph, edge: _Edge, kinds: dict[str, str]) -> None:
-    style = {"style": "dashed", "color": _BACKWARD} if edge.is_missing else {}
+    style = {"style": "dashed", "color": BACKWARD} if edge.is_missing else {}
     if edge.tail.startswith("s") or edge.head.startswith("s"):
         style = {"color": _SAVED, "penwidth": "1.6"}
     tip = f"{edge.tail} to {edge.head}: {edge.label}"
@@ -394,31 +321,3 @@ def _escaped(text: str) -> str:
     if len(text) > _N_LETTERS:
         text = text[: _N_LETTERS - 1] + "…"
     return str(graphviz.escape(text.replace("&", "&amp;")))
-
-
-def has_dot() -> bool:
-    """Return whether Graphviz's program `dot` is installed."""
-    return shutil.which("dot") is not None
-
-
-def _run_dot(source: str, suffix: str) -> bytes:
-    program = shutil.which("dot")
-    if program is None:
-        raise DisplayError(_HOW_TO_GET_DOT)
-    try:
-        done = subprocess.run(
-            [program, f"-T{suffix}"],
-            input=source.encode(),
-            capture_output=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise DisplayError(
-            f"dot took more than {_TIMEOUT_SECONDS} s over a graph of {source.count('->')} edges. Ask for fewer boxes: "
-            "jaxpr_dag(graph, plan, max_boxes=60)."
-        ) from None
-    if done.returncode:
-        raise DisplayError(f"dot failed: {done.stderr.decode(errors='replace').strip()[:500]}")
-    # A PDF tells when it was written. What replaces that has the same length: offsets in the file stay right.
-    return re.sub(rb"(/CreationDate \(D:)\d{14}", rb"\g<1>" + b"20000101000000", done.stdout)

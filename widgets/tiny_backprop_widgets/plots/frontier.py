@@ -5,7 +5,6 @@ What XLA measured can be laid over it.
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
 from tiny_backprop.display import BACKWARD, BASELINE, FORWARD, peaks_per_bin
-from tiny_backprop.errors import TinyBackpropError
 from tiny_backprop.integration.jax.xla.correspondence import kernels_of_positions
 from tiny_backprop.integration.jax.xla.measure import Measurement
 from tiny_backprop.plan.blocks import plan_save_everything
 from tiny_backprop.plan.plan import Plan, is_same_program
 from tiny_backprop.units import format_bytes
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.figure import METADATA, NotebookFigure, render, scale_of
 
 _N_BINS = 700
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {},
-    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
-    "pdf": {"CreationDate": None},
-}
-"""What each format would else stamp into the file: nothing of the day it was written stays."""
-
-
-class DisplayError(TinyBackpropError, ValueError):
-    """Something cannot be drawn or exported as asked."""
-
-
-class _NotebookFigure(Figure):
-    """A figure that a notebook shows by itself, whether or not pyplot has been imported."""
-
-    def _repr_png_(self) -> bytes:
-        return render(self, "png")
 
 
 def plot_frontier(
@@ -87,7 +70,7 @@ def plot_frontier(
     behind = baseline_of(plan, baseline)
     if ax is None:
         rectangle = (0.1, 0.155, 0.88, 0.735) if measured is None else (0.115, 0.2, 0.865, 0.645)
-        ax = _NotebookFigure(figsize=(7.6, 3.2 if measured is None else 3.9)).add_axes(rectangle)
+        ax = NotebookFigure(figsize=(7.6, 3.2 if measured is None else 3.9)).add_axes(rectangle)
     _draw(plan, behind, measured, ax)
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -120,25 +103,12 @@ def export_frontier(
     suffix = path.suffix.lower().lstrip(".")
     if suffix == "csv":
         plan.materialized.kernels_to_pandas().to_csv(path, lineterminator="\n")
-    elif suffix in _METADATA:
+    elif suffix in METADATA:
         with matplotlib.style.context("default"):
             path.write_bytes(render(plot_frontier(plan, baseline=baseline, measured=measured), suffix))
     else:
         raise DisplayError(f"a frontier is written as .png, .svg, .pdf or .csv; {path.name!r} asks for {path.suffix!r}")
     return path
-
-
-def render(figure: Figure, suffix: str, dots_per_inch: int = 110) -> bytes:
-    """Return a figure as the bytes of a PNG, SVG or PDF file, without dates; text in an SVG stays text."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "tiny_backprop", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix], dpi=dots_per_inch)
-    return buffer.getvalue()
-
-
-def scale_of(top_bytes: int) -> int:
-    """Return the bytes of the IEC unit in which an axis up to `top_bytes`, 1 or more, counts."""
-    return 1024 ** min((top_bytes.bit_length() - 1) // 10, 5)
 
 
 def baseline_of(plan: Plan, baseline: bool | Plan) -> Plan | None:

@@ -16,8 +16,8 @@ from tiny_backprop.display import BACKWARD, BASELINE, FORWARD
 from tiny_backprop.integration.jax.xla.lifetimes import Loop
 from tiny_backprop.integration.jax.xla.memory_map import Buffer, MemoryMap
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.plots.frontier import DisplayError, scale_of
-from tiny_backprop_widgets.plots.pareto import NotebookAxes
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.figure import NotebookAxes, scale_of
 
 _KINDS: dict[str, tuple[str, str]] = {  # colour and hatch; Okabe-Ito
     "saved": ("#009E73", ""),

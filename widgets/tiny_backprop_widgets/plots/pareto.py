@@ -9,18 +9,10 @@ from tiny_backprop.display import BACKWARD, BASELINE, FORWARD
 from tiny_backprop.plan.pareto import Pareto
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets.plots.frontier import DisplayError, render, scale_of
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.figure import NotebookAxes, scale_of
 
 _LINE_HEIGHT = 0.055  # of a small label, in proportion to the axes
-
-
-class NotebookAxes(Axes):
-    """Axes of a figure of their own, which a notebook shows by itself."""
-
-    def _repr_png_(self) -> bytes:
-        figure = self.get_figure(root=True)
-        assert figure is not None
-        return render(figure, "png")
 
 
 def plot_pareto(pareto: Pareto, ax: Axes | None = None) -> Axes:

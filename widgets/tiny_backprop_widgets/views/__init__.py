@@ -1,1 +1,1 @@
-"""Live views in a notebook, each with its JavaScript; imports `plots`."""
+"""Live views in a notebook, each with its JavaScript; imports `plots` and `content`."""

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import traitlets
 
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop_widgets import assets
-from tiny_backprop_widgets.plots.frontier import DisplayError, baseline_of, export_frontier, plot_frontier, render
-from tiny_backprop_widgets.views.tensors import Texts, fates, lives
+from tiny_backprop_widgets.content.tensors import Texts, fates, lives
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.figure import render
+from tiny_backprop_widgets.plots.frontier import baseline_of, export_frontier, plot_frontier
 from tiny_backprop_widgets.views.view import View, packed
 
 _N_BANDS = 1000
@@ -52,7 +54,7 @@ class FrontierView(View):
     """
 
     kind = "frontier"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True).tag(sync=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.display import plain_scope
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
@@ -16,13 +17,12 @@ from tiny_backprop.plan.blocks import plan_save_everything
 from tiny_backprop.plan.plan import Plan, check_fits
 from tiny_backprop.plan.strategies.tree import block_starts
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets import assets
+from tiny_backprop_widgets.content.layout import Box, lay_out
+from tiny_backprop_widgets.content.outline import Group, Outline
+from tiny_backprop_widgets.content.tensors import RECOMPUTED, SAVED, fates, value_type
+from tiny_backprop_widgets.errors import DisplayError
 from tiny_backprop_widgets.plots.dag import jaxpr_dag
-from tiny_backprop_widgets.plots.frontier import DisplayError
-from tiny_backprop_widgets.views.graph_svg import graph_svg
-from tiny_backprop_widgets.views.layout import Box, lay_out
-from tiny_backprop_widgets.views.outline import Group, Outline
-from tiny_backprop_widgets.views.tensors import RECOMPUTED, SAVED, fates, value_type
+from tiny_backprop_widgets.plots.graph_svg import graph_svg
 from tiny_backprop_widgets.views.view import View, packed
 
 _ALL = 1000
@@ -63,7 +63,7 @@ class GraphView(View):
     """
 
     kind = "graph"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True, min=0).tag(sync=True)

@@ -12,8 +12,8 @@ import numpy as np
 from tiny_backprop.integration.jax.xla.correspondence import kernels_of_positions, pair_buffers
 from tiny_backprop.integration.jax.xla.memory_map import MemoryMap
 from tiny_backprop.plan.plan import Plan
+from tiny_backprop_widgets.content.tensors import value_type
 from tiny_backprop_widgets.views.memory_map_view import by_weight, listed_position
-from tiny_backprop_widgets.views.tensors import value_type
 from tiny_backprop_widgets.views.view import packed
 
 _MOST_LETTERS = 1000

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import traitlets
 
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.integration.jax.xla.memory_map import Buffer, MemoryMap
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import assets
-from tiny_backprop_widgets.plots.frontier import render
+from tiny_backprop_widgets.plots.figure import render
 from tiny_backprop_widgets.plots.memory_map import KIND_NAMES, bases_of, by_kind, by_scope, check_map, plot_memory_map
 from tiny_backprop_widgets.views.view import View, packed
 
@@ -56,7 +56,7 @@ class MemoryMapView(View):
     """
 
     kind = "memory_map"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True).tag(sync=True)

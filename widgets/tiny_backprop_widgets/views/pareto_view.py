@@ -10,12 +10,13 @@ from typing import Any
 
 import traitlets
 
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.plan.pareto import Pareto
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop_widgets import assets
-from tiny_backprop_widgets.plots.frontier import DisplayError, render
+from tiny_backprop_widgets.content.prices import plan_name
+from tiny_backprop_widgets.errors import DisplayError
+from tiny_backprop_widgets.plots.figure import render
 from tiny_backprop_widgets.plots.pareto import plot_pareto
-from tiny_backprop_widgets.views.tensors import plan_name
 from tiny_backprop_widgets.views.view import View
 
 
@@ -43,7 +44,7 @@ class ParetoView(View):
     """
 
     kind = "pareto"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True, min=0).tag(sync=True)

@@ -8,13 +8,12 @@ from typing import Any
 
 import traitlets
 
-from tiny_backprop import display
-from tiny_backprop.display import plain_scope
+import tiny_backprop.display as display
+import tiny_backprop_widgets.assets as assets
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.units import format_bytes
-from tiny_backprop_widgets import assets
-from tiny_backprop_widgets.plots.frontier import DisplayError
-from tiny_backprop_widgets.views.tensors import FATES, AtPeak, alive_at_peak, fates, value_type
+from tiny_backprop_widgets.content.tensors import FATES, AtPeak, alive_at_peak, fates, value_type
+from tiny_backprop_widgets.errors import DisplayError
 from tiny_backprop_widgets.views.view import View
 
 _N_ROWS = 100
@@ -45,7 +44,7 @@ class TableView(View):
     """
 
     kind = "table"
-    _esm = assets.module(kind)
+    _esm = assets.module(f"views/{kind}")
     _css = assets.style()
 
     value = traitlets.Int(None, allow_none=True).tag(sync=True)
@@ -82,7 +81,7 @@ class TableView(View):
             made = (f"{'copy of ' if is_copy else ''}{graph.input_names[v]}", "", "")
         else:
             copied = "copy of what is made by " if is_copy else ""
-            made = (f"{copied}{graph.primitives[i]}, node {i}", plain_scope(graph.scopes[i]), graph.sources[i])
+            made = (f"{copied}{graph.primitives[i]}, node {i}", display.plain_scope(graph.scopes[i]), graph.sources[i])
         texts = (value_type(graph, v), FATES[self._fates[v]], *made)
         return [v, int(graph.value_bytes[v]), *(t[:_MOST_LETTERS] for t in texts)]
 

@@ -12,7 +12,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from tiny_backprop_widgets.plots.frontier import DisplayError
+from tiny_backprop_widgets.errors import DisplayError
 from tiny_backprop_widgets.views.stand_in import hidden_stand_in, show_with_stand_in
 
 
@@ -22,7 +22,7 @@ class View(anywidget.AnyWidget):
     Subclasses say how they are drawn as a picture (`_pictures`) and what `save` writes (`_writers`).
 
     Attributes:
-      kind: Name of the JavaScript module that draws it.
+      kind: Name of the JavaScript module in `js/views` that draws it.
     """
 
     kind: str

@@ -1,0 +1,1 @@
+"""The plan explorer; imports every room but `magic`."""
