@@ -10,15 +10,10 @@ import pytest
 from jax import lax
 
 from tiny_backprop.errors import TinyBackpropError
-from tiny_backprop.integration.jax.capture.cost import (
-    CostError,
-    aval_bytes,
-    convolution_flops,
-    eqn_cost,
-    factorization_flops,
-    jaxpr_cost,
-    while_trip_count,
-)
+from tiny_backprop.integration.jax.capture.cost import eqn_cost, jaxpr_cost
+from tiny_backprop.integration.jax.capture.sizes import CostError, aval_bytes
+from tiny_backprop.integration.jax.capture.trip_count import while_trip_count
+from tiny_backprop.integration.jax.flops import convolution_flops, factorization_flops
 
 
 def array(*shape, dtype="float32"):
@@ -244,7 +239,7 @@ def test_while_with_a_traced_bound_is_unknown():
 
 
 def test_random_bits_cost_what_the_compiled_program_does():
-    from tiny_backprop.integration.jax.xla.hlo import count_flops
+    from tiny_backprop.integration.jax.xla.hlo_flops import count_flops
 
     for impl in ("threefry2x32", "rbg"):
         key = jax.eval_shape(lambda impl=impl: jax.random.key(0, impl=impl))

@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 from tiny_backprop.errors import TinyBackpropError
-from tiny_backprop.integration.jax.xla.hlo import HloError, HloFlops, count_flops, parse_hlo, parse_shape
+from tiny_backprop.integration.jax.xla.hlo import HloError, parse_hlo, parse_shape
+from tiny_backprop.integration.jax.xla.hlo_flops import HloFlops, count_flops
 
 
 def array(*shape, dtype="float32"):

@@ -14,7 +14,7 @@ from tests.test_scans import rnn
 from tiny_backprop import LoopChoice, capture_gradient, height_compressed_value_and_grad, measure, plan_save_everything
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.capture import capture_program
-from tiny_backprop.integration.jax.run.nested import nested_p
+from tiny_backprop.integration.jax.capture.nested import nested_p
 from tiny_backprop.integration.jax.run.rewrite import rewrite
 from tiny_backprop.plan.loops.nested import with_nested
 from tiny_backprop.plan.loops.path import options

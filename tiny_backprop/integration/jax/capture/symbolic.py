@@ -30,9 +30,9 @@ import jax
 import jax.export
 import numpy as np
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import CaptureError, TinyBackpropError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, symbolic_dimensions
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.capture.template import DifferentProgramsError, Template
@@ -50,7 +50,7 @@ _PRIMES = (
     (661, 911, 1223, 787, 1499),
     (2003, 2503, 3307, 2203, 4001),
 )
-_PACKAGE = str(Path(__file__).parents[2])
+_PACKAGE = str(Path(__file__).parents[3])
 _N_TRIES = 2000
 _SMALL_SIZES = tuple(range(2, 65))
 _LARGE_SIZES = tuple(
