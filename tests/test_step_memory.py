@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from benchmarks.models import small
+from tests.loop_programs import rnn
 from tests.programs import assert_close
-from tests.test_scans import rnn
 from tiny_backprop import LoopChoice, capture_gradient, height_compressed_value_and_grad, measure, plan_save_everything
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.capture import capture_program

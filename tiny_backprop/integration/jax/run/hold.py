@@ -9,7 +9,7 @@ and merges afterwards. There, the values go through a conditional that passes th
 predicate always holds, but is computed from one element of each token in a way that XLA does not fold: with its lowest
 bit set, the element's bits are not zero. XLA neither looks through a conditional nor can it start before its predicate
 is known. The price is a copy of the held values, and only where they outlive the conditional do both copies take
-memory. This works in anybody's `jit`; `tests/test_hold.py` notices an XLA that folds it.
+memory. This works in anybody's `jit`; `tests/run/test_hold.py` notices an XLA that folds it.
 """
 
 from __future__ import annotations

@@ -272,3 +272,16 @@ def test_five_thousand_instructions_take_less_than_a_second():
         seconds.append(time.perf_counter() - start)
     assert flops == 2500 * (2 * 8**3 + 64)
     assert min(seconds) < 1
+
+
+def test_source_lines_written_into_instructions_are_read_too():
+    text = (
+        "HloModule jit_f, is_scheduled=true\n\nENTRY %main (a: f32[4]) -> f32[4] {\n"
+        "  %a = f32[4]{0} parameter(0)\n"
+        '  ROOT %t = f32[4]{0} tanh(%a), metadata={op_name="jit(f)/tanh" source_file="/me/f.py" source_line=7}\n}\n'
+    )
+    module = parse_hlo(text)
+    assert module.is_scheduled
+    assert module.source_line(module.entry.root) == "/me/f.py:7"
+    assert module.entry.root.op_name == "jit(f)/tanh"
+    assert module.source_line(module.entry.by_name["a"]) == ""
