@@ -46,7 +46,7 @@ def test_colour_is_never_alone():
 def test_labels_name_lines_loops_and_the_peak():
     found = measured("scan's gradient").memory_map
     texts = [t.get_text() for t in plot_memory_map(found).texts]
-    assert any(re.match(r"test_memory_map\.py:\d+  f32\[17,8,32\]", t) for t in texts)
+    assert any(re.match(r"compiled_programs\.py:\d+  f32\[17,8,32\]", t) for t in texts)
     assert any(re.match(r"while\.\d+ body × 17", t) for t in texts)
     assert any(t.startswith("peak: ") for t in texts)
 
