@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from jax import lax
 
 from benchmarks.models import small
+from tests.loop_programs import rnn
 from tests.programs import assert_close
-from tests.test_scans import rnn
 from tiny_backprop import LoopChoice, capture_gradient, height_compressed_value_and_grad, measure, plan_save_everything
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.capture import capture_program
-from tiny_backprop.integration.jax.run.nested import nested_p
+from tiny_backprop.integration.jax.capture.nested import nested_p
 from tiny_backprop.integration.jax.run.rewrite import rewrite
 from tiny_backprop.plan.baseline import predict_jax_gradient
 from tiny_backprop.plan.loops.front import options

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from benchmarks.models.gpt import GPTConfig, example
+from tests.loop_programs import H, W, many, many_arguments, rnn, wide
 from tests.programs import assert_close
-from tests.test_scans import H, W, many, many_arguments, rnn, wide
 from tiny_backprop import (
     BudgetError,
     Graph,

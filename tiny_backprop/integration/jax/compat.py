@@ -67,6 +67,11 @@ def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]]
     return getattr(called, "jaxpr", called), getattr(called, "consts", ())
 
 
+def open_jaxpr(jaxpr: Any) -> Any:
+    """Return the `Jaxpr` inside a `ClosedJaxpr`; newer JAX has one class for both."""
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
 def called_jaxprs(eqn: Any) -> list[Any]:
     """Return the jaxprs that the parameters of an equation hold, closed or not."""
     values = [x for v in eqn.params.values() for x in (v if isinstance(v, tuple | list) else [v])]

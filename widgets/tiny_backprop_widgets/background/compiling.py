@@ -23,7 +23,7 @@ import jax
 from jax import export
 
 from tiny_backprop.errors import MeasureError
-from tiny_backprop.integration.jax.run.hold import jit
+from tiny_backprop.integration.jax.xla.jit import jit
 from tiny_backprop.integration.jax.xla.measure import Measurement, measure
 
 Program = tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]

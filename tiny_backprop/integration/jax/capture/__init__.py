@@ -1,1 +1,1 @@
-"""From a JAX function to a graph, with the equations of its nodes; imports `compat` and the core."""
+"""From a JAX function to a graph with the equations of its nodes; imports `compat`, `flops` and the core."""

@@ -10,8 +10,8 @@ from tiny_backprop.errors import CaptureError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums
 from tiny_backprop.integration.jax.capture.inline import drop_dead, flatten
+from tiny_backprop.integration.jax.capture.nested import with_nested_programs
 from tiny_backprop.integration.jax.capture.trace import Program, build_graph, trace_function, trace_gradient
-from tiny_backprop.integration.jax.run.nested import with_nested_programs
 
 
 def capture_graph_jaxpr(

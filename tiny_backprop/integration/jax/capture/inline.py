@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from tiny_backprop.integration.jax import compat
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.integration.jax.compat import Literal, Var
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jax import lax
 
-from tiny_backprop.integration.jax import compat
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.integration.jax.capture.inline import FlatJaxpr
 from tiny_backprop.integration.jax.compat import Literal
 

@@ -19,43 +19,26 @@ by its fingerprint.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.export
-import numpy as np
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import CaptureError, TinyBackpropError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, symbolic_dimensions
 from tiny_backprop.integration.jax.capture.capture import capture_program
+from tiny_backprop.integration.jax.capture.possible_sizes import PossibleSizes, Sizes, in_words
 from tiny_backprop.integration.jax.capture.template import DifferentProgramsError, Template
 from tiny_backprop.integration.jax.capture.trace import trace_symbolically
 
-Sizes = dict[str, int]
-
 _MOST_KEPT = 32
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 3, 6, 12, 24, 48, 96, 5, 10, 60, 7, 420)
-# Of each dimension, on a scale and with gaps of its own: what is one dimension plus a number is not another's.
-_PRIMES = (
-    (11, 17, 29, 41, 23),
-    (59, 97, 151, 79, 113),
-    (211, 313, 443, 271, 557),
-    (661, 911, 1223, 787, 1499),
-    (2003, 2503, 3307, 2203, 4001),
-)
-_PACKAGE = str(Path(__file__).parents[2])
-_N_TRIES = 2000
-_SMALL_SIZES = tuple(range(2, 65))
-_LARGE_SIZES = tuple(
-    sorted((m * 2**k for k in range(5, 21) for m in (1, 3, 15, 105) if m * 2**k <= 2**20), reverse=True)
-)
+_PACKAGE = str(Path(__file__).parents[3])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,12 +73,9 @@ class SymbolicGraph:
         self.name = call.name
         self._call: Call = call
         self._positions, self._has_aux, self._donated = positions, has_aux, donated
-        found = call.symbolic_dimensions()
-        self.dimensions: tuple[str, ...] = tuple(dict.fromkeys(n for d in found for n in _names(d)))
-        self._given = list({str(d): d for d in found}.values())
-        constraints = {text: is_met for d in found for text, is_met in compat.dimension_constraints(d)}
-        self.constraints: tuple[str, ...] = tuple(constraints)
-        self._is_met = constraints
+        self._possible = PossibleSizes.of(call)
+        self.dimensions: tuple[str, ...] = self._possible.dimensions
+        self.constraints: tuple[str, ...] = self._possible.constraints
         self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
         self._template, self._numbers = self._trace()
 
@@ -138,8 +118,7 @@ class SymbolicGraph:
 
     def example_sizes(self) -> dict[str, int]:
         """Return some sizes that meet the constraints: 32 for all dimensions, or another power of two, if that does."""
-        alike = (dict.fromkeys(self.dimensions, n) for n in (32, 16, 64, 8, 128, 4, 256, 512, 1024, 2))
-        return next(sizes for sizes in itertools.chain(alike, self._candidates()) if self._meets(sizes))
+        return self._possible.example()
 
     def checked(self, sizes: Mapping[str, Any]) -> Sizes:
         """Return sizes in the order of `dimensions`.
@@ -150,24 +129,7 @@ class SymbolicGraph:
         Raises:
           CaptureError: See `at`.
         """
-        asked = ", ".join(f"{k}={v!r}" for k, v in sizes.items()) or "no size"
-        if set(sizes) != set(self.dimensions):
-            wanted = ", ".join(f"{k}=…" for k in self.dimensions)
-            raise CaptureError(
-                f"{asked} was asked for; {self.name} has the dimensions {', '.join(self.dimensions)}. "
-                f"Give each a size: at({wanted})."
-            )
-        for n in sizes.values():
-            if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-                raise CaptureError(f"{asked} was asked for; sizes are whole numbers of at least 1")
-        checked = {k: int(sizes[k]) for k in self.dimensions}
-        unmet = [text for text, is_met in self._is_met.items() if not is_met(checked)]
-        if unmet:
-            raise CaptureError(f"{asked} was asked for, but {self.name} was captured under {' and '.join(unmet)}")
-        for d in self._given:
-            if compat.dimension_at(d, checked) < 0:
-                raise CaptureError(f"{asked} was asked for; the dimension {d} of an argument would be negative")
-        return checked
+        return self._possible.checked(sizes)
 
     def __repr__(self) -> str:
         under = f" under {', '.join(self.constraints)}" if self.constraints else ""
@@ -177,7 +139,7 @@ class SymbolicGraph:
     # ---- tracing ----
 
     def _trace(self) -> tuple[Template, Sequence[_Expression]]:
-        *pair, third = self._samples()
+        *pair, third = self._possible.samples()
         dimensions = _dimensions_in(self._trace_symbolically(pair[0]))
         first, second = map(self._program, pair)
         try:
@@ -191,7 +153,7 @@ class SymbolicGraph:
             if expression is None:
                 raise self._depends_on_sizes(pair, f"{a} and {b} are no multiple of a dimension plus a number")
             numbers.append(expression)
-        for sizes in (third, *self._ends(third)):
+        for sizes in (third, *self._possible.ends(third)):
             self._check_at(sizes, template, numbers, pair[1])
         return template, numbers
 
@@ -220,11 +182,11 @@ class SymbolicGraph:
             except Exception as at_sample:
                 raise CaptureError(
                     f"{self.name} can be captured neither with symbolic dimensions, because of an error{line}nor with "
-                    f"{_text(sample)}: {_first_line(at_sample)}\nWhere only some sizes are possible, say which: "
+                    f"{in_words(sample)}: {_first_line(at_sample)}\nWhere only some sizes are possible, say which: "
                     f"{constrained}."
                 ) from e
             raise CaptureError(
-                f"{self.name} can be captured with {_text(sample)}, but not with symbolic dimensions, because "
+                f"{self.name} can be captured with {in_words(sample)}, but not with symbolic dimensions, because "
                 f"something wants a size as a number{line}Python's if and loops over a size, numpy, int(size) and "
                 f"operations of JAX that look at sizes do. Where a constraint decides it, give it: {constrained}. Else "
                 "make that dimension a number, or capture each size by capture_gradient."
@@ -232,8 +194,8 @@ class SymbolicGraph:
 
     def _depends_on_sizes(self, samples: Sequence[Sizes], how: str) -> CaptureError:
         return CaptureError(
-            f"{self.name} becomes another program with {_text(samples[0])} than with {_text(samples[1])}: {how}. There "
-            "is no one graph for all sizes; capture each by capture_gradient, or leave sizes out by constraints: "
+            f"{self.name} becomes another program with {in_words(samples[0])} than with {in_words(samples[1])}: {how}. "
+            "There is no one graph for all sizes; capture each by capture_gradient, or leave sizes out by constraints: "
             "symbolic_shape('batch', constraints=['batch <= 64'])."
         )
 
@@ -252,47 +214,6 @@ class SymbolicGraph:
             return x.update(shape=tuple(shape))
 
         return dataclasses.replace(self._call, leaves=[concrete(x) for x in self._call.leaves])
-
-    def _samples(self) -> list[Sizes]:
-        """Return three choices of sizes, all different, with as little as can be in common with any other number."""
-        n, chosen = len(self.dimensions), []
-        for sizes in self._candidates():
-            if all(sizes[k] != other[k] for k in self.dimensions for other in chosen):
-                chosen.append(sizes)
-            if len(chosen) == 3:
-                return chosen
-        under = f" under {' and '.join(self.constraints)}" if self.constraints else ""
-        raise CaptureError(
-            f"{self.name} was to be captured with the dimension{'s' * (n > 1)} {', '.join(self.dimensions)}{under}; to "
-            "see what depends on sizes, it is traced at three choices of them that have none in common, and none were "
-            "found. Loosen the constraints, or capture each size by capture_gradient."
-        )
-
-    def _ends(self, sample: Sizes) -> Iterator[Sizes]:
-        """Yield sizes like a sample's but for one dimension, which is as small or as large as may be."""
-        for name in self.dimensions:
-            for values in (range(2, sample[name]), _LARGE_SIZES):
-                found = ({**sample, name: n} for n in values)
-                yield from itertools.islice((sizes for sizes in found if self._meets(sizes)), 1)
-
-    def _candidates(self) -> Iterator[Sizes]:
-        """Yield sizes that meet the constraints: multiples of primes, those of the same small numbers together."""
-        n = len(self.dimensions)
-        for factors in itertools.product(_MULTIPLES, repeat=min(n, 2)) if n <= len(_PRIMES) else ():
-            scaled = ([p * factors[min(j, 1)] for j, p in enumerate(row)] for row in zip(*_PRIMES[:n], strict=True))
-            found = [x for row in scaled if self._meets(x := dict(zip(self.dimensions, row, strict=True)))]
-            if len(found) >= 3:
-                yield from found
-        random = np.random.default_rng(0)
-        tried = {tuple(random.choice(_SMALL_SIZES, n).tolist()) for _ in range(_N_TRIES)}
-        for values in sorted(tried, key=lambda v: (len(set(v)), v), reverse=True):
-            if self._meets(sizes := dict(zip(self.dimensions, values, strict=True))):
-                yield sizes
-
-    def _meets(self, sizes: Sizes) -> bool:
-        return all(is_met(sizes) for is_met in self._is_met.values()) and all(
-            compat.dimension_at(d, sizes) >= 2 for d in self._given
-        )
 
 
 def capture_symbolic_gradient(
@@ -357,11 +278,6 @@ def has_symbolic_dimensions(tree: Any) -> bool:
 # ---- numbers as functions of sizes ----
 
 
-def _names(dimension: Any) -> list[str]:
-    text = str(dimension)
-    return sorted(compat.dimension_names(dimension), key=text.index)
-
-
 def _dimensions_in(closed: Any) -> list[Any]:
     """Return the symbolic dimensions in a jaxpr, each once, the shortest first."""
     found: dict[str, Any] = {}
@@ -420,10 +336,6 @@ def _difference(predicted: Graph, traced: Graph) -> str:
 
 
 # ---- words ----
-
-
-def _text(sizes: Sizes) -> str:
-    return ", ".join(f"{k}={n}" for k, n in sizes.items())
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import CaptureError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture.trace import Program, build_graph
 from tiny_backprop.integration.jax.compat import JaxprEqn, Var
 

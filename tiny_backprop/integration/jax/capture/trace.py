@@ -16,14 +16,15 @@ import jax
 import numpy as np
 from jax import lax
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import CaptureError, UntraceableError
 from tiny_backprop.graph import LITERAL, Graph, Nested
-from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture.call import Call, Outputs, is_array_type
-from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, aval_bytes, eqn_cost
+from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, eqn_cost
 from tiny_backprop.integration.jax.capture.inline import FlatJaxpr, drop_dead, flatten
 from tiny_backprop.integration.jax.capture.layout import relaid
 from tiny_backprop.integration.jax.capture.pads import join_pads
+from tiny_backprop.integration.jax.capture.sizes import aval_bytes
 from tiny_backprop.integration.jax.capture.while_loops import while_lines
 from tiny_backprop.integration.jax.compat import Literal
 from tiny_backprop.plan.loops.nested import keeping_everything

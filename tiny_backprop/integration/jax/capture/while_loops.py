@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from tiny_backprop.integration.jax import compat
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.integration.jax.capture.inline import drop_dead
 from tiny_backprop.integration.jax.compat import Literal
 

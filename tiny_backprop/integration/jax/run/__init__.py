@@ -1,1 +1,1 @@
-"""From a plan to the gradient that runs; imports `xla`, `capture` and below."""
+"""From a plan to the gradient that runs, and what it costs beside others; imports `xla`, `capture` and below."""

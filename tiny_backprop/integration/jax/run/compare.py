@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import pandas as pd
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.gradient import height_compressed_value_and_grad
-from tiny_backprop.integration.jax.run.hold import jit
+from tiny_backprop.integration.jax.xla.jit import jit
 from tiny_backprop.integration.jax.xla.measure import Measurement, measure
 from tiny_backprop.plan.baseline import predict_jax_gradient
 from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_save_everything
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _STOCK_POLICIES = (
     "nothing_saveable",
@@ -69,6 +71,8 @@ def compare(
       PlanError: A plan does not fit, or a policy has no such name.
       CaptureError: The function cannot be differentiated, or an index names no argument.
     """
+    import pandas as pd
+
     call = Call.of(fun, args, kwargs)
     donated = check_donate_argnums(call, donate_argnums)
     graph = capture_program(call, check_argnums(call, argnums), has_aux=has_aux, donated=donated)[0].graph

@@ -9,13 +9,13 @@ and merges afterwards. There, the values go through a conditional that passes th
 predicate always holds, but is computed from one element of each token in a way that XLA does not fold: with its lowest
 bit set, the element's bits are not zero. XLA neither looks through a conditional nor can it start before its predicate
 is known. The price is a copy of the held values, and only where they outlive the conditional do both copies take
-memory. This works in anybody's `jit`; `tests/test_hold.py` notices an XLA that folds it.
+memory. This works in anybody's `jit`; `tests/run/test_hold.py` notices an XLA that folds it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,10 +24,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from tiny_backprop.integration.jax import compat
-from tiny_backprop.integration.jax.wrapper import FunctionWrapper
-
-_CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+import tiny_backprop.integration.jax.compat as compat
 
 hold_p = Primitive("hold")
 hold_p.multiple_results = True
@@ -108,63 +105,3 @@ hold_p.def_abstract_eval(lambda *avals, n_tokens: avals[n_tokens:])
 batching.primitive_batchers[hold_p] = _batch
 mlir.register_lowering(hold_p, mlir.lower_fun(_barrier, multiple_results=True))
 mlir.register_lowering(hold_p, _lower_conditional, platform="cpu")
-
-
-def compiler_options() -> dict[str, str]:
-    """Return the compiler options with which the default backend keeps optimisation barriers."""
-    return dict(_CPU_OPTIONS) if jax.default_backend() == "cpu" else {}
-
-
-class Jitted(FunctionWrapper):
-    """A compiled function whose compiler keeps optimisation barriers; made by `tiny_backprop.jit`."""
-
-    def __init__(self, fun: Callable[..., Any], **jit_options: Any):
-        super().__init__(fun)
-        self._fun, self._options = fun, jit_options
-        self._compiler_options = jit_options.pop("compiler_options", None) or {}
-
-    @functools.cached_property
-    def _jitted(self) -> Any:  # made at the first call: which options are right is known once JAX has chosen a backend
-        options = {**compiler_options(), **self._compiler_options}
-        return jax.jit(self._fun, compiler_options=options or None, **self._options)
-
-    @functools.cached_property
-    def _nested(self) -> Any:  # only the outermost jit can carry compiler options
-        return jax.jit(self._fun, **self._options)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the function, compiled; inside a transformation, as `jax.jit` does."""
-        return (self._nested if compat.is_tracing() else self._jitted)(*args, **kwargs)
-
-    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """Return the lowered program for arguments or `jax.ShapeDtypeStruct` objects, as `jax.jit(fun).lower` does."""
-        return self._jitted.lower(*args, **kwargs)
-
-    def clear_cache(self) -> None:
-        """Forget every compiled program, as `jax.jit(fun).clear_cache` does."""
-        self._jitted.clear_cache()
-        self._nested.clear_cache()
-
-
-def jit(fun: Callable[..., Any] | None = None, **jit_options: Any) -> Any:
-    """Compile as `jax.jit` does, with the compiler options that keep every recomputation.
-
-    Planned gradients keep theirs in any `jit`. The barriers of `jax.checkpoint` are another matter: on CPU, XLA (as of
-    JAX 0.10) removes them unless it is told otherwise, and a program without loops then saves no memory.
-    `tiny_backprop.jit` tells it, so that gradients of both kinds can be compared. On GPU and TPU it is `jax.jit`.
-
-    Args:
-      fun: Function to compile; leave it out to use `jit` as a decorator with options.
-      **jit_options: Passed on to `jax.jit`; `compiler_options` are added to ours.
-
-    Returns:
-      The compiled function, called as `fun` is, with `lower` and `clear_cache`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> float(jit(lambda x: jnp.sum(x * x))(jnp.arange(3.0)))
-      5.0
-    """
-    if fun is None:
-        return functools.partial(jit, **jit_options)
-    return Jitted(fun, **jit_options)

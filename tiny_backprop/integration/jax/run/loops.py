@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tiny_backprop.integration.jax import compat
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.integration.jax.run.hold import zeros_after
 from tiny_backprop.schedule.loop_schedule import LoopSchedule
 

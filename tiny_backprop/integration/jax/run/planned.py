@@ -12,9 +12,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import PlanError, TinyBackpropError, UntraceableError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.inline import drop_dead
 from tiny_backprop.integration.jax.capture.trace import Program

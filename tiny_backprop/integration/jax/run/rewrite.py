@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax import compat
 from tiny_backprop.integration.jax.capture.cost import EXPANDED
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.compat import Literal, Var

@@ -1,1 +1,1 @@
-"""What XLA made of a program: measured bytes, FLOPs and seconds, and the map of its memory; imports `capture` and below."""
+"""What XLA makes of a program: its bytes, FLOPs, seconds and the map of its memory; imports `capture` and below."""

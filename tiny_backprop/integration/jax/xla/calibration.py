@@ -24,7 +24,8 @@ import platformdirs
 from jax import lax
 
 from tiny_backprop.errors import CalibrationWarning, MeasureError
-from tiny_backprop.integration.jax.capture.cost import aval_bytes, jaxpr_cost
+from tiny_backprop.integration.jax.capture.cost import jaxpr_cost
+from tiny_backprop.integration.jax.capture.sizes import aval_bytes
 from tiny_backprop.schedule.cost import CostModel
 
 _N_RUNS = 7

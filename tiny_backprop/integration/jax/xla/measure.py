@@ -1,8 +1,8 @@
 """What XLA made of a program: the bytes it allocates, the FLOPs it runs, the seconds it takes.
 
 Bytes are XLA's own record (`compiled.memory_analysis()`), FLOPs are counted in the compiled HLO
-(`tiny_backprop.integration.jax.xla.hlo.count_flops`), seconds are taken by the wall clock. All are per device. Where the
-bytes go is decoded when it is asked for (`Measurement.memory_map`).
+(`hlo_flops.count_flops`), seconds are taken by the wall clock. All are per device. Where the bytes go is decoded when
+it is asked for (`Measurement.memory_map`).
 
 Not covered: memory that XLA does not plan (what callbacks and FFI libraries allocate, the runtime's own).
 """
@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError
-from tiny_backprop.integration.jax import compat
-from tiny_backprop.integration.jax.run import hold
 from tiny_backprop.integration.jax.xla.assignment import instruction_names
 from tiny_backprop.integration.jax.xla.decode import decode
-from tiny_backprop.integration.jax.xla.hlo import HloError, HloFlops, count_flops
+from tiny_backprop.integration.jax.xla.hlo import HloError
+from tiny_backprop.integration.jax.xla.hlo_flops import HloFlops, count_flops
+from tiny_backprop.integration.jax.xla.jit import jit
 from tiny_backprop.integration.jax.xla.memory_map import MemoryMap, Program
 from tiny_backprop.units import format_bytes, format_flops
 
@@ -281,7 +282,7 @@ def _compile(fun: Any, args: tuple, kwargs: dict) -> tuple[Any, jax.stages.Compi
                 f"cannot measure a {type(fun).__name__}: expected a function, a jax.jit-ted function, "
                 "a jax.stages.Lowered or a jax.stages.Compiled."
             )
-        fun = fun if hasattr(fun, "lower") else hold.jit(fun)
+        fun = fun if hasattr(fun, "lower") else jit(fun)
         start = time.perf_counter()
         lowered = fun.lower(*args, **kwargs)
         trace_seconds = time.perf_counter() - start

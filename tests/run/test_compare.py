@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from programs import KEY, PARAMS, X, loss
 
 import tiny_backprop as tb
+from tests.programs import KEY, PARAMS, X, loss
 from tiny_backprop import PlanError
 
 

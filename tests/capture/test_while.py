@@ -11,7 +11,7 @@ from jax import lax
 from tests.programs import assert_close
 from tiny_backprop import CaptureError, capture_gradient, checkpoint, height_compressed_grad
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "while-loops.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "while-loops.md"
 W = 0.5 * jax.random.orthogonal(jax.random.key(0), 8)
 X = jax.random.normal(jax.random.key(1), (3, 8))
 

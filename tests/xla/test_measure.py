@@ -1,13 +1,17 @@
 """`measure` against XLA's record, arithmetic that anybody can redo, and arrays of known size."""
 
+import copy
 import dataclasses
 import functools
+import pickle
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled_programs import SQUARE, measured
 from tiny_backprop.errors import MeasureError, TinyBackpropError
 from tiny_backprop.integration.jax.xla.measure import Measurement, measure
 
@@ -175,3 +179,82 @@ def test_a_backend_without_records_is_named(monkeypatch, method):
 def test_errors_of_the_function_itself_pass_unchanged():
     with pytest.raises(TypeError, match="dot"):
         measure(square, array(2, 3))
+
+
+def test_a_measurement_stays_a_plain_value():
+    m = measured("scan")
+    assert m.memory_map is m.memory_map
+    for twin in (copy.copy(m), pickle.loads(pickle.dumps(m)), dataclasses.replace(m)):
+        assert twin == m
+        assert hash(twin) == hash(m)
+        assert twin.memory_map.buffers == m.memory_map.buffers
+    assert "HloModule" not in repr(m) + m._repr_html_()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        m.memory_map = None
+
+
+def test_a_measurement_of_unreadable_hlo_still_has_its_bytes(monkeypatch):
+    compiled = jax.jit(lambda x: jnp.tanh(x @ x) @ x).lower(SQUARE).compile()
+    monkeypatch.setattr(
+        jax.stages.Compiled, "as_text", lambda self: "HloModule jit_f, version=99\n\nENTRY ~ {\n  ?\n}\n"
+    )
+    m = measure(compiled)
+    assert m.temp_bytes == compiled.memory_analysis().temp_size_in_bytes
+    assert np.isnan(m.flops)
+    assert "the HLO cannot be read" in repr(m)
+    assert "HLO" in m.memory_map.missing
+
+
+def test_a_backend_without_numbers_or_assignment_is_named(monkeypatch):
+    compiled = jax.jit(lambda x: jnp.tanh(x @ x) @ x).lower(SQUARE).compile()
+    memory = compiled.memory_analysis()
+
+    class Bare:
+        argument_size_in_bytes, output_size_in_bytes, temp_size_in_bytes, alias_size_in_bytes = (
+            memory.argument_size_in_bytes,
+            memory.output_size_in_bytes,
+            memory.temp_size_in_bytes,
+            0,
+        )
+
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: Bare)
+    m = measure(compiled)
+    assert m.temp_bytes == memory.temp_size_in_bytes
+    assert m.memory_map.missing.startswith("the backend gives no buffer assignment")
+
+
+def test_what_is_no_program_is_refused():
+    with pytest.raises(MeasureError, match="cannot measure a int"):
+        measure(3)
+    made = dataclasses.replace(measure(lambda x: x, array(4)), program=None)
+    with pytest.raises(MeasureError, match=r"holds no program to decode.*measure\(fun, \*args\)"):
+        _ = made.memory_map
+    with pytest.raises(MeasureError, match=r"at_peak\('heap'\): expected 'temp' or 'output'"):
+        measure(lambda x: x, array(4)).memory_map.at_peak("heap")
+
+
+def test_cpu_keeps_no_count_of_its_peak():
+    if jax.default_backend() != "cpu":
+        pytest.skip("for the CPU backend")
+    m = measure(lambda x: x @ x, jnp.ones((8, 8)), run=True, repeats=1)
+    assert m.device_peak_bytes_before is None
+    assert m.device_peak_bytes_after is None
+    assert "device_peak_bytes" not in m._repr_html_()
+
+
+def test_a_device_that_keeps_count_is_asked_before_and_after(monkeypatch):
+    counts = iter([1000, 5000])
+    module = sys.modules[measure.__module__]
+    monkeypatch.setattr(module, "_device_peak_bytes", lambda device: next(counts))
+    m = measure(lambda x: x @ x, jnp.ones((8, 8)), run=True, repeats=1)
+    assert (m.device_peak_bytes_before, m.device_peak_bytes_after) == (1000, 5000)
+    assert m._repr_html_().count("measured by the device") == 2
+    assert measure(lambda x: x @ x, array(8, 8)).device_peak_bytes_after is None
+
+
+@pytest.mark.gpu
+def test_gpu_peak_covers_what_xla_planned():
+    m = measure(lambda x: jnp.tanh(x @ x) @ x @ x, jnp.ones((2048, 2048)), run=True, repeats=2)
+    assert m.device_peak_bytes_before >= m.argument_bytes
+    assert m.device_peak_bytes_after >= m.device_peak_bytes_before
+    assert m.device_peak_bytes_after >= m.argument_bytes + m.peak_bytes

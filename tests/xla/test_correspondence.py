@@ -10,6 +10,7 @@ import tiny_backprop as tb
 from benchmarks.models import gpt
 from tiny_backprop.errors import MeasureError
 from tiny_backprop.integration.jax.xla.correspondence import kernels_of_positions, pair_buffers
+from tiny_backprop.integration.jax.xla.memory_map import MemoryMap
 
 CONFIG = gpt.GPTConfig(n_layers=2, width=32, n_heads=2, n_tokens=16, n_vocabulary=64, n_batch=2)
 LOSS, GPT_ARGS = gpt.example(CONFIG)
@@ -162,6 +163,6 @@ def test_the_program_of_another_function_has_no_tensor_of_the_plan(gpt_plans):
     assert {pairs.value_of(i) for i in range(len(other.buffers))} == {None}
     value = int(plan.materialized.values.max())
     assert pairs.tell_value(value) == "none: XLA fused it away, or keeps it under the name of another equation"
-    missing = tb.integration.jax.memory_map.MemoryMap("f", 1, 1, 1, missing="it rained")
+    missing = MemoryMap("f", 1, 1, 1, missing="it rained")
     with pytest.raises(MeasureError, match="it rained"):
         pair_buffers(plan, missing)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from programs import KEY, PARAMS, X, assert_close, assert_same_bits, net
 
 import tiny_backprop as tb
+from tests.programs import KEY, PARAMS, X, assert_close, assert_same_bits, net
 from tiny_backprop import CaptureError, PlanError
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from programs import KEY, PARAMS, X, assert_close, assert_same_bits, loss, net
 
 import tiny_backprop as tb
+from tests.programs import KEY, PARAMS, X, assert_close, assert_same_bits, loss, net
 from tiny_backprop import CaptureError, FallbackWarning, PlanError
 
 REQUESTS = [
