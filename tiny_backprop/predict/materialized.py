@@ -33,24 +33,35 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.latest import Latest
+from tiny_backprop.predict.backends import compiler_of
 from tiny_backprop.predict.donation import taking_over, with_copies
 from tiny_backprop.predict.fusion import Fusion, fuse
+from tiny_backprop.predict.instructions import (
+    BROADCAST,
+    CONVERT,
+    COPY,
+    FLAT,
+    HELD,
+    PREDICATE,
+    RECIPROCAL,
+    SCRATCH,
+    Instructions,
+)
 from tiny_backprop.predict.kernel_work import KernelWork, kernel_work
 from tiny_backprop.predict.sharing import share
-from tiny_backprop.predict.templates import BROADCAST, CONVERT, COPY, FLAT, HELD, PREDICATE, RECIPROCAL, SCRATCH
-from tiny_backprop.predict.unrolled import Instructions, distinct, starts_of, unroll
+from tiny_backprop.predict.unrolled import unroll
 from tiny_backprop.schedule.simulate import Op, Timeline, ranges
 from tiny_backprop.units import format_bytes
 
-BACKENDS = ("cpu",)
-"""Backends whose allocation is modelled."""
+if TYPE_CHECKING:
+    import pandas as pd
+
 _MOST_FUSIONS = 4  # of one graph that are kept
 _NAMES = {
     HELD: "hold",
@@ -74,6 +85,7 @@ class PlannedProgram:
     steps: np.ndarray
     n_forward_steps: int
     is_planned: bool
+    backend: str = "cpu"
 
     @functools.cached_property
     def work(self) -> KernelWork:
@@ -90,10 +102,11 @@ class PlannedProgram:
         return self._latest.get(self, self._fused)
 
     def _fused(self) -> Fusion:
-        program = unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)
+        compiler = compiler_of(self.backend)
+        program = unroll(compiler.templates(self.graph), self.steps, self.n_forward_steps, self.is_planned)
         if not self.is_planned:
             program = _with_jax_loops(program)
-        return with_copies(_without_unread(fuse(program)))
+        return with_copies(_without_unread(fuse(program, compiler.fusion)))
 
     @property
     def _latest(self) -> Latest[Fusion]:
@@ -147,6 +160,8 @@ class Materialized:
         return self._table(np.argsort(self.first, kind="stable"))
 
     def _table(self, buffers: np.ndarray) -> pd.DataFrame:
+        import pandas as pd
+
         graph = self.graph
         nodes = self.nodes[buffers].tolist()
         values = self.values[buffers].tolist()
@@ -176,6 +191,8 @@ class Materialized:
 
     def kernels_to_pandas(self) -> pd.DataFrame:
         """Return one row per kernel: what it does, the node it ends with, predicted live bytes, scope and source."""
+        import pandas as pd
+
         graph, nodes = self.graph, self.kernel_nodes.tolist()
         return pd.DataFrame(
             {
@@ -228,7 +245,7 @@ def materialize(
       steps: Nodes in the order in which they run, as in `Timeline.steps`.
       n_forward_steps: How many of them come before the backward phase.
       is_planned: Whether the gradient runs as `height_compressed_grad` runs it, or is JAX's own.
-      backend: The backend to model; see `BACKENDS`.
+      backend: The backend to model, one of `backends.BACKENDS`.
       lends: Whether outputs lend their memory to temporaries, as those of a program do; those of a loop's body do not.
 
     Returns:
@@ -246,12 +263,11 @@ def materialize(
       >>> materialize(graph, steps, n_forward_steps, is_planned=False).peak_bytes < plan.liveness_peak_bytes
       True
     """
-    if backend not in BACKENDS:
-        raise PlanError(f"backend={backend!r} was asked for; what XLA allocates is modelled for {', '.join(BACKENDS)}")
-    program = PlannedProgram(graph, steps, n_forward_steps, is_planned)
+    compiler = compiler_of(backend)
+    program = PlannedProgram(graph, steps, n_forward_steps, is_planned, backend)
     fusion = program.fused()
     of, buffers = fusion.instructions, np.flatnonzero(fusion.has_buffer)
-    n_kernels, first = _kernels(fusion, buffers)
+    n_kernels, first = compiler.order(fusion, buffers)
     last = first.copy()
     np.maximum.at(last, fusion.sources, first[fusion.readers])
     place = share(fusion, first, last, lends)[buffers]
@@ -375,29 +391,3 @@ def _border(kernel_nodes: np.ndarray, n_forward: int) -> int:
     is_late |= (kernel_nodes >= 0) & ~np.isin(np.arange(len(kernel_nodes)), seen)
     n_misplaced = np.cumsum(np.r_[np.count_nonzero(~is_late), np.where(is_late, 1, -1)])
     return int(n_misplaced.argmin())
-
-
-def _kernels(fusion: Fusion, buffers: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return how many kernels there are and in which each instruction is written: first ready, first run.
-
-    A kernel is ready as soon as what it reads has been written; those that become ready together run in the order of
-    the program. Instructions without memory get -1.
-    """
-    kernel_of = np.full(len(fusion.instructions), -1)
-    _, kernel_of[buffers] = np.unique(fusion.instructions.steps[buffers], return_inverse=True)
-    n = int(kernel_of.max(initial=-1)) + 1
-    reader, source = kernel_of[fusion.readers], kernel_of[fusion.sources]
-    pairs = distinct(source[reader != source] * n + reader[reader != source])
-    source, reader = pairs // max(n, 1), pairs % max(n, 1)
-    waiting = np.bincount(reader, minlength=n)
-    order, left = np.flatnonzero(waiting == 0).tolist(), waiting.tolist()
-    readers, bounds = reader.tolist(), starts_of(source, n).tolist()
-    for kernel in order:
-        for other in readers[bounds[kernel] : bounds[kernel + 1]]:
-            left[other] -= 1
-            if not left[other]:
-                order.append(other)
-    assert len(order) == n, "kernels wait for each other"
-    position = np.full(n + 1, -1)
-    position[order] = np.arange(n)
-    return n, position[kernel_of]
