@@ -3,27 +3,25 @@
 Plain liveness (`simulate`) counts every value from the step that makes it to the last that reads it. XLA allocates
 otherwise, and this module follows it, in four steps:
 
-- `unrolled`: the plan as instructions, with holds, copies into other orders of dimensions, and nothing computed twice
-  that XLA merges;
+- `unrolled`: the plan as instructions, with what the compiler writes around nodes (`lowering`), with holds, and with
+  nothing computed twice that is merged;
 - `fusion`: which of them take memory at all;
-- here: in which order kernels run and how long each buffer lives;
+- here: in which kernels, and so how long, each buffer lives, in the order that the compiler starts kernels in;
 - `sharing`: which buffers share memory.
 
-XLA:CPU starts every kernel as soon as it can, in the order in which they become ready (a breadth-first schedule). So
-what depends on arguments alone, such as the transposed weights of a convolution, is made first and lives long. What the
-program returns has memory of its own for the whole run, which lends itself to temporaries, the largest first, until it
-is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter. What XLA
-writes as several kernels takes memory on the way: random bits, cumulative sums, the gradient of max-pooling. A hold
-copies what it holds, so that both copies live where the original is read later. A `scan` or a `while` keeps its
+What the program returns has memory of its own for the whole run, which lends itself to temporaries, the largest first,
+until it is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter.
+A hold copies what it holds, so that both copies live where the original is read later. A `scan` or a `while` keeps its
 carries in the memory of their first values, if nobody reads these later, and leaves out what it stacks up and nobody
 reads; what passes through it is lent no memory of outputs. What its steps need is `step_memory`'s to say.
 
-The rules are those of XLA:CPU (JAX 0.10, with YNNPACK's kernels), each held against it in `tests/test_materialized.py`;
-`python -m benchmarks.truth` says how far the predictions are off. Known weak spots: the order in which kernels that
-become ready together run; kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller
-than their kernels become; factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what
-`associative_scan` keeps; values of literals, of which the graph knows no more than which are equal; and room that XLA
-leaves between buffers.
+What one compiler does beside stands in its own package, `xla_cpu`: what XLA:CPU (JAX 0.10, with YNNPACK's kernels)
+copies and converts for contractions and writes as several kernels, what its library kernels take in, and the order of
+its kernels. Each rule is held against it in `tests/predict/test_materialized.py`; `python -m benchmarks.truth` says how
+far the predictions are off. Known weak spots: the order in which kernels that become ready together run; kernels in
+which YNNPACK takes more than a softmax in; what convolutions of images smaller than their kernels become;
+factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what `associative_scan` keeps; values
+of literals, of which the graph knows no more than which are equal; and room that XLA leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
 1,000 nodes takes some 3 ms, one of 10,000 nodes 20 to 30 ms: `python -m benchmarks.figures --only planning`.

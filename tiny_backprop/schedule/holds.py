@@ -33,8 +33,8 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.schedule.runs import NONE, Reads, Runs
 
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
-_EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
-"""Primitives that XLA expands into so many cheap operations that it takes the whole for cheap, and repeats it."""
+EXPANDED = ("erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e")
+"""Primitives that XLA expands into 30 cheap operations or more: it takes the whole for cheap, and repeats it."""
 _LEAST_SHARED_BYTES = 4096  # below that a hold costs more than it spares
 _SMALL_BYTES = 64  # keys and scalars
 _NOT_ARGUMENTS = ("constant ", "cotangent ")  # how the names of such inputs begin
@@ -267,6 +267,6 @@ def _is_shared(graph: Graph) -> np.ndarray:
     n_readers = np.bincount(value, minlength=graph.n_values)
     n_contractions = np.bincount(value[is_contraction[node]], minlength=graph.n_values)
     is_backward = graph.value_node >= graph.n_forward
-    is_expanded = np.isin(graph.primitives, _EXPANDED)[graph.value_node] if graph.n_nodes else is_backward
+    is_expanded = np.isin(graph.primitives, EXPANDED)[graph.value_node] if graph.n_nodes else is_backward
     is_large = graph.value_bytes >= _LEAST_SHARED_BYTES
     return is_large & (n_readers >= 2) & (is_backward & (n_contractions >= 1) | is_expanded)
