@@ -27,10 +27,10 @@ from tiny_backprop.integration.jax.run.gradient import height_compressed_grad as
 from tiny_backprop.integration.jax.run.gradient import (
     height_compressed_value_and_grad as height_compressed_value_and_grad,
 )
-from tiny_backprop.integration.jax.run.hold import jit as jit
 from tiny_backprop.integration.jax.xla.calibration import calibrate as calibrate
 from tiny_backprop.integration.jax.xla.explain import Explanation as Explanation
 from tiny_backprop.integration.jax.xla.explain import explain as explain
+from tiny_backprop.integration.jax.xla.jit import jit as jit
 from tiny_backprop.integration.jax.xla.measure import Measurement as Measurement
 from tiny_backprop.integration.jax.xla.measure import measure as measure
 from tiny_backprop.integration.jax.xla.memory_map import MemoryMap as MemoryMap

@@ -12,9 +12,9 @@ import dataclasses
 import numpy as np
 
 from tiny_backprop.predict.fusion import Fusion
-from tiny_backprop.predict.node_facts import Kind
-from tiny_backprop.predict.templates import COPY, NONE, Templates
-from tiny_backprop.predict.unrolled import Instructions
+from tiny_backprop.predict.instructions import COPY, Instructions, shape_numbers
+from tiny_backprop.predict.kinds import Kind
+from tiny_backprop.schedule.runs import NONE
 
 
 def with_copies(fusion: Fusion) -> Fusion:
@@ -64,7 +64,7 @@ def taking_over(fusion: Fusion) -> dict[int, int]:
 def _copied(fusion: Fusion, outputs: dict[int, int]) -> set[int]:
     """Return the donated inputs that something reads which need not run before the output that takes their memory."""
     of, buffers = fusion.instructions, np.flatnonzero(fusion.has_buffer)
-    shape_of = Templates.of(of.graph).shape_of
+    shape_of = shape_numbers(of.graph)
     kernel = np.full(len(of), NONE)
     _, kernel[buffers] = np.unique(of.steps[buffers], return_inverse=True)
     bit = {v: 1 << k for k, v in enumerate(outputs)}
@@ -94,12 +94,12 @@ def _with_rows(of: Instructions, copied: np.ndarray) -> Instructions:
         "nodes": np.full(n, COPY),
         "values": copied,
         "n_bytes": graph.value_bytes[copied],
-        "shapes": Templates.of(graph).shape_of[copied],
+        "shapes": shape_numbers(graph)[copied],
         "primitives": np.full(n, of.primitive_names.index("")),
         "operand_start": np.full(n, of.operand_start[-1]),
         "steps": np.arange(n) - n,
         "is_unary": np.ones(n, bool),
         "moves": np.zeros(n, bool),
-        "is_shared_exp": np.zeros(n, bool),
+        "is_shared": np.zeros(n, bool),
     }
     return dataclasses.replace(of, **{k: np.append(getattr(of, k), v) for k, v in rows.items()})

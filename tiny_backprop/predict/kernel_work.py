@@ -12,10 +12,10 @@ import dataclasses
 import numpy as np
 
 from tiny_backprop.graph import Graph
+from tiny_backprop.predict.arrays import distinct, starts_of
 from tiny_backprop.predict.fusion import Fusion
-from tiny_backprop.predict.node_facts import Kind
-from tiny_backprop.predict.templates import BROADCAST, CONVERT, COPY, FLAT, HELD, PREDICATE, RECIPROCAL, SCRATCH
-from tiny_backprop.predict.unrolled import distinct, starts_of
+from tiny_backprop.predict.instructions import BROADCAST, CONVERT, COPY, FLAT, HELD, PREDICATE, RECIPROCAL, SCRATCH
+from tiny_backprop.predict.kinds import Kind
 from tiny_backprop.schedule.cost import CLASSES, node_classes
 from tiny_backprop.schedule.simulate import ranges
 

@@ -3,27 +3,25 @@
 Plain liveness (`simulate`) counts every value from the step that makes it to the last that reads it. XLA allocates
 otherwise, and this module follows it, in four steps:
 
-- `unrolled`: the plan as instructions, with holds, copies into other orders of dimensions, and nothing computed twice
-  that XLA merges;
+- `unrolled`: the plan as instructions, with what the compiler writes around nodes (`lowering`), with holds, and with
+  nothing computed twice that is merged;
 - `fusion`: which of them take memory at all;
-- here: in which order kernels run and how long each buffer lives;
+- here: in which kernels, and so how long, each buffer lives, in the order that the compiler starts kernels in;
 - `sharing`: which buffers share memory.
 
-XLA:CPU starts every kernel as soon as it can, in the order in which they become ready (a breadth-first schedule). So
-what depends on arguments alone, such as the transposed weights of a convolution, is made first and lives long. What the
-program returns has memory of its own for the whole run, which lends itself to temporaries, the largest first, until it
-is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter. What XLA
-writes as several kernels takes memory on the way: random bits, cumulative sums, the gradient of max-pooling. A hold
-copies what it holds, so that both copies live where the original is read later. A `scan` or a `while` keeps its
+What the program returns has memory of its own for the whole run, which lends itself to temporaries, the largest first,
+until it is written. A loop writes into the memory of an operand of its size that it reads last, and so does a scatter.
+A hold copies what it holds, so that both copies live where the original is read later. A `scan` or a `while` keeps its
 carries in the memory of their first values, if nobody reads these later, and leaves out what it stacks up and nobody
 reads; what passes through it is lent no memory of outputs. What its steps need is `step_memory`'s to say.
 
-The rules are those of XLA:CPU (JAX 0.10, with YNNPACK's kernels), each held against it in `tests/test_materialized.py`;
-`python -m benchmarks.truth` says how far the predictions are off. Known weak spots: the order in which kernels that
-become ready together run; kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller
-than their kernels become; factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what
-`associative_scan` keeps; values of literals, of which the graph knows no more than which are equal; and room that XLA
-leaves between buffers.
+What one compiler does beside stands in its own package, `xla_cpu`: what XLA:CPU (JAX 0.10, with YNNPACK's kernels)
+copies and converts for contractions and writes as several kernels, what its library kernels take in, and the order of
+its kernels. Each rule is held against it in `tests/predict/test_materialized.py`; `python -m benchmarks.truth` says how
+far the predictions are off. Known weak spots: the order in which kernels that become ready together run; kernels in
+which YNNPACK takes more than a softmax in; what convolutions of images smaller than their kernels become;
+factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what `associative_scan` keeps; values
+of literals, of which the graph knows no more than which are equal; and room that XLA leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
 1,000 nodes takes some 3 ms, one of 10,000 nodes 20 to 30 ms: `python -m benchmarks.figures --only planning`.
@@ -33,24 +31,35 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from tiny_backprop.errors import PlanError
 from tiny_backprop.fifo_cache import FifoCache
 from tiny_backprop.graph import Graph
+from tiny_backprop.predict.backends import compiler_of
 from tiny_backprop.predict.donation import taking_over, with_copies
 from tiny_backprop.predict.fusion import Fusion, fuse
+from tiny_backprop.predict.instructions import (
+    BROADCAST,
+    CONVERT,
+    COPY,
+    FLAT,
+    HELD,
+    PREDICATE,
+    RECIPROCAL,
+    SCRATCH,
+    Instructions,
+)
 from tiny_backprop.predict.kernel_work import KernelWork, kernel_work
 from tiny_backprop.predict.sharing import share
-from tiny_backprop.predict.templates import BROADCAST, CONVERT, COPY, FLAT, HELD, PREDICATE, RECIPROCAL, SCRATCH
-from tiny_backprop.predict.unrolled import Instructions, distinct, starts_of, unroll
+from tiny_backprop.predict.unrolled import unroll
 from tiny_backprop.schedule.simulate import Op, Timeline, ranges
 from tiny_backprop.units import format_bytes
 
-BACKENDS = ("cpu",)
-"""Backends whose allocation is modelled."""
+if TYPE_CHECKING:
+    import pandas as pd
+
 _MOST_FUSIONS = 4  # of one graph that are kept
 _NAMES = {
     HELD: "hold",
@@ -74,6 +83,7 @@ class PlannedProgram:
     steps: np.ndarray
     n_forward_steps: int
     is_planned: bool
+    backend: str = "cpu"
 
     @functools.cached_property
     def work(self) -> KernelWork:
@@ -90,10 +100,11 @@ class PlannedProgram:
         return self._fusions.get(self, self._fused)
 
     def _fused(self) -> Fusion:
-        program = unroll(self.graph, self.steps, self.n_forward_steps, self.is_planned)
+        compiler = compiler_of(self.backend)
+        program = unroll(compiler.templates(self.graph), self.steps, self.n_forward_steps, self.is_planned)
         if not self.is_planned:
             program = _with_jax_loops(program)
-        return with_copies(_without_unread(fuse(program)))
+        return with_copies(_without_unread(fuse(program, compiler.fusion)))
 
     @property
     def _fusions(self) -> FifoCache[Fusion]:
@@ -147,6 +158,8 @@ class Materialized:
         return self._table(np.argsort(self.first, kind="stable"))
 
     def _table(self, buffers: np.ndarray) -> pd.DataFrame:
+        import pandas as pd
+
         graph = self.graph
         nodes = self.nodes[buffers].tolist()
         values = self.values[buffers].tolist()
@@ -176,6 +189,8 @@ class Materialized:
 
     def kernels_to_pandas(self) -> pd.DataFrame:
         """Return one row per kernel: what it does, the node it ends with, predicted live bytes, scope and source."""
+        import pandas as pd
+
         graph, nodes = self.graph, self.kernel_nodes.tolist()
         return pd.DataFrame(
             {
@@ -228,7 +243,7 @@ def materialize(
       steps: Nodes in the order in which they run, as in `Timeline.steps`.
       n_forward_steps: How many of them come before the backward phase.
       is_planned: Whether the gradient runs as `height_compressed_grad` runs it, or is JAX's own.
-      backend: The backend to model; see `BACKENDS`.
+      backend: The backend to model, one of `backends.BACKENDS`.
       lends: Whether outputs lend their memory to temporaries, as those of a program do; those of a loop's body do not.
 
     Returns:
@@ -246,12 +261,11 @@ def materialize(
       >>> materialize(graph, steps, n_forward_steps, is_planned=False).peak_bytes < plan.liveness_peak_bytes
       True
     """
-    if backend not in BACKENDS:
-        raise PlanError(f"backend={backend!r} was asked for; what XLA allocates is modelled for {', '.join(BACKENDS)}")
-    program = PlannedProgram(graph, steps, n_forward_steps, is_planned)
+    compiler = compiler_of(backend)
+    program = PlannedProgram(graph, steps, n_forward_steps, is_planned, backend)
     fusion = program.fused()
     of, buffers = fusion.instructions, np.flatnonzero(fusion.has_buffer)
-    n_kernels, first = _kernels(fusion, buffers)
+    n_kernels, first = compiler.order(fusion, buffers)
     last = first.copy()
     np.maximum.at(last, fusion.sources, first[fusion.readers])
     place = share(fusion, first, last, lends)[buffers]
@@ -375,29 +389,3 @@ def _border(kernel_nodes: np.ndarray, n_forward: int) -> int:
     is_late |= (kernel_nodes >= 0) & ~np.isin(np.arange(len(kernel_nodes)), seen)
     n_misplaced = np.cumsum(np.r_[np.count_nonzero(~is_late), np.where(is_late, 1, -1)])
     return int(n_misplaced.argmin())
-
-
-def _kernels(fusion: Fusion, buffers: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return how many kernels there are and in which each instruction is written: first ready, first run.
-
-    A kernel is ready as soon as what it reads has been written; those that become ready together run in the order of
-    the program. Instructions without memory get -1.
-    """
-    kernel_of = np.full(len(fusion.instructions), -1)
-    _, kernel_of[buffers] = np.unique(fusion.instructions.steps[buffers], return_inverse=True)
-    n = int(kernel_of.max(initial=-1)) + 1
-    reader, source = kernel_of[fusion.readers], kernel_of[fusion.sources]
-    pairs = distinct(source[reader != source] * n + reader[reader != source])
-    source, reader = pairs // max(n, 1), pairs % max(n, 1)
-    waiting = np.bincount(reader, minlength=n)
-    order, left = np.flatnonzero(waiting == 0).tolist(), waiting.tolist()
-    readers, bounds = reader.tolist(), starts_of(source, n).tolist()
-    for kernel in order:
-        for other in readers[bounds[kernel] : bounds[kernel + 1]]:
-            left[other] -= 1
-            if not left[other]:
-                order.append(other)
-    assert len(order) == n, "kernels wait for each other"
-    position = np.full(n + 1, -1)
-    position[order] = np.arange(n)
-    return n, position[kernel_of]

@@ -20,7 +20,7 @@ import numpy as np
 from tiny_backprop.graph import Graph
 from tiny_backprop.predict.donation import free_after
 from tiny_backprop.predict.fusion import Fusion
-from tiny_backprop.predict.templates import PREDICATE
+from tiny_backprop.predict.instructions import PREDICATE
 
 _LEAST_LENT_BYTES = 1024
 _LOOPS = ("scan", "while")

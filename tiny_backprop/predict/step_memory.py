@@ -10,7 +10,7 @@ body comes by its values:
   that, or where two carries change places, the body holds another one until its end.
 - The results of a branch have memory outside.
 
-Each rule is held against XLA in `tests/test_step_memory.py`.
+Each rule is held against XLA in `tests/predict/test_step_memory.py`.
 """
 
 from __future__ import annotations

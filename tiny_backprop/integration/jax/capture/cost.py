@@ -60,8 +60,6 @@ _FLOPS_PER_ELEMENT = {
     "log2": 2,  # from JAX 0.12 on
     "one_minus_square": 3,  # from JAX 0.12 on: (1 + x) (1 - x), of tanh's derivative and others
 }
-EXPANDED = tuple(name for name, flops in _FLOPS_PER_ELEMENT.items() if flops >= 30)
-"""Primitives that XLA expands into so many cheap operations that it takes the whole for cheap, and repeats it."""
 _LOGADDEXP_FLOPS = 6
 NESTED, NESTED_GRADIENT = "nested", "nested_gradient"
 """Primitives of `nested`. What they cost depends on their plan, which the graph knows; here they are not planned."""

@@ -8,7 +8,7 @@ XLA brings every `dot_general` and convolution into one form before it compiles 
 - Triangular systems are solved by LAPACK, which has columns together.
 - Convolutions read (batch, space, features) and kernels (space, inputs, outputs), and write (batch, space, features).
 
-Copies are skipped where only dimensions of size 1 move. `tests/test_materialized.py` holds this against XLA.
+Copies are skipped where only dimensions of size 1 move. `tests/predict/test_materialized.py` holds this against XLA.
 """
 
 from __future__ import annotations

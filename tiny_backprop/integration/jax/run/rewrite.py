@@ -1,28 +1,20 @@
 """Play a plan's actions into new jaxprs: the gradient that runs.
 
-The backward phase falls into *segments*: a segment begins where the plan turns from backward nodes to forward ones.
-What a segment reads of the forward phase, saved or recomputed earlier, goes through one `hold`, together with the
-cotangents that the segment before has just made, so that XLA neither merges the recomputation with what it repeats nor
-starts it early. The backward nodes of the segment read the held values too: otherwise XLA would share, say, the
-broadcast of a saved row sum between forward and backward and keep the broadcast alive.
-
-What the backward phase makes for a contraction and for something else too is held when it is made: otherwise XLA fuses
-its making into each reader anew and keeps everything that it is made from alive for all of them. So is the result of a
-primitive that XLA expands into many operations, such as `erfc`, when it is recomputed for several readers.
+What a segment of the backward phase reads of the forward phase goes through one `hold`, together with the cotangents
+that the segment before has just made; some values are held as soon as they are made. Which values, before which step
+and until what is there, `tiny_backprop.schedule.holds` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.capture.cost import EXPANDED
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.compat import Literal, Var
 from tiny_backprop.integration.jax.run.hold import hold_p
@@ -30,10 +22,8 @@ from tiny_backprop.integration.jax.run.nested import drop_unread, realized
 from tiny_backprop.integration.jax.run.pooling import in_slices
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.predict.step_plan import StepPlan
-
-_SMALL_BYTES = 64  # keys and scalars
-_LEAST_SHARED_BYTES = 4096  # below that a hold costs more than it spares
-_CONTRACTIONS = ("dot_general", "conv_general_dilated")
+from tiny_backprop.schedule.holds import Holds, find_holds, held_when_made
+from tiny_backprop.schedule.runs import Runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,8 +57,7 @@ def rewrite(program: Program, plan: Plan) -> PlannedJaxprs:
     plan = plan.on(program.graph)
     n_forward_steps = plan.timeline.n_forward_steps if program.graph.n_backward else len(plan.timeline.steps)
     steps = plan.timeline.steps.tolist()
-    forward, backward = steps[:n_forward_steps], steps[n_forward_steps:]
-    return _play(program, plan.graph, forward, backward, plan.saved.tolist(), forward[-1:])
+    return _play(program, plan.graph, steps, n_forward_steps, plan.saved.tolist())
 
 
 def rewrite_step(program: Program, step: StepPlan) -> PlannedJaxprs:
@@ -80,34 +69,31 @@ def rewrite_step(program: Program, step: StepPlan) -> PlannedJaxprs:
     forward, backward = step.steps[: step.n_forward_steps], step.steps[step.n_forward_steps :]
     if not step.keeps_nothing:
         backward = sorted(backward)
-    return _play(program, step.graph, forward, backward, step.saved, [])
+    return _play(program, step.graph, [*forward, *backward], step.n_forward_steps, step.saved)
 
 
 def _play(
-    program: Program,
-    graph: Graph,
-    forward: Sequence[int],
-    backward: Sequence[int],
-    saved: Sequence[int],
-    last: Sequence[int],
+    program: Program, graph: Graph, steps: Sequence[int], n_forward_steps: int, saved: Sequence[int]
 ) -> PlannedJaxprs:
-    """Emit both phases, loops planned as in the graph, where the backward phase waits for the nodes `last`."""
+    """Emit both phases, loops planned as in the graph."""
     kept = [program.variables[v] for v in saved]
     program, handed_on = realized(program, graph, rewrite_step)
-    player = _Player(program, [w for ws in handed_on.values() for w in ws])
-    saved = [player.number[w] for v in kept for w in handed_on.get(v, [v])]
-    player.play_segment(forward, [])
+    number = {v: i for i, v in enumerate(program.variables)}
+    saved = [number[w] for v in kept for w in handed_on.get(v, [v])]
+    runs = Runs(program.graph, np.asarray(steps, np.int64))
+    of_loops = [number[w] for ws in handed_on.values() for w in ws]
+    player = _Player(program, number, runs, find_holds(runs, n_forward_steps, of_loops, saved))
+    player.play(range(n_forward_steps))
     outs = [player.current(v) for v in program.primal_outs]
     # A saved value may itself be recomputed before the border; what crosses is its latest making.
     # Without a cotangent there is no backward phase, and the gradients (zeros) are made beside the function itself.
     made = {player.env[k] for k in player.env if k >= program.graph.n_inputs}
     early = [v for v in program.gradients if not isinstance(v, Literal) and v in made]
     crossing = list(dict.fromkeys([*(player.env[v] for v in saved), *early]))
-    player.at_border = [*range(program.n_primal_inputs), *saved]
     jaxpr = compat.close_jaxpr(
         program.input_variables, [*outs, *crossing], drop_unread(player.take_eqns(), [*outs, *crossing])
     )
-    _play_backward(player, program, backward, last)
+    player.play(range(n_forward_steps, len(steps)))
     gradients = [player.current(v) for v in program.gradients]
     inputs = [*program.input_variables, *crossing, *program.cotangent_variables]
     assert not _free_variables(player.eqns, gradients) - set(inputs), "the backward phase reads what was not saved"
@@ -116,75 +102,28 @@ def _play(
     )
 
 
-def _depends_on_arguments(program: Program) -> list[bool]:
-    """Return which values of the graph depend on an argument, not on constants and cotangents alone."""
-    graph = program.graph
-    varies = [False] * graph.n_values
-    varies[program.n_constants : program.n_primal_inputs] = [True] * (program.n_primal_inputs - program.n_constants)
-    starts, operands = graph.operand_start.tolist(), graph.operands.tolist()
-    for node, (i, j) in enumerate(itertools.pairwise(starts)):
-        if any(varies[k] for k in operands[i:j] if k >= 0):
-            for k in range(graph.output_start[node], graph.output_start[node + 1]):
-                varies[k] = True
-    return varies
-
-
-def _shared(graph: Graph) -> np.ndarray:
-    """Return which values several nodes read that XLA should not make anew for each; bool of shape (n_values,).
-
-    Those that the backward phase makes for a contraction and another node, and results of expanded primitives.
-    """
-    node, value = graph.reads
-    is_contraction = np.isin(graph.primitives, _CONTRACTIONS)
-    n_readers = np.bincount(value, minlength=graph.n_values)
-    n_contractions = np.bincount(value[is_contraction[node]], minlength=graph.n_values)
-    is_backward = graph.value_node >= graph.n_forward
-    is_large = graph.value_bytes >= _LEAST_SHARED_BYTES
-    is_expanded = np.isin(graph.primitives, EXPANDED)[graph.value_node]
-    return is_large & (n_readers >= 2) & (is_backward & (n_contractions >= 1) | is_expanded)
-
-
 def _free_variables(eqns: Sequence[Any], outvars: Sequence[Any]) -> set[Any]:
     read = {v for e in eqns for v in e.invars if not isinstance(v, Literal)}
     read.update(v for v in outvars if not isinstance(v, Literal))
     return read - {v for e in eqns for v in e.outvars}
 
 
-def _play_backward(player: _Player, program: Program, steps: Sequence[int], last: Sequence[int]) -> None:
-    """Play the backward phase segment by segment, the first one after the nodes `last`."""
-    n_forward = program.graph.n_forward
-    starts = [0]
-    seen: set[int] = set()
-    for i, node in enumerate(steps):
-        # A repeated node within one run of recomputations is a segment of its own: nothing else would keep it apart.
-        if i and node < n_forward and (steps[i - 1] >= n_forward or node in seen):
-            starts.append(i)
-            seen.clear()
-        if node < n_forward:
-            seen.add(node)
-    previous = list(last)
-    for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
-        segment = list(steps[start:end])
-        recomputes = bool(segment) and segment[0] < n_forward
-        player.play_segment(segment, previous if recomputes else [])
-        previous = segment
-
-
 class _Player:
     """Emits equations in the order of a plan's steps and knows the variable that now stands for each value."""
 
-    def __init__(self, program: Program, handed_on: Sequence[Any]):
-        self.program = program
-        self.graph = program.graph
-        self.number = {v: i for i, v in enumerate(program.variables)}
-        self.of_loops = {self.number[v] for v in handed_on}
+    def __init__(self, program: Program, number: dict[Any, int], runs: Runs, holds: Holds):
+        self.program, self.number = program, number
         self.env: dict[int, Any] = dict(enumerate(program.variables[: program.graph.n_inputs]))
-        self.ran: set[int] = set()
         self.eqns: list[Any] = []
         self.output_start = program.graph.output_start.tolist()
-        self.varies = _depends_on_arguments(program)
-        self.is_shared = _shared(program.graph).tolist()
-        self.at_border: list[int] = []
+        self.steps, self.values, self.read_start = runs.steps.tolist(), runs.values.tolist(), runs.read_start.tolist()
+        self.n_reads, self.runs_again, self.is_late = runs.n_reads.tolist(), runs.before >= 0, runs.is_late
+        self.is_held_when_made = held_when_made(program.graph).tolist()
+        self.to_hold = _grouped(holds.steps, range(len(holds.values)))
+        self.tokens = _grouped(holds.token_steps, holds.tokens.tolist())
+        self.held_values, self.of_read = holds.values.tolist(), holds.of_read.tolist()
+        self.held_variables: dict[int, Any] = {}  # by the number of the hold
+        self.token_step = dict(zip(holds.constant_steps.tolist(), holds.constant_starts.tolist(), strict=True))
 
     def take_eqns(self) -> list[Any]:
         """Return the equations emitted so far and forget them."""
@@ -195,93 +134,60 @@ class _Player:
         """Return the variable that now stands for a variable of the program."""
         return atom if isinstance(atom, Literal) else self.env[self.number[atom]]
 
-    def play_segment(self, steps: Sequence[int], tokens_from: Sequence[int]) -> None:
-        """Emit nodes, with what they read from outside held until the backward nodes of `tokens_from` are done."""
-        tokens = self._tokens(steps, tokens_from) if tokens_from else []
-        held = self._hold(self._values_to_hold(steps), tokens) if tokens else {}
-        env = self.env
-        for node in steps:
-            eqn = self.program.eqns[node]
-            outs = range(self.output_start[node], self.output_start[node + 1])
-            fresh = eqn.outvars
-            if node in self.ran:
-                eqn, fresh = compat.as_recomputed(eqn), [Var(v.aval) for v in eqn.outvars]
-            operands = []
-            for v in eqn.invars:
-                if isinstance(v, Literal):
-                    operands.append(v)
-                else:
-                    k = self.number[v]
-                    operands.append(held.get(k) or env[k])
-            self.eqns.append(in_slices(eqn.replace(invars=operands, outvars=fresh)))
-            for k, v in zip(outs, fresh, strict=True):
-                env[k] = v
-                held.pop(k, None)
-            if tokens and node in self.ran and self._is_small_root(node):
-                env.update(self._hold(outs, tokens))
-            if node >= self.graph.n_forward or node in self.ran:
-                shared = [k for k in outs if self.is_shared[k] and self.varies[k]]  # constants would fold the hold
-                env.update(self._hold(shared, shared))
-            self.ran.add(node)
+    def play(self, steps: range) -> None:
+        """Emit the nodes of some steps, and the holds before and after them."""
+        for i in steps:
+            numbers = self.to_hold.get(i, [])
+            held = self._hold([self.held_values[n] for n in numbers], self.tokens.get(i, []))
+            self.held_variables.update(zip(numbers, held, strict=True))
+            outs = range(self.output_start[self.steps[i]], self.output_start[self.steps[i] + 1])
+            self.env.update(zip(outs, self._run(i), strict=True))
+            if i in self.token_step:
+                self._hold_in_place(outs, self.tokens.get(self.token_step[i], []))
+            if self.is_late[i]:
+                shared = [k for k in outs if self.is_held_when_made[k]]
+                self._hold_in_place(shared, shared)
 
-    def _is_small_root(self, node: int) -> bool:
-        """Return whether a node makes a key or a scalar from literals alone.
+    def _run(self, i: int) -> Sequence[Any]:
+        """Emit the node of a step and return the variables that it makes."""
+        eqn = self.program.eqns[self.steps[i]]
+        fresh = eqn.outvars
+        if self.runs_again[i]:
+            eqn, fresh = compat.as_recomputed(eqn), [Var(v.aval) for v in eqn.outvars]
+        reads = slice(self.read_start[i], self.read_start[i] + self.n_reads[i])
+        held = {k: n for k, n in zip(self.values[reads], self.of_read[reads], strict=True) if n >= 0}
+        operands = []
+        for v in eqn.invars:
+            n = held.get(self.number[v]) if not isinstance(v, Literal) else None
+            operands.append(self.current(v) if n is None else self.held_variables[n])
+        self.eqns.append(in_slices(eqn.replace(invars=operands, outvars=fresh)))
+        return fresh
 
-        Whatever grows from it would be merged with its first run, so that it is held. Larger constants are not: they
-        would have to be stored, where now XLA fuses them.
-        """
-        reads = any(not isinstance(v, Literal) for v in self.program.eqns[node].invars)
-        return not reads and self.graph.node_bytes[node] <= _SMALL_BYTES
+    def _hold_in_place(self, values: Sequence[int], tokens: Sequence[int]) -> None:
+        """Emit the `hold` of some values, which the held variables stand for from then on."""
+        self.env.update(zip(values, self._hold(values, tokens), strict=True))
 
-    def _hold(self, values: Sequence[int], tokens: Sequence[int]) -> dict[int, Any]:
+    def _hold(self, values: Sequence[int], tokens: Sequence[int]) -> Sequence[Any]:
         """Emit the `hold` of some values and return the held variable of each."""
         if not values:
-            return {}
-        operands = [*(self.env[k] for k in tokens), *(self.env[k] for k in values)]
+            return []
         fresh = [Var(self.env[k].aval) for k in values]
         template = self.program.eqns[0]
         self.eqns.append(
             template.replace(
                 primitive=hold_p,
                 params={"n_tokens": len(tokens)},
-                invars=operands,
+                invars=[*(self.env[k] for k in tokens), *(self.env[k] for k in values)],
                 outvars=fresh,
                 effects=frozenset(),
             )
         )
-        return dict(zip(values, fresh, strict=True))
+        return fresh
 
-    def _values_to_hold(self, steps: Sequence[int]) -> list[int]:
-        """Return what a segment reads of the forward phase, and the inputs that a recomputation must not share.
 
-        Inputs are the caller's, so most reads of them need no hold. But a recomputed node that reads nothing else would
-        be merged with its first run: its smallest operand is held. Recomputed constants are merged and tell nothing
-        apart. What a loop hands on to its reverse needs no hold either, nobody else reads it; and it may be large.
-        """
-        graph, border = self.graph, self.output_start[self.graph.n_forward]
-        made, constant = set(self.of_loops), set[int]()
-        apart: dict[int, None] = {}
-        for node in steps:
-            reads = [self.number[v] for v in self.program.eqns[node].invars if not isinstance(v, Literal)]
-            apart.update((k, None) for k in reads if graph.n_inputs <= k < border and not (k in made or k in constant))
-            if node < graph.n_forward:
-                outs = range(self.output_start[node], self.output_start[node + 1])
-                shared = [k for k in reads if k not in constant]
-                if shared and not any(k in made or k in apart for k in shared):
-                    apart[min(shared, key=lambda k: graph.value_bytes[k])] = None
-                is_constant = not shared and not self._is_small_root(node)
-                (constant if is_constant else made).update(outs)
-        return list(apart)
-
-    def _tokens(self, steps: Sequence[int], tokens_from: Sequence[int]) -> list[int]:
-        """Return what must be there before a segment starts: what it reads of the backward nodes just before it.
-
-        Where all of that is constant, as the first cotangents of a sum are, the latest value of the forward phase is a
-        token too: XLA would fold a predicate made of constants.
-        """
-        made = [k for node in tokens_from for k in range(self.output_start[node], self.output_start[node + 1])]
-        read = {self.number[v] for n in steps for v in self.program.eqns[n].invars if not isinstance(v, Literal)}
-        tokens = [k for k in made if k in read and k >= self.output_start[self.graph.n_forward]] or made[-1:]
-        if not any(self.varies[k] for k in tokens):
-            tokens += [k for k in self.at_border if self.varies[k]][-1:]
-        return tokens
+def _grouped(steps: np.ndarray, things: Iterable[int]) -> dict[int, list[int]]:
+    """Return the things that belong to each step."""
+    groups: dict[int, list[int]] = {}
+    for step, thing in zip(steps.tolist(), things, strict=True):
+        groups.setdefault(step, []).append(thing)
+    return groups

@@ -17,7 +17,7 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.xla.memory_map import Buffer, MemoryMap
 from tiny_backprop.integration.jax.xla.op_names import scope_of, split_name
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.predict.templates import HELD
+from tiny_backprop.predict.instructions import HELD
 from tiny_backprop.schedule.simulate import Op
 
 _PHASES = {int(Op.RUN): "forward", int(Op.RECOMPUTE): "recomputed", int(Op.BACKWARD): "gradient"}

@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
-import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -226,35 +225,6 @@ class MemoryMap:
         """
         self._check()
         return _frame(self.buffers)
-
-    def plot(self, ax: Any = None, *, color_by: str = "kind") -> Any:
-        """Draw the arena, offset over schedule position; see `tiny_backprop_widgets.plot_memory_map`.
-
-        Args:
-          ax: The matplotlib axes to draw into; by default those of a new figure.
-          color_by: `"kind"` or `"scope"`.
-
-        Returns:
-          The axes.
-
-        Raises:
-          MeasureError: There is no map.
-        """
-        return importlib.import_module("tiny_backprop_widgets").plot_memory_map(self, ax=ax, color_by=color_by)
-
-    def view(self, *, color_by: str = "kind") -> Any:
-        """Open the arena as a live view to zoom, pan, hover and click; see `tiny_backprop_widgets.MemoryMapView`.
-
-        Args:
-          color_by: `"kind"` or `"scope"`.
-
-        Returns:
-          The view; a notebook shows it.
-
-        Raises:
-          MeasureError: There is no map.
-        """
-        return importlib.import_module("tiny_backprop_widgets").MemoryMapView(self, color_by=color_by)
 
     def _live(self, memory: str) -> np.ndarray:
         self._check()

@@ -16,8 +16,10 @@ from tests.programs import KEY, PARAMS, loss
 from tiny_backprop.errors import PlanError
 from tiny_backprop.integration.jax.capture.capture import Call, capture_program
 from tiny_backprop.integration.jax.run.rewrite import rewrite
+from tiny_backprop.predict.backends import compiler_of
+from tiny_backprop.predict.instructions import HELD
 from tiny_backprop.predict.materialized import materialize
-from tiny_backprop.predict.unrolled import HELD, unroll
+from tiny_backprop.predict.unrolled import unroll
 
 X, Y, W = (jax.random.normal(jax.random.key(i), (256, 256)) for i in range(3))
 X16, W16 = X.astype("bfloat16"), W.astype("bfloat16")
@@ -292,7 +294,7 @@ def held_sizes(plan, program):
     eqns = [e for j in (jaxprs.forward, jaxprs.backward) for e in j.jaxpr.eqns if e.primitive.name == "hold"]
     real = sorted(v.aval.size for e in eqns for v in e.outvars if v.aval.size > 16)
     t = plan.timeline
-    modelled = unroll(plan.graph, t.steps.tolist(), t.n_forward_steps, is_planned=True)
+    modelled = unroll(compiler_of("cpu").templates(plan.graph), t.steps, t.n_forward_steps, is_planned=True)
     values = [v for v, node in zip(modelled.values, modelled.nodes, strict=True) if node == HELD]
     sizes = [int(np.prod(plan.graph.value_shapes[v])) for v in values]
     return real, sorted(n for n in sizes if n > 16)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_backprop import Graph
+from tiny_backprop.predict.backends import compiler_of
 from tiny_backprop.predict.fusion import fuse
 from tiny_backprop.predict.sharing import share
 from tiny_backprop.predict.unrolled import unroll
@@ -61,7 +62,9 @@ def placed_one_by_one(fusion, first, last):
 @settings(max_examples=200, deadline=None)
 @given(programs(), st.randoms(use_true_random=False))
 def test_outputs_lend_their_memory_as_if_temporaries_were_placed_one_by_one(graph, random):
-    fusion = fuse(unroll(graph, range(graph.n_nodes), graph.n_nodes, is_planned=False))
+    compiler = compiler_of("cpu")
+    program = unroll(compiler.templates(graph), range(graph.n_nodes), graph.n_nodes, is_planned=False)
+    fusion = fuse(program, compiler.fusion)
     order = np.full(len(fusion.instructions), -1)
     buffers = np.flatnonzero(fusion.has_buffer)
     order[buffers] = np.arange(len(buffers))

@@ -1,0 +1,22 @@
+"""Which compiler is modelled for each backend: the one place that chooses."""
+
+from __future__ import annotations
+
+from tiny_backprop.errors import PlanError
+from tiny_backprop.predict.compiler import Compiler
+from tiny_backprop.predict.xla_cpu.compiler import XLA_CPU
+
+_COMPILERS = {c.backend: c for c in (XLA_CPU,)}
+BACKENDS = tuple(_COMPILERS)
+"""Backends whose allocation is modelled."""
+
+
+def compiler_of(backend: str) -> Compiler:
+    """Return the compiler of a backend.
+
+    Raises:
+      PlanError: The backend is not modelled.
+    """
+    if backend not in _COMPILERS:
+        raise PlanError(f"backend={backend!r} was asked for; what XLA allocates is modelled for {', '.join(BACKENDS)}")
+    return _COMPILERS[backend]

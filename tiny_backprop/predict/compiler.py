@@ -1,0 +1,38 @@
+"""What the passes are told of a compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tiny_backprop.graph import Graph
+from tiny_backprop.predict.fusion import Fusion, FusionRules
+from tiny_backprop.predict.lowering import Lowering
+from tiny_backprop.predict.templates import Templates
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+    """A compiler, where it differs from others.
+
+    Attributes:
+      backend: The backend of JAX that it compiles for.
+      lower: Returns what it makes of each node of a graph.
+      fusion: What it fuses.
+      order: Returns, given which instructions have buffers, how many kernels there are and in which each instruction is
+        written, kernels in the order in which they run; -1 for instructions without memory.
+    """
+
+    backend: str
+    lower: Callable[[Graph], Lowering]
+    fusion: FusionRules
+    order: Callable[[Fusion, np.ndarray], tuple[int, np.ndarray]]
+
+    def templates(self, graph: Graph) -> Templates:
+        """Return what each node becomes; kept with the graph."""
+        key = "templates", self.backend
+        if key not in graph.memo:
+            graph.memo[key] = Templates(self.lower(graph))
+        return graph.memo[key]

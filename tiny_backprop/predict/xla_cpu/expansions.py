@@ -1,0 +1,93 @@
+"""Nodes that XLA:CPU writes as several kernels, and what these take on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tiny_backprop.graph import COPIED
+from tiny_backprop.predict.node_facts import NodeFacts
+
+OPERANDS, FIRST, SECOND = -1, -2, -3
+"""Stand in `Stage.reads` for what the node reads: all of it, its first operand, its second one."""
+CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+_POOL_GRADIENT = "select_and_scatter_add"
+
+
+class Stage(NamedTuple):
+    """What XLA makes on the way to a node that it writes as several kernels.
+
+    Attributes:
+      n_bytes: Size of each of its buffers.
+      n_buffers: How many it makes.
+      reads: The numbers of the stages that it reads, `OPERANDS`, `FIRST` or `SECOND` for what the node reads.
+    """
+
+    n_bytes: int
+    n_buffers: int
+    reads: tuple[int, ...]
+
+
+class Expansion(NamedTuple):
+    """A node that XLA writes as several kernels.
+
+    Attributes:
+      stages: What comes before the last one.
+      reads: What the last one reads, as in `Stage`.
+    """
+
+    stages: tuple[Stage, ...]
+    reads: tuple[int, ...]
+
+
+def expansions(facts: NodeFacts, is_in_float32: list[bool]) -> Iterator[tuple[int, Expansion]]:
+    """Yield the nodes that XLA writes as several kernels.
+
+    Random bits come out of a loop over two arrays of 32-bit words, a new pair of which it makes in each step.
+    Cumulative sums are taken of pieces of a copy. The gradient of max-pooling reduces windows of the operand
+    together with its indices, one array for each dimension, and scatters into zeros by the indices that it finds.
+    """
+    for i, p in enumerate(facts.primitives):
+        out = facts.starts[i]
+        words = 4 * facts.sizes[out] if out < len(facts.sizes) else 0
+        if p == "random_bits" and any(facts.dtypes[v] == "key<fry>" for v in facts.reads[i]):
+            yield i, Expansion((Stage(words, 2, (OPERANDS,)), Stage(words, 2, (0,))), (1,))
+        elif p in CUMULATIVE:
+            n_bytes = words if is_in_float32[i] else facts.n_bytes[out]
+            yield i, Expansion((Stage(n_bytes, 1, (OPERANDS,)), Stage(n_bytes, 1, (0,))), (1,))
+        elif _is_pool_gradient(facts, i):
+            rank, found = len(facts.shapes[out]), 4 * facts.sizes[facts.operands[i][0]]
+            n_padded = _n_padded(facts, i)
+            indices, windows = Stage(4 * n_padded, rank, ()), Stage(found, rank + 1, (0, SECOND))
+            zeros = Stage(facts.n_bytes[out] // max(facts.sizes[out], 1) * n_padded, 1, ())
+            joined = Stage(rank * found, 1, (1,))
+            yield i, Expansion((indices, windows, joined, zeros), (3, 2, FIRST))
+
+
+def ends_in_loop(facts: NodeFacts, i: int) -> bool:
+    """Return whether a node that XLA writes as several kernels ends in a loop over what the last stage makes."""
+    return not _is_pool_gradient(facts, i) or _n_padded(facts, i) != facts.sizes[facts.starts[i]]
+
+
+def pools_by_slice(facts: NodeFacts) -> Iterator[tuple[int, Expansion]]:
+    """Yield the gradients of max-pooling that planned gradients run slice by slice (`run/pooling`)."""
+    for i in range(facts.graph.n_nodes):
+        if not _is_pool_gradient(facts, i):
+            continue
+        out = facts.starts[i]
+        shape, n_found = facts.shapes[out], facts.sizes[facts.operands[i][0]]
+        n = next((a for a, b in zip(shape, facts.shapes[facts.operands[i][0]], strict=True) if a == b > 1), 0)
+        if n:
+            n_words = (len(shape) + 2) * _n_padded(facts, i) + (len(shape) + 1) * n_found
+            zeros, slices = Stage(facts.n_bytes[out], 1, ()), Stage(4 * n_words // n, 1, (OPERANDS,))
+            yield i, Expansion((zeros, slices), (0, 1, OPERANDS))
+
+
+def _is_pool_gradient(facts: NodeFacts, i: int) -> bool:
+    return facts.primitives[i] == _POOL_GRADIENT and len(facts.operands[i]) == 2 and min(facts.operands[i]) >= 0
+
+
+def _n_padded(facts: NodeFacts, i: int) -> int:
+    """Return how many elements the operand of a pooling's gradient has with the edge that windows reach over."""
+    how = int(facts.graph.relaid_operands[facts.graph.operand_start[i] + 1])
+    return how - COPIED if how else facts.sizes[facts.starts[i]]

@@ -1,0 +1,150 @@
+"""What XLA:CPU makes of single nodes, beside what every XLA compiler does.
+
+9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
+11. A dot that sums nothing is a multiplication.
+12. Division by what a broadcast repeats is multiplication by the reciprocal of what it repeats, which takes memory.
+13. A literal that two instructions of one shape scale or shift by is an array that both read: it takes memory where one
+    of them is inside a reduction.
+15. Dots, convolutions and scatters of 16-bit floats read copies in float32 and round what they make; what rounds to
+    bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it is.
+
+The numbers are those of `fusion`'s rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tiny_backprop.graph import LITERAL, Graph
+from tiny_backprop.predict.kinds import CONTRACTIONS, Kind, names
+from tiny_backprop.predict.node_facts import NodeFacts
+from tiny_backprop.predict.xla_cpu.expansions import CUMULATIVE, ends_in_loop, expansions, pools_by_slice
+
+NARROW = ("bfloat16", "float16")
+"""Floats that XLA:CPU computes with in float32."""
+_EXPENSIVE = names(
+    "exp exp2 expm1 log log1p log2 tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow atan2 lgamma digamma "
+    "asin acos atan sinh cosh asinh acosh atanh rem gather"
+)
+_SCALES = names("add sub mul div")
+_IN_FLOAT32 = (*CONTRACTIONS, "scatter-add", *CUMULATIVE)
+
+
+class CpuFacts(NodeFacts):
+    """What the rules need to know of each node for XLA:CPU.
+
+    Attributes:
+      is_in_float32: Which nodes compute in float32 and make 16-bit floats.
+      expansions: Nodes that are written as several kernels.
+      planned_expansions: Those of them that planned gradients run otherwise.
+      reciprocals: Divisions for which 1 / x is computed first, each with the divisor and x.
+      literals: Nodes that scale or shift by a literal that another one shares, with the literal's number.
+    """
+
+    def __init__(self, graph: Graph):
+        super().__init__(graph)
+        self.is_in_float32 = [
+            p in _IN_FLOAT32 and self.dtypes[self.starts[i]] in NARROW for i, p in enumerate(self.primitives)
+        ]
+        self.expansions = dict(expansions(self, self.is_in_float32))
+        self.planned_expansions = dict(pools_by_slice(self))
+        for i in range(graph.n_nodes):
+            if i in self.expansions and ends_in_loop(self, i):
+                self.kinds[i] = Kind.CHEAP
+            elif self.kinds[i] == Kind.CHEAP and self._is_expensive(i):
+                self.kinds[i] = Kind.EXPENSIVE
+        self.reciprocals = dict(self._reciprocals())
+        self.literals = self._literals(graph.relaid_operands.tolist())
+        self.is_shared = self._shared_exponentials()
+
+    def in_float32(self, v: int) -> int:
+        """Return the bytes of a value in float32, 0 where it is none of a narrower kind."""
+        return 4 * self.sizes[v] if self.dtypes[v] in NARROW else 0
+
+    def _primitive(self, i: int) -> str:
+        """Return the primitive of a node, `mul` for a dot that sums nothing: XLA multiplies instead."""
+        primitive, out = self.graph.primitives[i], self.starts[i]
+        sums_nothing = primitive == "dot_general" and self.graph.flops[i] == 2 * self.sizes[out] > 0
+        return "mul" if sums_nothing else primitive
+
+    def _is_alias(self, i: int, operand: int, out: int) -> bool:
+        return super()._is_alias(i, operand, out) or self._is_folded(i, operand, out)
+
+    def _is_folded(self, i: int, operand: int, out: int) -> bool:
+        """Return whether a node transposes a matrix for dots alone, or what a dot made for it alone."""
+        if self.primitives[i] != "transpose" or len(self.shapes[out]) != 2:
+            return False
+        maker = self.makers[operand]
+        is_of_dot = maker >= 0 and self.primitives[maker] == "dot_general" and len(self.readers[operand]) == 1
+        readers = self.readers[out]
+        return is_of_dot or (bool(readers) and all(self.primitives[r] == "dot_general" for r in readers))
+
+    def _is_expensive(self, i: int) -> bool:
+        """Return whether an element-wise node is computed once; one that rounds to bfloat16 is not rounded twice."""
+        p = self.primitives[i]
+        if p in _EXPENSIVE or (p == "div" and self._is_by_array(i)):
+            return True
+        is_arithmetic = not self.moves[i] and p != "select_n"
+        return is_arithmetic and self.dtypes[self.starts[i]] == "bfloat16"
+
+    def _is_by_array(self, i: int) -> bool:
+        """Return whether a division is by an array of full size; by others it is as cheap as a multiplication."""
+        divisor = self.operands[i][1]
+        is_full = divisor != LITERAL and self.sizes[divisor] >= self.sizes[self.starts[i]]
+        return is_full and not self.is_broadcast[divisor]  # XLA multiplies by the reciprocal of what was broadcast
+
+    def _reciprocals(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield the divisions for which XLA computes 1 / x of a smaller array first, with the divisor and that array.
+
+        Not those by what depends on literals alone, which XLA computes while it compiles, nor those of integers.
+        """
+        for i, p in enumerate(self.primitives):
+            if p != "div" or self.kinds[i] != Kind.CHEAP or "float" not in self.dtypes[self.starts[i]]:
+                continue
+            divisor = v = self.operands[i][1]
+            while v >= 0 and self.is_broadcast[v]:
+                v = next(iter(self.reads[self.makers[v]]), LITERAL)
+            if v >= 0 and divisor != self.operands[i][0]:
+                yield i, (divisor, v)
+
+    def _literals(self, numbers: list[int]) -> dict[int, int]:
+        """Return the nodes that scale or shift by a literal that another one shares, with the literal's number.
+
+        Left out are literals of which no user can be inside a reduction or a softmax: nothing else needs the array.
+        """
+        users: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
+        for i, p in enumerate(self.primitives):
+            if p in _SCALES and self.kinds[i] == Kind.CHEAP and LITERAL in self.operands[i] and len(self.reads[i]) == 1:
+                out = self.starts[i]
+                number = numbers[self.graph.operand_start[i] + self.operands[i].index(LITERAL)]
+                if number and self.sizes[out] > 1:
+                    users.setdefault((number, self.shapes[out], self.dtypes[out]), []).append(i)
+        groups = (g for g in users.items() if any(map(self._is_reduced, g[1])))
+        return {i: number for (number, *_), nodes in groups for i in nodes}
+
+    def _is_reduced(self, i: int) -> bool:
+        """Return whether a node is scaled or shifted on the way into a reduction that alone reads it, or a softmax."""
+        while self.kinds[i] < Kind.REDUCTION:
+            readers = self.readers[self.starts[i]]
+            if len(readers) == 2 and any(self.primitives[r] == "reduce_max" for r in readers):
+                return True
+            if len(readers) != 1:
+                return False
+            i = readers[0]
+        return self.kinds[i] == Kind.REDUCTION
+
+    def _shared_exponentials(self) -> list[bool]:
+        """Return which nodes are exp(-x * x) beside an erfc(x)."""
+        primitives = self.primitives
+        erfc_of = {v for i, p in enumerate(primitives) if p == "erfc" for v in self.reads[i]}
+        shared = [False] * self.graph.n_nodes
+        for i, p in enumerate(primitives):
+            if p != "exp" or not erfc_of:
+                continue
+            v, found = next(iter(self.reads[i]), -1), []
+            while v >= 0 and self.makers[v] >= 0 and len(found) < 2 and len(self.reads[self.makers[v]]) == 1:
+                found.append(primitives[self.makers[v]])
+                v = next(iter(self.reads[self.makers[v]]))
+            is_square = len(found) == 2 and found[0] == "neg" and found[1] in ("square", "integer_pow", "mul")
+            shared[i] = is_square and v in erfc_of
+        return shared
