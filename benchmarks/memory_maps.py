@@ -69,7 +69,7 @@ def seconds_figure(name: str, measurement: tb.Measurement, most_seconds: float, 
     for _ in range(n_repeats):
         decoding.append(_seconds(lambda: decode(program)))
         memory_map = decode(program)
-        drawing.append(_seconds(lambda memory_map=memory_map: memory_map.plot()._repr_png_()))
+        drawing.append(_seconds(lambda memory_map=memory_map: tb.plot_memory_map(memory_map)._repr_png_()))
     memory_map = measurement.memory_map
     split = f"{min(decoding):.3g} s to decode, {min(drawing):.3g} s to draw"
     note = f"{len(memory_map.schedule):,} instructions, {len(memory_map.buffers):,} buffers: {split}"
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="leave out the largest program, which compiles a minute")
     parser.add_argument("--repeats", type=int, default=5, help="how often to decode and draw; the fastest counts")
     args = parser.parse_args(argv)
-    loop().memory_map.plot()._repr_png_()  # what is imported on first use
+    loop().tb.plot_memory_map(memory_map)._repr_png_()  # what is imported on first use
     figures: list[Figure] = []
     programs: list[tuple[str, Callable[[], tb.Measurement], float]] = [
         ("perceptron of 2,000 instructions", lambda: perceptron(2_000), 1.0),

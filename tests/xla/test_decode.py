@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.compiled_programs import SQUARE, array, mlp
-from tiny_backprop import MeasureError, measure
+from tiny_backprop import MeasureError, measure, plot_memory_map
 from tiny_backprop.integration.jax.xla.decode import decode
 from tiny_backprop.integration.jax.xla.memory_map import Program
 
@@ -148,4 +148,4 @@ def test_a_program_that_breaks_the_rules_of_hlo_is_refused(program):
 def test_an_unscheduled_text_is_doubted(program):
     found = damaged(program, hlo_text=program.hlo_text.replace("is_scheduled=true", "is_scheduled=false"))
     assert "order in which they run" in found.doubts[0]
-    assert "doubts, see .doubts" in found.plot().get_title()
+    assert "doubts, see .doubts" in plot_memory_map(found).get_title()

@@ -70,7 +70,7 @@ def test_thousands_of_buffers_are_drawn_together():
 
 @pytest.mark.parametrize("name", ["nothing", "identity", "empty arrays", "fused"])
 def test_programs_without_temporaries_are_drawn(name):
-    assert measured(name).memory_map.plot()._repr_png_().startswith(b"\x89PNG")
+    assert plot_memory_map(measured(name).memory_map)._repr_png_().startswith(b"\x89PNG")
 
 
 def test_draws_into_given_axes_and_says_what_is_wrong():
@@ -79,7 +79,7 @@ def test_draws_into_given_axes_and_says_what_is_wrong():
     with pytest.raises(DisplayError, match=r"needs a MemoryMap; found Measurement.*memory_map"):
         plot_memory_map(measured("scan"))
     with pytest.raises(DisplayError, match="color_by='size': expected 'kind' or 'scope'"):
-        measured("scan").memory_map.plot(color_by="size")
+        plot_memory_map(measured("scan").memory_map, color_by="size")
     assert tb.plot_memory_map is plot_memory_map
 
 
@@ -94,7 +94,7 @@ def test_names_that_are_no_formula_are_drawn():
     buffers = tuple(dataclasses.replace(b, source="$\\frac{<b>:3 (f)", scope="$_{") for b in found.buffers)
     odd = dataclasses.replace(found, name="$\\frac{", buffers=buffers)
     for color_by in ("kind", "scope"):
-        assert odd.plot(color_by=color_by)._repr_png_().startswith(b"\x89PNG")
+        assert plot_memory_map(odd, color_by=color_by)._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_frontier_plot_lays_xlas_bytes_over_the_prediction():
