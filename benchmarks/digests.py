@@ -29,16 +29,22 @@ from benchmarks.truth import MODELS
 
 _BUDGETS = (0.8, 0.5, 0.3)
 _N_ASKED = 3  # of the residuals of a plan, how many are asked for
-_ROOT = str(Path(__file__).resolve().parents[1])  # source lines are told apart from where the checkout lies
+_FOLDERS = (sys.prefix, str(Path(__file__).resolve().parents[1]))  # of source lines; they differ between checkouts
 
 
 def digest(*parts: Any) -> str:
     """Return a short digest of arrays, texts and plain data."""
     h = hashlib.sha256()
     for part in parts:
-        h.update(part.tobytes() if hasattr(part, "tobytes") else repr(part).replace(_ROOT, "").encode())
+        h.update(part.tobytes() if hasattr(part, "tobytes") else _placeless(repr(part)).encode())
         h.update(b"|")
     return h.hexdigest()[:16]
+
+
+def _placeless(text: str) -> str:
+    for folder in _FOLDERS:
+        text = text.replace(folder, "")
+    return text
 
 
 def of_plan(plan: tb.Plan) -> dict[str, str]:

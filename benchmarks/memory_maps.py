@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="leave out the largest program, which compiles a minute")
     parser.add_argument("--repeats", type=int, default=5, help="how often to decode and draw; the fastest counts")
     args = parser.parse_args(argv)
-    loop().tb.plot_memory_map(memory_map)._repr_png_()  # what is imported on first use
+    tb.plot_memory_map(loop().memory_map)._repr_png_()  # what is imported on first use
     figures: list[Figure] = []
     programs: list[tuple[str, Callable[[], tb.Measurement], float]] = [
         ("perceptron of 2,000 instructions", lambda: perceptron(2_000), 1.0),
