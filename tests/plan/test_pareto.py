@@ -142,7 +142,7 @@ def test_a_graph_with_nothing_to_choose_has_one_point():
     [lambda: gpt.example(gpt.GPTConfig(n_layers=2, width=64, n_tokens=64, n_batch=4)), small.mixer, small.lstm],
     ids=["gpt", "mixer", "lstm"],
 )
-def test_a_budget_as_large_as_a_point_takes_gets_a_plan_no_dearer(example):
+def test_a_budget_as_large_as_a_point_takes_gets_a_plan_no_costlier(example):
     """On another copy of the graph: what was planned before, and in which order, has no part in it."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         loss, args = example()

@@ -88,7 +88,7 @@ def test_a_trade_off_that_was_cancelled_comes_only_when_it_is_asked_for(monkeypa
     assert ui.trade_off_view is not None
 
 
-def test_no_trade_off_comes_unasked_where_it_is_dear_or_changes_other_plans(monkeypatch):
+def test_no_trade_off_comes_unasked_where_it_is_costly_or_changes_other_plans(monkeypatch):
     _, search = idle_explorer(monkeypatch, CHAIN)
     assert search is None
     monkeypatch.setattr(trade_off_panel, "_MOST_NODES_UNASKED", 5)

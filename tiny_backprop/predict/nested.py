@@ -156,7 +156,7 @@ class NestedPlan:
 
     @functools.cached_property
     def costs(self) -> np.ndarray:
-        """FLOPs and bytes moved, of branches the dearest: rows of the forward node, the backward node, and reruns.
+        """FLOPs and bytes moved, of branches the costliest: rows of the forward node, the backward node, and reruns.
 
         What runs again belongs to the backward node and is counted in its row, too.
         """

@@ -62,7 +62,7 @@ def _fresh_bytes(allocated: Materialized, model: CostModel) -> int:
 
 
 def _nested_seconds(plan: NestedPlan, model: CostModel) -> tuple[float, float]:
-    """Return the predicted seconds of the forward and of the backward node of a loop or of branches, the dearest."""
+    """Return the predicted seconds of the forward and of the backward node of a loop or of branches, the costliest."""
     parts = [_part_seconds(part, model) for part in plan.parts]
     forward, backward = np.sum(parts, axis=0) if plan.is_loop else np.max(parts, axis=0)
     return float(forward), float(backward)

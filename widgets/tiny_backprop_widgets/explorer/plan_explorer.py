@@ -457,7 +457,7 @@ class PlanExplorer(widgets.VBox):
             text += f"<br>possible: {format_bytes(low)} to {format_bytes(high)}"
         if self.trade_off_view is not None:
             self.budget.knee_bytes = knee = self.trade_off_view.pareto.knee.peak_bytes
-            text += f"; knee at {format_bytes(knee)}, after which less memory becomes dear"
+            text += f"; knee at {format_bytes(knee)}, after which less memory becomes costly"
         self._budget_line.value = text
 
     def _take(self, plan: Plan) -> None:

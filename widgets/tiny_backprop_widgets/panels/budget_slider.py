@@ -122,7 +122,7 @@ class BudgetSlider(widgets.VBox):
         if self._knee_bytes is not None:
             stop = np.interp(self._knee_bytes, self._stops, np.arange(len(self._stops)))
             at = float(stop / max(len(self._stops) - 1, 1))
-            marks.append(Mark("knee", self._knee_bytes, at, 0, "the knee, after which less memory becomes dear"))
+            marks.append(Mark("knee", self._knee_bytes, at, 0, "the knee, after which less memory becomes costly"))
         if high > low:
             marks.append(Mark("save everything", high, 1.0, row, "what saving everything takes"))
         self._marks.show(marks)
