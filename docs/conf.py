@@ -29,5 +29,5 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!tiny_backprop).*"),
     (r"py:.*", r".*\._.*"),
-    (r"py:.*", r"tiny_backprop\.integration\.jax\.run\.planned\..*"),  # in the signatures of classes that functions make
+    (r"py:.*", r"tiny_backprop\.integration\.jax\.run\.planned\..*"),  # in signatures of what functions make
 ]

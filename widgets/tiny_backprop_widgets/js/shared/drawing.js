@@ -1,5 +1,7 @@
 // @ts-check
-/** What several views draw on their canvas: patterns, lines, words. */
+/** What several views draw on their canvas: patterns, lines, axes, words. */
+import { ticks } from "./ranges.js";
+import { formatBytes } from "./text.js";
 
 /**
  * Fill patterns, so that colour never speaks alone: slanted lines and dots.
@@ -40,6 +42,45 @@ export function line(c, a, b, x, y) {
   c.moveTo(a, b);
   c.lineTo(x, y);
   c.stroke();
+}
+
+/**
+ * An axis of bytes to the left of a plot.
+ * @param {CanvasRenderingContext2D} c
+ * @param {import("./theme.js").Theme} theme
+ * @param {number} low
+ * @param {number} high
+ * @param {number} left
+ * @param {(bytes: number) => number} yOf
+ */
+export function byteAxis(c, theme, low, high, left, yOf) {
+  c.strokeStyle = theme.line;
+  c.lineWidth = 1;
+  c.fillStyle = theme.faint;
+  c.textBaseline = "middle";
+  c.textAlign = "right";
+  for (const bytes of ticks(low, high, 5, 1024)) {
+    const y = Math.round(yOf(bytes)) + 0.5;
+    line(c, left - 4, y, left, y);
+    c.fillText(formatBytes(bytes), left - 7, y);
+  }
+}
+
+/**
+ * Whole numbers below a plot.
+ * @param {CanvasRenderingContext2D} c
+ * @param {number} low
+ * @param {number} high
+ * @param {number} n
+ * @param {number} y
+ * @param {(at: number) => number} xOf
+ */
+export function countAxis(c, low, high, n, y, xOf) {
+  c.textAlign = "center";
+  c.textBaseline = "top";
+  for (const at of ticks(low, high, n)) {
+    if (at === Math.round(at)) c.fillText(at.toLocaleString("en"), xOf(at), y);
+  }
 }
 
 /**

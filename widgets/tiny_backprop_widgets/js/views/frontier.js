@@ -1,11 +1,11 @@
 // @ts-check
 /** The frontier view: live bytes of a plan over its steps, the largest tensors as bands; zoom, pan, hover, choose. */
 import { canvasIn } from "../shared/canvas.js";
-import { headings, labelIn, line, pattern, plate } from "../shared/drawing.js";
+import { byteAxis, countAxis, headings, labelIn, line, pattern, plate } from "../shared/drawing.js";
 import { buttons, element, tooltipIn } from "../shared/elements.js";
 import { listen } from "../shared/gestures.js";
 import { hideStandIn, kernelNotice, numbers, onChange } from "../shared/model.js";
-import { lowerBound, ticks } from "../shared/ranges.js";
+import { lowerBound } from "../shared/ranges.js";
 import { formatBytes, shortPath } from "../shared/text.js";
 import { onTheme, themeOf } from "../shared/theme.js";
 import { chosenLives, columnsOf, lifeAt, livesOf, stacked } from "./bands.js";
@@ -296,23 +296,9 @@ export function renderFrontier({ model, el }) {
 
   /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number} width */
   function paintAxes(c, theme, width) {
-    c.strokeStyle = theme.line;
-    c.lineWidth = 1;
-    c.fillStyle = theme.faint;
-    c.textBaseline = "middle";
-    c.textAlign = "right";
-    for (const bytes of ticks(0, topBytes(), 5, 1024)) {
-      const y = Math.round(yOf(bytes)) + 0.5;
-      line(c, LEFT - 4, y, LEFT, y);
-      c.fillText(formatBytes(bytes), LEFT - 7, y);
-    }
-    c.textAlign = "center";
-    c.textBaseline = "top";
+    byteAxis(c, theme, 0, topBytes(), LEFT, yOf);
     const bottom = TOP + plotHeight();
-    for (const step of ticks(x0, x1, Math.max(2, width / 130))) {
-      if (step !== Math.round(step)) continue;
-      c.fillText(step.toLocaleString("en"), xOf(step), bottom + 4);
-    }
+    countAxis(c, x0, x1, Math.max(2, width / 130), bottom + 4, xOf);
     c.strokeRect(LEFT + 0.5, TOP + 0.5, plotWidth() - 1, plotHeight() - 1);
     c.textBaseline = "alphabetic";
     const of = `${plan.facts.word} of ${plan.live.length.toLocaleString("en")}`;

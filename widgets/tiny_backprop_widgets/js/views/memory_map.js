@@ -1,11 +1,10 @@
 // @ts-check
 /** The memory map: XLA's arena over the schedule, each buffer a rectangle; zoom, pan, hover, choose, and a table. */
 import { canvasIn } from "../shared/canvas.js";
-import { headings, labelIn, line, pattern, plate } from "../shared/drawing.js";
+import { byteAxis, countAxis, headings, labelIn, line, pattern, plate } from "../shared/drawing.js";
 import { buttons, element, tooltipIn } from "../shared/elements.js";
 import { listen } from "../shared/gestures.js";
 import { hideStandIn, kernelNotice, numbers, onChange } from "../shared/model.js";
-import { ticks } from "../shared/ranges.js";
 import { rowsIn } from "../shared/rows.js";
 import { formatBytes, shortened, shortPath } from "../shared/text.js";
 import { onTheme, themeOf } from "../shared/theme.js";
@@ -262,22 +261,9 @@ export function renderMemoryMap({ model, el }) {
 
   /** @param {CanvasRenderingContext2D} c @param {import("../shared/theme.js").Theme} theme @param {number} width */
   function paintAxes(c, theme, width) {
-    c.strokeStyle = theme.line;
-    c.lineWidth = 1;
-    c.fillStyle = theme.faint;
-    c.textBaseline = "middle";
-    c.textAlign = "right";
-    for (const bytes of ticks(y0, y1, 5, 1024)) {
-      const y = Math.round(yOf(bytes)) + 0.5;
-      line(c, LEFT - 4, y, LEFT, y);
-      c.fillText(formatBytes(bytes), LEFT - 7, y);
-    }
-    c.textAlign = "center";
-    c.textBaseline = "top";
+    byteAxis(c, theme, y0, y1, LEFT, yOf);
     const below = TOP + plotHeight();
-    for (const at of ticks(x0, x1, Math.max(2, width / 130))) {
-      if (at === Math.round(at)) c.fillText(at.toLocaleString("en"), xOf(at), below + depth * BAR + 5);
-    }
+    countAxis(c, x0, x1, Math.max(2, width / 130), below + depth * BAR + 5, xOf);
     c.strokeRect(LEFT + 0.5, TOP + 0.5, plotWidth() - 1, plotHeight() - 1);
     c.textBaseline = "alphabetic";
     const unit = `position of ${n.toLocaleString("en")} instructions`;
