@@ -11,6 +11,7 @@ from tiny_backprop.errors import FallbackWarning as FallbackWarning
 from tiny_backprop.errors import GraphError as GraphError
 from tiny_backprop.errors import IllegalPlanError as IllegalPlanError
 from tiny_backprop.errors import MeasureError as MeasureError
+from tiny_backprop.errors import NoGainWarning as NoGainWarning
 from tiny_backprop.errors import PlanError as PlanError
 from tiny_backprop.errors import TinyBackpropError as TinyBackpropError
 from tiny_backprop.errors import UntraceableError as UntraceableError

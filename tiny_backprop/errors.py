@@ -1,5 +1,11 @@
 """Every error and warning that tiny_backprop raises by itself; all errors share one base class."""
 
+import sys
+import warnings
+from pathlib import Path
+
+_HERE = str(Path(__file__).parent)
+
 
 class TinyBackpropError(Exception):
     """Base class of tiny_backprop's errors."""
@@ -53,9 +59,30 @@ class FallbackWarning(UserWarning):
     """
 
 
+class NoGainWarning(UserWarning):
+    """A planned gradient is predicted to take more memory than JAX's own.
+
+    Where a plan was asked for, by `block_size`, `levels`, `loops` or as a plan, it runs all the same; where none was, JAX's
+    own gradient runs instead. Silence it with
+    `warnings.simplefilter("ignore", tiny_backprop.NoGainWarning)`.
+    """
+
+
 class CalibrationWarning(UserWarning):
     """A machine was busy with something else while `calibrate` measured it.
 
     Measure anew with `calibrate(again=True)`, or silence it with
     `warnings.simplefilter("ignore", tiny_backprop.CalibrationWarning)`.
     """
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line, outside of this package and of JAX, from which it was called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and (frame.f_code.co_filename.startswith(_HERE) or _is_jax(frame.f_globals)):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level - 1)
+
+
+def _is_jax(names: dict[str, object]) -> bool:
+    return str(names.get("__name__", "")).partition(".")[0] == "jax"

@@ -7,8 +7,8 @@ import numpy as np
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier
 from tiny_backprop.plan.loops.nested import keeping_everything
-from tiny_backprop.predict.allocation import predict_allocation
-from tiny_backprop.predict.materialized import Materialized, materialize
+from tiny_backprop.predict.allocation import predict_allocation, predict_jax_allocation
+from tiny_backprop.predict.materialized import Materialized
 
 
 def predict_jax_gradient(graph: Graph) -> Materialized:
@@ -17,8 +17,7 @@ def predict_jax_gradient(graph: Graph) -> Materialized:
     Args:
       graph: A captured graph.
     """
-    graph = keeping_everything(graph)
-    return materialize(graph, np.arange(graph.n_nodes), graph.n_forward, is_planned=False, backend=graph.backend)
+    return predict_jax_allocation(keeping_everything(graph))
 
 
 def live_bytes_of_everything(graph: Graph) -> np.ndarray:

@@ -10,7 +10,7 @@ from tiny_backprop.plan.checks import check_count, check_gradient
 from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.loops.nested import by_choice
 from tiny_backprop.plan.plan import Plan
-from tiny_backprop.plan.strategies.tree import best_tree, save_everything, tree_of_blocks
+from tiny_backprop.plan.strategies.tree import best_tree, jax_gradient, save_everything, tree_of_blocks
 
 
 def plan_save_everything(graph: Graph) -> Plan:
@@ -23,6 +23,18 @@ def plan_save_everything(graph: Graph) -> Plan:
       The plan; its `recompute_flops` is 0.
     """
     return Plan.of(save_everything(graph))
+
+
+def plan_jax_gradient(graph: Graph) -> Plan:
+    """Return JAX's own gradient as a plan: what runs is not rewritten, its loops are JAX's.
+
+    Args:
+      graph: A gradient graph.
+
+    Returns:
+      The plan; its `peak_bytes` is what every other plan is held against.
+    """
+    return Plan.of(jax_gradient(graph))
 
 
 def plan_blocks(graph: Graph, block_size: int | None = None, *, loops: LoopChoice | None = None) -> Plan:

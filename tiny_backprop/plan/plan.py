@@ -25,7 +25,7 @@ from tiny_backprop.plan.baseline import live_bytes_of_everything
 from tiny_backprop.plan.certificate import Certificate, certify
 from tiny_backprop.plan.loops.nested import keeping_everything
 from tiny_backprop.plan.why import Why, why
-from tiny_backprop.predict.allocation import allocation_of
+from tiny_backprop.predict.allocation import JAX_GRADIENT, allocation_of
 from tiny_backprop.predict.materialized import Materialized
 from tiny_backprop.predict.nested import NestedPlan, nested_plans, with_choices
 from tiny_backprop.predict.step_time import step_seconds
@@ -65,6 +65,11 @@ class Plan(Schedule):
     def of(cls, schedule: Schedule) -> Plan:
         """Return the plan that is a schedule."""
         return cls(schedule.graph, schedule.ops, schedule.targets, schedule.meta, schedule.timeline)
+
+    @property
+    def is_jax_gradient(self) -> bool:
+        """Whether it stands for JAX's own gradient, which runs as it is."""
+        return self.meta.get("strategy") == JAX_GRADIENT
 
     def on(self, graph: Graph) -> Plan:
         """Return the plan for another graph of the same program, its loops planned as here and its costs the other's.

@@ -9,6 +9,8 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.predict.materialized import Materialized, by_liveness, materialize
 from tiny_backprop.schedule.schedule import Schedule
 
+JAX_GRADIENT = "jax.grad"
+"""`Schedule.meta["strategy"]` of JAX's own gradient, which runs as it is: no hold, no loop of ours."""
 _MOST_PREDICTIONS = 16
 
 
@@ -16,6 +18,8 @@ def allocation_of(schedule: Schedule) -> Materialized:
     """Return what is in memory over time, predicted; see `Plan.materialized`."""
     if not schedule.graph.backend:
         return by_liveness(schedule.graph, schedule.ops, schedule.targets, schedule.timeline)
+    if schedule.meta.get("strategy") == JAX_GRADIENT:
+        return predict_jax_allocation(schedule.graph)
     return predict_allocation(schedule.graph, schedule.steps)
 
 
@@ -41,5 +45,22 @@ def predict_allocation(graph: Graph, steps: np.ndarray) -> Materialized:
         is_planned = len(steps) > graph.n_nodes or is_late or bool(graph.nested)
         return materialize(graph, steps, n_forward_steps, is_planned=is_planned, backend=graph.backend)
 
-    known: FifoCache[Materialized] = graph.memo.setdefault("predicted allocations", FifoCache(_MOST_PREDICTIONS))
-    return known.get(steps.tobytes(), predict)
+    return _known(graph).get(steps.tobytes(), predict)
+
+
+def predict_jax_allocation(graph: Graph) -> Materialized:
+    """Return what XLA is predicted to allocate for JAX's own gradient, whose loops are JAX's, too.
+
+    Args:
+      graph: A captured graph whose loops keep everything.
+    """
+
+    def predict() -> Materialized:
+        steps = np.arange(graph.n_nodes)
+        return materialize(graph, steps, graph.n_forward, is_planned=False, backend=graph.backend)
+
+    return _known(graph).get(JAX_GRADIENT, predict)
+
+
+def _known(graph: Graph) -> FifoCache[Materialized]:
+    return graph.memo.setdefault("predicted allocations", FifoCache(_MOST_PREDICTIONS))

@@ -39,6 +39,7 @@ _CALLED_JAXPR = {
     "checkpoint": "jaxpr",
 }
 _CUSTOM_RULES = {"custom_jvp_call", "custom_vjp_call"}
+_CHECKPOINTS = {"remat", "remat2", "remat3", "checkpoint"}
 
 
 def trace_context() -> Any:
@@ -49,6 +50,11 @@ def trace_context() -> Any:
 def is_tracing() -> bool:
     """Return whether some transformation (`jit`, `grad`, `vmap`, …) is under way."""
     return not _core.trace_state_clean()
+
+
+def is_checkpoint(eqn: Any) -> bool:
+    """Return whether an equation is a call of a function under `jax.checkpoint`."""
+    return eqn.primitive.name in _CHECKPOINTS
 
 
 def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]] | None:

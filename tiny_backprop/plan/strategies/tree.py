@@ -21,7 +21,7 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import NEVER, crossing_bytes, first_backward_read
 from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.loops.nested import by_choice, keeping_everything
-from tiny_backprop.predict.allocation import predicted_peak_bytes
+from tiny_backprop.predict.allocation import JAX_GRADIENT, predicted_peak_bytes
 from tiny_backprop.schedule.schedule import Schedule
 from tiny_backprop.schedule.steps import Rerun
 
@@ -31,6 +31,11 @@ _OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 def save_everything(graph: Graph) -> Schedule:
     """Return the schedule that runs every node once, in order, and keeps every residual: what `jax.grad` does."""
     return Schedule.from_steps(keeping_everything(graph), np.arange(graph.n_nodes), {"strategy": "save everything"})
+
+
+def jax_gradient(graph: Graph) -> Schedule:
+    """Return the schedule of JAX's own gradient, which runs as JAX has it."""
+    return Schedule.from_steps(keeping_everything(graph), np.arange(graph.n_nodes), {"strategy": JAX_GRADIENT})
 
 
 def block_starts(graph: Graph, block_size: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def capture_graph_jaxpr(
             f"{type(example_inputs).__name__}. For one argument write example_inputs=(x,)."
         )
     call = Call.of(fun, example_inputs, example_kwargs)
-    traced, _ = trace_function(call)
+    traced, *_ = trace_function(call)
     flat = flatten(traced.closed(), keep_custom_rules=False)
     eqns = drop_dead(flat.eqns, flat.outvars)
     inputs = [*flat.constvars, *flat.invars]

@@ -20,6 +20,7 @@ class FlatJaxpr:
       invars: Variables of the arguments.
       eqns: Equations in order.
       outvars: Variables or literals that are returned.
+      has_checkpoint: Whether a `jax.checkpoint` was inlined.
     """
 
     constvars: list[Any]
@@ -27,18 +28,20 @@ class FlatJaxpr:
     invars: list[Any]
     eqns: list[Any]
     outvars: list[Any]
+    has_checkpoint: bool = False
 
     def closed(self) -> Any:
         """Return the closed jaxpr whose arguments are the constants and then the arguments."""
         return compat.close_jaxpr([*self.constvars, *self.invars], self.outvars, self.eqns)
 
 
-def flatten(closed: Any, *, keep_custom_rules: bool) -> FlatJaxpr:
+def flatten(closed: Any, *, keep_custom_rules: bool, keep_checkpoints: bool = False) -> FlatJaxpr:
     """Inline the calls of a closed jaxpr; linear in the number of equations that result.
 
     Args:
       closed: What `jax.make_jaxpr` returned.
       keep_custom_rules: Keep calls of functions with custom derivatives, for a jaxpr that is to be differentiated.
+      keep_checkpoints: Keep calls of functions under `jax.checkpoint`, for a jaxpr that is to run as JAX runs it.
 
     Returns:
       The same program without `jit`, `checkpoint` and the like.
@@ -57,7 +60,8 @@ def flatten(closed: Any, *, keep_custom_rules: bool) -> FlatJaxpr:
 
     def walk(jaxpr: Any, outer: Any) -> None:
         for eqn in jaxpr.eqns:
-            called = compat.called_jaxpr(eqn, keep_custom_rules)
+            is_checkpoint = compat.is_checkpoint(eqn)
+            called = None if keep_checkpoints and is_checkpoint else compat.called_jaxpr(eqn, keep_custom_rules)
             operands = [read(v) for v in eqn.invars]
             info = eqn.source_info if outer is None else compat.with_outer_scope(eqn, outer)
             if called is None:
@@ -66,6 +70,7 @@ def flatten(closed: Any, *, keep_custom_rules: bool) -> FlatJaxpr:
                 flat.eqns.append(eqn.replace(invars=operands, outvars=fresh, source_info=info))
             else:
                 inner, consts = called
+                flat.has_checkpoint |= is_checkpoint
                 env.update(zip(inner.invars, operands, strict=True))
                 add_constants(inner.constvars, consts)
                 walk(inner, info)

@@ -46,7 +46,8 @@ class Program:
       eqns: Equation of each node, forward nodes first.
       variables: Variable of each value of the graph, inputs first.
       n_constants: Number of constants, which are the first inputs. Their values are kept apart: they may be tracers.
-      primal: The function alone, as a closed jaxpr of constants and arguments; derivative rules are intact.
+      primal: The function alone, as a closed jaxpr of constants and arguments; derivative rules are intact, and so is
+        each `jax.checkpoint` of its own.
       outputs: Structure of what the function returns.
       primal_outs: Variables or literals of what the function returns.
       gradients: Variables or literals of the gradients, one for each of `differentiated`.
@@ -97,8 +98,12 @@ class Unplanned:
         raise AssertionError("each kind has its own")
 
 
-def trace_function(call: Call) -> tuple[FlatJaxpr, Outputs]:
-    """Trace the function of a call, inline what does not concern derivatives, and return it with its outputs."""
+def trace_function(call: Call) -> tuple[FlatJaxpr, FlatJaxpr, Outputs]:
+    """Trace the function of a call and inline what does not concern derivatives.
+
+    Returns:
+      The program; the same with the calls under `jax.checkpoint` kept; and what it returns.
+    """
     traced: list[Outputs] = []
 
     def fun(*arrays: Any) -> list[Any]:
@@ -115,7 +120,9 @@ def trace_function(call: Call) -> tuple[FlatJaxpr, Outputs]:
             f"{str(e).splitlines()[0]}). Use lax.cond and jnp.where instead of Python's if, and functools.partial to "
             "fix arguments that are no arrays."
         ) from e
-    return flatten(closed, keep_custom_rules=True), traced[-1]
+    flat = flatten(closed, keep_custom_rules=True)
+    kept = flatten(closed, keep_custom_rules=True, keep_checkpoints=True) if flat.has_checkpoint else flat
+    return flat, kept, traced[-1]
 
 
 def trace_gradient(
@@ -139,14 +146,14 @@ def trace_gradient(
       UntraceableError: The function looks at the values of its arguments.
       CaptureError: The function cannot be differentiated in reverse mode, or `has_aux` does not fit what it returns.
     """
-    flat, outputs, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
+    flat, kept, outputs, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
     primal = flat.closed()
     try:
         traced = _trace_joint(prepare(primal), differentiated, cotangent_of)
     except Exception as e:
         raise CaptureError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
     joint = join_pads(flatten(traced, keep_custom_rules=False))
-    program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
+    program = _split(call, flat, kept, joint, outputs, differentiated, cotangent_of)
     return program, [*flat.consts, *joint.consts]
 
 
@@ -156,15 +163,15 @@ def trace_symbolically(call: Call, positions: Sequence[int], has_aux: bool) -> A
     Raises:
       Exception: Whatever JAX or the function raises where it needs a size as a number.
     """
-    flat, _, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
+    flat, _, _, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
     return _trace_joint(flat.closed(), differentiated, cotangent_of)
 
 
 def _differentiated(
     call: Call, positions: Sequence[int] | None, has_aux: bool
-) -> tuple[FlatJaxpr, Outputs, list[int], tuple[int, ...]]:
+) -> tuple[FlatJaxpr, FlatJaxpr, Outputs, list[int], tuple[int, ...]]:
     """Trace the function of a call; return also what is differentiated, and which outputs have a cotangent."""
-    flat, outputs = trace_function(call)
+    flat, kept, outputs = trace_function(call)
     n_constants, n_outs = len(flat.constvars), len(flat.outvars)
     n_differentiable = outputs.main(call.name)[1] if has_aux else n_outs
     if positions is None:
@@ -175,7 +182,7 @@ def _differentiated(
     else:
         differentiated = [n_constants + i for i in positions]
     cotangent_of = tuple(i for i, v in enumerate(flat.outvars[:n_differentiable]) if compat.is_inexact(v.aval))
-    return flat, outputs, differentiated, cotangent_of
+    return flat, kept, outputs, differentiated, cotangent_of
 
 
 def _trace_joint(primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> Any:
@@ -228,6 +235,7 @@ def _why_not(
 def _split(
     call: Call,
     flat: FlatJaxpr,
+    kept: FlatJaxpr,
     joint: FlatJaxpr,
     outputs: Outputs,
     differentiated: Sequence[int],
@@ -244,19 +252,29 @@ def _split(
     names += [f"cotangent {i}" for i in range(n_cotangents)]
     n_outs = len(flat.outvars)
     graph, variables = build_graph(call.name, eqns, n_forward, inputs, names, outvars, n_outs)
-    primal_inputs = [*flat.constvars, *joint.constvars, *flat.invars]
+    constants = _variables_of(flat.consts, flat.constvars, kept)
+    primal_inputs = [*constants, *joint.constvars, *kept.invars]
     return Program(
         graph=graph,
         eqns=eqns,
         variables=variables,
         n_constants=n_constants + n_rules,
-        primal=compat.close_jaxpr(primal_inputs, flat.outvars, flat.eqns),
+        primal=compat.close_jaxpr(primal_inputs, kept.outvars, kept.eqns),
         outputs=outputs,
         primal_outs=outvars[:n_outs],
         gradients=outvars[n_outs:],
         differentiated=tuple(i if i < n_constants else i + n_rules for i in differentiated),
         cotangent_of=tuple(cotangent_of),
     )
+
+
+def _variables_of(consts: Sequence[Any], constvars: Sequence[Any], kept: FlatJaxpr) -> list[Any]:
+    """Return the variables of constants in a program that keeps some calls; new ones for those of the calls."""
+    variables: dict[int, list[Any]] = {}
+    for v, c in zip(kept.constvars, kept.consts, strict=True):
+        variables.setdefault(id(c), []).append(v)
+    found = [variables.get(id(c), []) for c in consts]
+    return [vs.pop(0) if vs else compat.Var(v.aval) for vs, v in zip(found, constvars, strict=True)]
 
 
 def _phases(joint: FlatJaxpr, cotangents: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:

@@ -49,7 +49,8 @@ class Checkpointed(FunctionWrapper):
     def _make(self, call: Call) -> _Checkpointed:
         program, constants = capture_program(call, None)
         planned = PlannedProgram.make(program, self._request)
-        return _Checkpointed(planned, constants, _with_planned_reverse(planned))
+        run = jax.jit(planned.plain) if planned.jaxprs is None else _with_planned_reverse(planned)
+        return _Checkpointed(planned, constants, run)
 
 
 def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:

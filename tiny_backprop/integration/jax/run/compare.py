@@ -13,8 +13,7 @@ from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.gradient import height_compressed_value_and_grad
 from tiny_backprop.integration.jax.xla.jit import jit
 from tiny_backprop.integration.jax.xla.measure import Measurement, measure
-from tiny_backprop.plan.baseline import predict_jax_gradient
-from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_save_everything
+from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_jax_gradient
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
 
@@ -63,9 +62,10 @@ def compare(
       One row each for `jax.value_and_grad`, the plans and the policies. `predicted_*` columns are empty where there is
       no plan; `measured_*` are XLA's: `measured_temp_bytes` is what it allocates for temporaries, `measured_peak_bytes`
       temporaries and outputs together, to be held against `predicted_peak_bytes`; `measured_flops` is counted in the
-      compiled program. `temp_ratio` and `flops_ratio` are measured, in proportion to the first row; so is `time_ratio`,
-      which is there with `run`, as `measured_step_seconds` is. `predicted_step_seconds` is there with a `cost_model`;
-      of it, too, only the ratios mean much.
+      compiled program. `is_worse` marks what is predicted or measured to take more memory than the first row.
+      `temp_ratio` and `flops_ratio` are measured, in proportion to the first row; so is `time_ratio`, which is there
+      with `run`, as `measured_step_seconds` is. `predicted_step_seconds` is there with a `cost_model`; of it, too, only
+      the ratios mean much.
 
     Raises:
       PlanError: A plan does not fit, or a policy has no such name.
@@ -80,7 +80,7 @@ def compare(
         plans = [plan_blocks(graph), plan_height_compressed(graph, levels=2)]
     named = dict(plans) if isinstance(plans, Mapping) else _named(plans)
     ways: list[tuple[str, Callable[..., Any], Plan | None]] = [
-        ("jax.value_and_grad", jax.value_and_grad(fun, argnums, has_aux=has_aux), plan_save_everything(graph))
+        ("jax.value_and_grad", jax.value_and_grad(fun, argnums, has_aux=has_aux), plan_jax_gradient(graph))
     ]
     for name, plan in named.items():
         planned = height_compressed_value_and_grad(fun, plan=plan, argnums=argnums, has_aux=has_aux, on_error="raise")
@@ -97,9 +97,10 @@ def compare(
             progress(name)
         program = jit(way, donate_argnums=donate_argnums)
         rows[name] = _row(plan, measure(program, *args, run=run, **kwargs), cost_model)
-    rows["jax.value_and_grad"]["predicted_peak_bytes"] = predict_jax_gradient(graph).peak_bytes
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("gradient")
     first = table.iloc[0]
+    predicted = table.predicted_peak_bytes > first.predicted_peak_bytes
+    table["is_worse"] = predicted.astype(bool) | (table.measured_peak_bytes > first.measured_peak_bytes)
     table["temp_ratio"] = table.measured_temp_bytes / first.measured_temp_bytes
     table["flops_ratio"] = table.measured_flops / first.measured_flops
     if run:

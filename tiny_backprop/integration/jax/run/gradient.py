@@ -10,7 +10,6 @@ from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UntraceableError
 from tiny_backprop.graph import Graph
@@ -33,6 +32,11 @@ class HeightCompressedExecutor:
     """
 
     checkpoint_plan: Plan
+
+    @property
+    def is_jax_gradient(self) -> bool:
+        """Whether JAX's own gradient ran, because no plan was predicted to take less memory."""
+        return self.checkpoint_plan.is_jax_gradient
 
     @property
     def graph(self) -> Graph:
@@ -141,16 +145,12 @@ def _separated(arrays: Sequence[Any], donated: Sequence[int]) -> tuple[list[Any]
 
 def _runner(planned: PlannedProgram, donated: Sequence[int], name: str) -> Callable[..., Any]:
     """Return the function from donated and other arguments and constants to outputs and gradients."""
-    program = planned.program
 
     def run(given: Sequence[Any], arrays: Sequence[Any], constants: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         arrays = list(arrays)
         for i, x in zip(donated, given, strict=True):
             arrays.insert(i, x)
-        inputs = [*constants, *arrays]
-        outs = planned.forward(inputs)
-        cotangent = [lax.full_like(outs[i], 1) for i in program.cotangent_of]
-        return outs[: planned.n_outs], planned.backward(inputs, outs[planned.n_outs :], cotangent)
+        return planned.value_and_gradients([*constants, *arrays])
 
     run.__name__ = f"planned_gradient_of_{name}".replace("<lambda>", "lambda")
     return run

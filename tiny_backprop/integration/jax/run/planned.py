@@ -11,20 +11,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
+from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
-from tiny_backprop.errors import PlanError, TinyBackpropError, UntraceableError
+from tiny_backprop.errors import BudgetError, NoGainWarning, PlanError, TinyBackpropError, UntraceableError, warn_caller
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.inline import drop_dead
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.run.rewrite import PlannedJaxprs, rewrite
 from tiny_backprop.integration.jax.run.verify import plan_verified
-from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_save_everything
+from tiny_backprop.plan.baseline import predict_jax_gradient
+from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_jax_gradient, plan_save_everything
 from tiny_backprop.plan.budget import plan_budget
 from tiny_backprop.plan.checks import check_count
 from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.plan import Plan
+from tiny_backprop.plan.strategies.budget import parse_budget
+from tiny_backprop.units import format_bytes
 
 _MOST_CACHED = 256
 _CONSTANT_OBJECTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
@@ -84,10 +88,29 @@ class Request:
         if self.budget is not None:
             if self.verify and measured_bytes is not None:
                 return plan_verified(graph, self.budget, measured_bytes, self.loops)
-            return plan_budget(graph, self.budget, loops=self.loops)
+            return self._within(graph, self.budget)
         if self.levels is None:
-            return plan_blocks(graph, self.block_size, loops=self.loops)
+            plan = plan_blocks(graph, self.block_size, loops=self.loops)
+            plain = plan_jax_gradient(graph)
+            return plain if not self.is_explicit and plain.peak_bytes < plan.peak_bytes else plan
         return plan_height_compressed(graph, self.levels, self.block_size, loops=self.loops)
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether a plan of some kind is asked for; if not, any gradient that takes less memory will do."""
+        return any(x is not None for x in (self.block_size, self.levels, self.plan, self.budget, self.loops))
+
+    def _within(self, graph: Graph, budget: int | float | str) -> Plan:
+        """Return the plan for a budget: JAX's own gradient where that fits and the plan takes more, or is none."""
+        plain = plan_jax_gradient(graph)
+        fits = plain.peak_bytes <= parse_budget(graph, budget)
+        try:
+            plan = plan_budget(graph, budget, loops=self.loops)
+        except BudgetError:
+            if fits:
+                return plain
+            raise
+        return plain if fits and plain.peak_bytes < plan.peak_bytes else plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,12 +120,12 @@ class PlannedProgram:
     Attributes:
       program: The traced gradient.
       plan: The plan.
-      jaxprs: What runs.
+      jaxprs: What runs; None for JAX's own gradient.
     """
 
     program: Program
     plan: Plan
-    jaxprs: PlannedJaxprs
+    jaxprs: PlannedJaxprs | None
 
     @classmethod
     def make(
@@ -118,15 +141,21 @@ class PlannedProgram:
 
         def of_plan(plan: Plan) -> int:
             assert measured_bytes is not None
-            return measured_bytes(cls(program, plan, rewrite(program, plan)))
+            return measured_bytes(cls.of(program, plan))
 
         plan = request.plan_for(program.graph, of_plan if measured_bytes else None)
-        return cls(program, plan, rewrite(program, plan))
+        _warn_without_gain(plan, request)
+        return cls.of(program, plan)
+
+    @classmethod
+    def of(cls, program: Program, plan: Plan) -> PlannedProgram:
+        """Return a traced gradient with a plan for it."""
+        return cls(program, plan, None if plan.is_jax_gradient else rewrite(program, plan))
 
     @property
     def n_outs(self) -> int:
         """Number of arrays that the function returns."""
-        return self.jaxprs.n_outs
+        return len(self.program.primal_outs)
 
     # The planned parts are built of primitives whose own derivatives may be neither defined nor wanted (the body of a
     # function with custom derivatives). Their derivatives are those of the function and of its plain gradient: exactly
@@ -144,9 +173,31 @@ class PlannedProgram:
         run = compat.jaxpr_as_fun(compat.close_jaxpr(jaxpr.invars, jaxpr.outvars, eqns))
         return lambda inputs: run(*inputs)
 
+    def value_and_gradients(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Return the function's outputs for constants and arguments, and the gradients of those with a cotangent, of 1.
+
+        JAX's own gradient is taken of the function with its own `jax.checkpoint`s and loops.
+        """
+        cotangent_of = self.program.cotangent_of
+        if self.jaxprs is not None:
+            outs = self.forward(inputs)
+            return outs[: self.n_outs], self.backward(inputs, outs[self.n_outs :], _ones(outs, cotangent_of))
+
+        def of_differentiated(*xs: Any) -> tuple[list[Any], list[Any]]:
+            full = list(inputs)
+            for i, x in zip(self.program.differentiated, xs, strict=True):
+                full[i] = x
+            outs = self.plain(full)
+            return [outs[i] for i in cotangent_of], outs
+
+        xs = [inputs[i] for i in self.program.differentiated]
+        _, pullback, outs = jax.vjp(of_differentiated, *xs, has_aux=True)
+        return outs, list(pullback(_ones(outs, cotangent_of)))
+
     @functools.cached_property
     def forward(self) -> Callable[[Sequence[Any]], list[Any]]:
         """Function from constants and arguments to the function's outputs and then the saved values."""
+        assert self.jaxprs is not None
         run = compat.jaxpr_as_fun(self.jaxprs.forward)
 
         @jax.custom_jvp
@@ -164,6 +215,7 @@ class PlannedProgram:
     @functools.cached_property
     def backward(self) -> Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], list[Any]]:
         """Function from constants and arguments, saved values and cotangents to the gradients."""
+        assert self.jaxprs is not None
         run = compat.jaxpr_as_fun(self.jaxprs.backward)
 
         @jax.custom_jvp
@@ -188,6 +240,31 @@ class PlannedProgram:
 
         _, pullback = jax.vjp(by_differentiated, *(inputs[i] for i in self.program.differentiated))
         return list(pullback(list(cotangents)))
+
+
+def _ones(outs: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    return [lax.full_like(outs[i], 1) for i in places]
+
+
+def _warn_without_gain(plan: Plan, request: Request) -> None:
+    """Warn where a plan is predicted to take more memory than JAX's own gradient, or where that runs for want of one."""
+    if not plan.graph.n_backward or (plan.is_jax_gradient and request.is_explicit):
+        return
+    plain_bytes = predict_jax_gradient(plan.graph).peak_bytes
+    if plan.is_jax_gradient:
+        text = (
+            f"no plan that was tried for {plan.graph.name} is predicted to take less than jax.grad's "
+            f"{format_bytes(plain_bytes)}: jax.grad runs as it is"
+        )
+    elif plan.peak_bytes > plain_bytes:
+        text = (
+            f"the plan that was asked for {plan.graph.name} is predicted to take {format_bytes(plan.peak_bytes)}, "
+            f"more than jax.grad's {format_bytes(plain_bytes)}. Without block_size, levels, loops and plan, what takes "
+            "least is chosen"
+        )
+    else:
+        return
+    warn_caller(f"{text}.", NoGainWarning)
 
 
 class Made(Protocol):

@@ -7,10 +7,13 @@ of the gradients that fit the one that takes most is returned: the measured peak
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from tiny_backprop.graph import Graph
+from tiny_backprop.plan.blocks import plan_jax_gradient
 from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.strategies.budget import budget_meta, parse_budget
@@ -50,8 +53,15 @@ def plan_verified(
     planner = BudgetPlanner.of(graph, "seconds", loops).for_temporaries()
     meta = budget_meta(budget, budget_bytes, "seconds")
 
+    def plan_of(found: PricedSchedule, meta: dict[str, Any]) -> Plan:
+        """Return the plan of what was found: the program as it is runs as JAX has it."""
+        if found is planner.everything:
+            plain = plan_jax_gradient(graph)
+            return dataclasses.replace(plain, meta={**meta, **plain.meta})
+        return Plan.of(planner.schedule(found, meta))
+
     def count(found: PricedSchedule) -> int:
-        return measured_bytes(Plan.of(planner.schedule(found, meta)))
+        return measured_bytes(plan_of(found, meta))
 
     sweep = MemorySweep(
         planner,
@@ -66,4 +76,4 @@ def plan_verified(
         raise sweep.no_plan(budget_bytes, "that XLA fits", "measured")
     best = max(fitting, key=lambda c: (c.n_bytes, -c.schedule.cost))
     measured = {"measured_peak_bytes": best.n_bytes, "n_compiled": len(sweep.counted)}
-    return Plan.of(planner.schedule(best.schedule, {**meta, **measured}))
+    return plan_of(best.schedule, {**meta, **measured})
