@@ -62,8 +62,8 @@ class FallbackWarning(UserWarning):
 class NoGainWarning(UserWarning):
     """A planned gradient is predicted to take more memory than JAX's own.
 
-    Where a plan was asked for, by `block_size`, `levels`, `loops` or as a plan, it runs all the same; where none was, JAX's
-    own gradient runs instead. Silence it with
+    Where a plan was asked for, by `block_size`, `levels`, `loops` or as a plan, it runs all the same; where none was,
+    JAX's own gradient runs instead. Silence it with
     `warnings.simplefilter("ignore", tiny_backprop.NoGainWarning)`.
     """
 

@@ -247,7 +247,7 @@ def _ones(outs: Sequence[Any], places: Sequence[int]) -> list[Any]:
 
 
 def _warn_without_gain(plan: Plan, request: Request) -> None:
-    """Warn where a plan is predicted to take more memory than JAX's own gradient, or where that runs for want of one."""
+    """Warn where a plan is predicted to take more memory than JAX's own gradient, or where that runs instead."""
     if not plan.graph.n_backward or (plan.is_jax_gradient and request.is_explicit):
         return
     plain_bytes = predict_jax_gradient(plan.graph).peak_bytes
