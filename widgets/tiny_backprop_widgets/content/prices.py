@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tiny_backprop.plan.baseline import predict_jax_gradient
 from tiny_backprop.plan.loops.front import lower_bound_bytes
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
@@ -41,11 +42,12 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | N
     model = cost_model or CostModel()
     plain_seconds = max(plain.step_seconds(model), 1e-12)
     plain_bytes = max(plain.peak_bytes, 1)
+    jax_bytes = predict_jax_gradient(plain.graph).peak_bytes if plain.graph.backend else plain.peak_bytes
     bound_bytes = max(lower_bound_bytes(plain.graph), 1)
     return [
         (
             name,
-            format_bytes(p.peak_bytes),
+            _peak(p, jax_bytes),
             f"{p.peak_bytes / plain_bytes:.2f} ×",
             format_bytes(p.saved_bytes),
             f"+{p.recompute_fraction:.1%} ({format_flops(p.recompute_flops)})",
@@ -55,6 +57,11 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | N
         )
         for name, p in plans.items()
     ]
+
+
+def _peak(plan: Plan, jax_bytes: int) -> str:
+    peak = format_bytes(plan.peak_bytes)
+    return peak if plan.peak_bytes <= jax_bytes else f"{peak}, more than jax.grad's {format_bytes(jax_bytes)}"
 
 
 def _step_time(seconds: float, plain_seconds: float, is_calibrated: bool) -> str:

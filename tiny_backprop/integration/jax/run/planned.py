@@ -91,8 +91,7 @@ class Request:
             return self._within(graph, self.budget)
         if self.levels is None:
             plan = plan_blocks(graph, self.block_size, loops=self.loops)
-            plain = plan_jax_gradient(graph)
-            return plain if not self.is_explicit and plain.peak_bytes < plan.peak_bytes else plan
+            return plan if self.is_explicit else _the_better(plan, plan_jax_gradient(graph))
         return plan_height_compressed(graph, self.levels, self.block_size, loops=self.loops)
 
     @property
@@ -110,7 +109,7 @@ class Request:
             if fits:
                 return plain
             raise
-        return plain if fits and plain.peak_bytes < plan.peak_bytes else plan
+        return _the_better(plan, plain) if fits else plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -244,6 +243,13 @@ class PlannedProgram:
 
 def _ones(outs: Sequence[Any], places: Sequence[int]) -> list[Any]:
     return [lax.full_like(outs[i], 1) for i in places]
+
+
+def _the_better(plan: Plan, plain: Plan) -> Plan:
+    """Return the plan, or JAX's own gradient where that takes less memory, or as much without what the plan does."""
+    does_more = plan.recompute_flops > 0 or bool(plan.graph.nested)
+    is_better = plan.peak_bytes < plain.peak_bytes or (plan.peak_bytes == plain.peak_bytes and not does_more)
+    return plan if is_better else plain
 
 
 def _warn_without_gain(plan: Plan, request: Request) -> None:

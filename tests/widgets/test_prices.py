@@ -1,0 +1,31 @@
+"""What a plan costs, in words."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tiny_backprop import capture_gradient, plan_blocks, plan_save_everything
+from tiny_backprop_widgets.content.prices import PRICE_HEADER, price_rows
+
+
+def written_in_a_carry(xs):
+    def body(ys, i):
+        return lax.dynamic_update_index_in_dim(ys, jnp.tanh(xs[i] + ys[i // 2]), i, 0), None
+
+    return jnp.sum(lax.scan(body, jnp.zeros_like(xs), jnp.arange(len(xs)))[0] ** 2)
+
+
+def test_a_plan_that_takes_more_than_jaxs_own_gradient_is_marked():
+    graph = capture_gradient(written_in_a_carry, jax.ShapeDtypeStruct((64, 256), "float32"))
+    plain = plan_save_everything(graph)
+    (row,) = price_rows({"this plan": plan_blocks(graph, 1)}, plain, None)
+    assert "more than jax.grad's" in row[PRICE_HEADER.index("peak")]
+
+
+def test_a_plan_that_takes_less_is_not():
+    graph = capture_gradient(
+        lambda x: jnp.sum(jnp.sin(jnp.cos(jnp.sin(jnp.cos(x))))), jax.ShapeDtypeStruct((4096,), "float32")
+    )
+    plain = plan_save_everything(graph)
+    (row,) = price_rows({"this plan": plan_blocks(graph)}, plain, None)
+    assert "more than" not in row[PRICE_HEADER.index("peak")]
