@@ -10,6 +10,7 @@ from tiny_backprop.errors import CaptureError as CaptureError
 from tiny_backprop.errors import FallbackWarning as FallbackWarning
 from tiny_backprop.errors import GraphError as GraphError
 from tiny_backprop.errors import IllegalPlanError as IllegalPlanError
+from tiny_backprop.errors import LeftAloneWarning as LeftAloneWarning
 from tiny_backprop.errors import MeasureError as MeasureError
 from tiny_backprop.errors import NoGainWarning as NoGainWarning
 from tiny_backprop.errors import PlanError as PlanError
@@ -42,6 +43,7 @@ from tiny_backprop.plan.budget import plan_budget as plan_budget
 from tiny_backprop.plan.certificate import Certificate as Certificate
 from tiny_backprop.plan.certificate import certify as certify
 from tiny_backprop.plan.exact import plan_exact as plan_exact
+from tiny_backprop.plan.left_alone import LeftAlone as LeftAlone
 from tiny_backprop.plan.loops.choice import LoopChoice as LoopChoice
 from tiny_backprop.plan.pareto import Pareto as Pareto
 from tiny_backprop.plan.pareto import pareto as pareto

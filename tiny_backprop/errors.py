@@ -68,6 +68,13 @@ class NoGainWarning(UserWarning):
     """
 
 
+class LeftAloneWarning(UserWarning):
+    """Something that no plan can touch holds more than a tenth of a gradient's peak; `plan.left_alone` lists it all.
+
+    Silence it with `warnings.simplefilter("ignore", tiny_backprop.LeftAloneWarning)`.
+    """
+
+
 class CalibrationWarning(UserWarning):
     """A machine was busy with something else while `calibrate` measured it.
 

@@ -33,7 +33,7 @@ FLATTENED, COPIED = 1, 2
 """In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions; see `copied`."""
 
 _FORMAT = "tiny_backprop.graph"
-_VERSION = 5
+_VERSION = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +200,7 @@ class Graph:
         for a graph made by hand, whose values are counted by plain liveness.
       donated: Numbers of the inputs that the program is given for its own use, in order; see `donate_argnums` of
         `jax.jit`.
+      left_alone: Nodes that hold programs of their own and run as the framework has them, and why, in words.
     """
 
     name: str
@@ -226,6 +227,7 @@ class Graph:
     nested: tuple[Nested, ...] = ()
     backend: str = ""
     donated: tuple[int, ...] = ()
+    left_alone: tuple[tuple[int, str], ...] = ()
 
     def __post_init__(self):
         _check(self)
@@ -637,6 +639,8 @@ def _check(g: Graph) -> None:
         raise GraphError(f"operands and outputs must be {LITERAL} (a literal) or the number of a value below {v}")
     if any(not 0 <= x < g.n_inputs for x in g.donated) or list(g.donated) != sorted(set(g.donated)):
         raise GraphError(f"donated must be numbers of inputs below {g.n_inputs}, rising; found {g.donated}")
+    if not all(isinstance(x, tuple) and len(x) == 2 and x[0] in range(n) for x in g.left_alone):
+        raise GraphError(f"left_alone needs pairs of a node below {n} and a reason; found {g.left_alone}")
     if not all(0 <= x.forward_node < g.n_forward <= x.backward_node < n for x in g.nested):
         found = [(x.forward_node, x.backward_node) for x in g.nested]
         raise GraphError(f"a loop or branches need a forward and a backward node of the graph; found {found}")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tiny_backprop import capture_gradient, plan_blocks, plan_save_everything
-from tiny_backprop_widgets.content.prices import PRICE_HEADER, price_rows
+from tiny_backprop_widgets.content.prices import PRICE_HEADER, left_alone_html, price_rows
 
 
 def written_in_a_carry(xs):
@@ -29,3 +29,12 @@ def test_a_plan_that_takes_less_is_not():
     plain = plan_save_everything(graph)
     (row,) = price_rows({"this plan": plan_blocks(graph)}, plain, None)
     assert "more than" not in row[PRICE_HEADER.index("peak")]
+
+
+def test_what_is_left_alone_is_told():
+    def branched(x):
+        return jnp.sum(lax.cond(x[0] > 0, lambda x: jnp.sin(jnp.cos(x) * x), lambda x: x, x))
+
+    plan = plan_blocks(capture_gradient(branched, jax.ShapeDtypeStruct((64,), "float32")))
+    assert "branches without a loop inside are planned as one step" in left_alone_html(plan)
+    assert not left_alone_html(plan_blocks(capture_gradient(jnp.sum, jax.ShapeDtypeStruct((64,), "float32"))))

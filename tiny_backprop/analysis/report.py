@@ -14,6 +14,7 @@ from tiny_backprop.errors import GraphError
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier, live_ranges
 from tiny_backprop.plan.blocks import plan_save_everything
+from tiny_backprop.plan.left_alone import LeftAlone, left_alone
 from tiny_backprop.plan.loops.front import lower_bound_bytes
 from tiny_backprop.plan.loops.frontier import LoopFrontier, loop_frontier
 from tiny_backprop.plan.plan import Plan
@@ -223,6 +224,11 @@ class GraphReport:
     compressibility: Compressibility | None
     loops: tuple[LoopReport, ...]
 
+    @property
+    def left_alone(self) -> tuple[LeftAlone, ...]:
+        """What holds memory and runs as JAX has it, whatever the plan, the largest first."""
+        return left_alone(self.graph)
+
     @functools.cached_property
     def peak_bytes(self) -> int:
         """Peak that XLA is predicted to allocate; see `Plan.peak_bytes`."""
@@ -273,6 +279,7 @@ class GraphReport:
             ("activations", format_bytes(self.activation_bytes)),
             ("work", format_flops(float(self.graph.flops.sum()))),
             ("verdict", self.verdict),
+            *(("left as JAX has it", str(x)) for x in self.left_alone),
         ]
         at_peak = [
             (format_bytes(v.bytes), v.primitive, v.node, plain_scope(v.scope), short_path(v.source))

@@ -23,6 +23,7 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.json_text import read_json, write_json
 from tiny_backprop.plan.baseline import live_bytes_of_everything
 from tiny_backprop.plan.certificate import Certificate, certify
+from tiny_backprop.plan.left_alone import LeftAlone, left_alone
 from tiny_backprop.plan.loops.nested import keeping_everything
 from tiny_backprop.plan.why import Why, why
 from tiny_backprop.predict.allocation import JAX_GRADIENT, allocation_of
@@ -125,6 +126,11 @@ class Plan(Schedule):
     def certificate(self) -> Certificate:
         """How far this plan is from the best possible one within its budget; see `tiny_backprop.plan.certify`."""
         return certify(self)
+
+    @property
+    def left_alone(self) -> tuple[LeftAlone, ...]:
+        """What holds memory and runs as JAX has it, the largest first; see `tiny_backprop.plan.left_alone`."""
+        return left_alone(self.graph)
 
     def why(self, what: int | str) -> list[Why]:
         """Tell why values are saved, or made anew: who needs them, and what either costs; see `tiny_backprop.plan.why`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 
 from tiny_backprop.plan.baseline import predict_jax_gradient
@@ -57,6 +58,12 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | N
         )
         for name, p in plans.items()
     ]
+
+
+def left_alone_html(plan: Plan) -> str:
+    """Say what holds memory and runs as JAX has it, whatever the plan; "" where nothing does."""
+    found = [html.escape(str(x)) for x in plan.left_alone]
+    return f"<div>Left as JAX has it: {'; '.join(found)}</div>" if found else ""
 
 
 def _peak(plan: Plan, jax_bytes: int) -> str:

@@ -23,6 +23,7 @@ from tiny_backprop.integration.jax.capture.call import Call, Outputs, is_array_t
 from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, eqn_cost
 from tiny_backprop.integration.jax.capture.inline import FlatJaxpr, drop_dead, flatten
 from tiny_backprop.integration.jax.capture.layout import relaid
+from tiny_backprop.integration.jax.capture.left_alone import what_is_not_kept, why_left_alone
 from tiny_backprop.integration.jax.capture.pads import join_pads
 from tiny_backprop.integration.jax.capture.sizes import aval_bytes
 from tiny_backprop.integration.jax.capture.while_loops import while_lines
@@ -341,8 +342,14 @@ def build_graph(
         n_primal_outputs=n_primal_outputs,
         nested=_nested(eqns),
         backend="cpu",
+        left_alone=tuple((i, why) for i, e in enumerate(eqns[:n_forward]) if (why := _left_alone(e))),
     )
     return keeping_everything(graph), variables
+
+
+def _left_alone(eqn: Any) -> str:
+    what = eqn.params.get("what")
+    return what_is_not_kept(what.eqn) if isinstance(what, Unplanned) else why_left_alone(eqn)
 
 
 def _name(eqn: Any) -> str:

@@ -14,7 +14,15 @@ import jax
 from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
-from tiny_backprop.errors import BudgetError, NoGainWarning, PlanError, TinyBackpropError, UntraceableError, warn_caller
+from tiny_backprop.errors import (
+    BudgetError,
+    LeftAloneWarning,
+    NoGainWarning,
+    PlanError,
+    TinyBackpropError,
+    UntraceableError,
+    warn_caller,
+)
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.inline import drop_dead
@@ -31,6 +39,7 @@ from tiny_backprop.plan.strategies.budget import parse_budget
 from tiny_backprop.units import format_bytes
 
 _MOST_CACHED = 256
+_LARGE_SHARE, _MOST_LISTED = 0.1, 3  # of what is left alone: of the peak, to be warned of; how many are named
 _CONSTANT_OBJECTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 
 
@@ -144,6 +153,7 @@ class PlannedProgram:
 
         plan = request.plan_for(program.graph, of_plan if measured_bytes else None)
         _warn_without_gain(plan, request)
+        _warn_of_what_is_left_alone(plan)
         return cls.of(program, plan)
 
     @classmethod
@@ -271,6 +281,13 @@ def _warn_without_gain(plan: Plan, request: Request) -> None:
     else:
         return
     warn_caller(f"{text}.", NoGainWarning)
+
+
+def _warn_of_what_is_left_alone(plan: Plan) -> None:
+    large = [x for x in plan.left_alone if x.bytes > _LARGE_SHARE * plan.peak_bytes]
+    if large:
+        listed = "; ".join(map(str, large[:_MOST_LISTED]))
+        warn_caller(f"left as JAX has it in {plan.graph.name}: {listed}. plan.left_alone lists all.", LeftAloneWarning)
 
 
 class Made(Protocol):
