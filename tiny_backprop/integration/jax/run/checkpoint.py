@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
+import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import PlanError
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.capture import capture_program
@@ -69,17 +69,10 @@ def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], 
         inputs, saved = residuals
         gradients = backward(inputs, saved, [cotangents[i] for i in program.cotangent_of])
         by_input = dict(zip(program.differentiated, gradients, strict=True))
-        return ([by_input.get(i, _no_gradient(x)) for i, x in enumerate(inputs)],)
+        return ([by_input.get(i, compat.zero_tangent(x)) for i, x in enumerate(inputs)],)
 
     run.defvjp(run_forward, run_backward)
     return run
-
-
-def _no_gradient(x: Any) -> Any:
-    """Return what `custom_vjp` wants for an input without gradient, zeros or float0 zeros."""
-    if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
-        return jax.numpy.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 def checkpoint(
