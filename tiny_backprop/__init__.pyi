@@ -10,10 +10,12 @@ from tiny_backprop.errors import CaptureError as CaptureError
 from tiny_backprop.errors import FallbackWarning as FallbackWarning
 from tiny_backprop.errors import GraphError as GraphError
 from tiny_backprop.errors import IllegalPlanError as IllegalPlanError
+from tiny_backprop.errors import IrreversibleError as IrreversibleError
 from tiny_backprop.errors import LeftAloneWarning as LeftAloneWarning
 from tiny_backprop.errors import MeasureError as MeasureError
 from tiny_backprop.errors import NoGainWarning as NoGainWarning
 from tiny_backprop.errors import PlanError as PlanError
+from tiny_backprop.errors import RefError as RefError
 from tiny_backprop.errors import TinyBackpropError as TinyBackpropError
 from tiny_backprop.errors import UntraceableError as UntraceableError
 from tiny_backprop.graph import Graph as Graph

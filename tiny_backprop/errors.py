@@ -23,6 +23,14 @@ class UntraceableError(CaptureError):
     """A function looks at the values of its arguments, which tracing does not have."""
 
 
+class RefError(UntraceableError):
+    """A function reads or writes a ref (`jax.new_ref`), which no plan covers: its reads and writes have an order."""
+
+
+class IrreversibleError(CaptureError, ValueError):
+    """JAX cannot differentiate a function in reverse mode."""
+
+
 class PlanError(TinyBackpropError, ValueError):
     """A plan was asked for that cannot be made, or does not fit the graph it is used with."""
 
@@ -52,9 +60,9 @@ class MeasureError(TinyBackpropError):
 
 
 class FallbackWarning(UserWarning):
-    """A gradient could not be planned and `jax.grad` ran instead.
+    """A gradient could not be planned and `jax.grad` ran instead, or, of a checkpointed function, `jax.checkpoint`.
 
-    Pass `on_error="raise"` to have the reason raised, or silence it with
+    Pass `on_error="raise"` to gradient functions to have the reason raised, or silence it with
     `warnings.simplefilter("ignore", tiny_backprop.FallbackWarning)`.
     """
 

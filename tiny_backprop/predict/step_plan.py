@@ -66,6 +66,8 @@ class StepPlan:
                 for i in again:
                     rerun.there[graph.output_start[i] : graph.output_start[i + 1]] = b"\1" * int(n_made[i])
                 backward += [*again, node]
+            # A gradient that does not depend on the cotangent is a forward value that perhaps nobody has read.
+            backward += rerun.make(v for v in _gradients(graph) if not rerun.there[v])
         return cls(nested, graph, [*steps, *backward], n_forward_steps, tuple(kept), frozenset(carried), keeps_nothing)
 
     @functools.cached_property
@@ -77,6 +79,7 @@ class StepPlan:
         for node in self.steps[self.n_forward_steps :]:
             saved.update((v, None) for v in graph.read_lists[node] if v in there)
             there.difference_update(range(graph.output_start[node], graph.output_start[node + 1]))
+        saved.update((v, None) for v in _gradients(graph) if v in there)
         return list(saved)
 
     @property
@@ -199,6 +202,12 @@ class StepPlan:
         """Return the plan as plain data, from which it can be made anew."""
         backward = self.steps[self.n_forward_steps :] if self.keeps_nothing else None
         return {"kept": list(self.kept), "backward": backward, "nested": [n.choice for n in self.graph.nested]}
+
+
+def _gradients(graph: Graph) -> list[int]:
+    """Return the gradients that a step makes."""
+    first = int(graph.output_start[0])
+    return [v for v in graph.outputs[graph.n_primal_outputs :].tolist() if v >= first]
 
 
 def _returned(graph: Graph, carries: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 from tiny_backprop.schedule.simulate import Op, Timeline, simulate
-from tiny_backprop.schedule.steps import lives
+from tiny_backprop.schedule.steps import lives, values_read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,8 @@ def _actions(graph: Graph, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     kept = last == n
     border = int(np.flatnonzero(backward)[0]) if backward.any() else n
     saved = (made_at < border) & (last >= border) & (last < n)  # the function's own outputs too, where made again
-    saved |= kept & (made_at < border) & np.isin(made, graph.residuals)
+    # So is what the program returns and a later step reads, be it a backward node or one that runs again.
+    saved |= kept & (made_at < border) & np.isin(made, values_read(graph, steps[border:])[0])
     saved &= border < n
 
     # Each step is followed by the saving of what it made and by the freeing of what it read last.

@@ -72,7 +72,7 @@ def simulate(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> Timeline:
     Raises:
       IllegalPlanError: An action reads, saves or frees a value that is not alive; makes one that is; runs a node in the
         wrong phase, repeats a backward node or an effect, or skips a node that the outputs need; or a forward value is
-        alive in the backward phase that was not saved. The message names the action.
+        alive in the backward phase, or read there, that was not saved. The message names the action.
     """
     ops, targets = np.asarray(ops, np.int64), np.asarray(targets, np.int64)
     _check_targets(graph, ops, targets)
@@ -111,6 +111,7 @@ def simulate(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> Timeline:
         raise IllegalPlanError("the plan ends without some value that the program returns")
     _check_complete(graph, steps)
     _check_border(graph, ops, targets, events, returned)
+    _check_late_reads(graph, ops, targets, events, steps, at)
 
     delta = np.zeros(len(ops) + 1, np.int64)
     np.add.at(delta, made_at, graph.value_bytes[made])
@@ -145,8 +146,12 @@ class _Events:
     def alive_before(self, values: np.ndarray, when: np.ndarray) -> np.ndarray:
         if not len(self._keys):
             return np.zeros(len(values), bool)
-        i = np.searchsorted(self._keys, values * self._stride + when) - 1
+        i = self.last_before(values, when)
         return (i >= 0) & (self._values[i] == values) & self._makes[i]
+
+    def last_before(self, values: np.ndarray, when: np.ndarray) -> np.ndarray:
+        """Return the number of the last event before an action; it is another value's where there is none."""
+        return np.searchsorted(self._keys, values * self._stride + when) - 1
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -224,6 +229,30 @@ def _check_border(graph: Graph, ops: np.ndarray, targets: np.ndarray, events: _E
     late = np.flatnonzero(ops[border:] == Op.SAVE)
     if len(late):
         raise IllegalPlanError(f"action {border + late[0]} saves a value after the backward phase has begun")
+
+
+def _check_late_reads(
+    graph: Graph, ops: np.ndarray, targets: np.ndarray, events: _Events, steps: np.ndarray, at: np.ndarray
+) -> None:
+    """Check that the backward phase reads nothing that the function returns as the forward phase left it, unsaved."""
+    backward = np.flatnonzero(ops == Op.BACKWARD)
+    if not len(backward):
+        return
+    border = int(backward[0])
+    late = at >= border
+    node, value = graph.reads
+    bounds = np.searchsorted(node, np.arange(graph.n_nodes + 1))
+    n_read = np.diff(bounds)[steps[late]]
+    read, when = value[ranges(bounds[steps[late]], n_read)], np.repeat(at[late], n_read)
+    is_old = events.last_before(read, when) == events.last_before(read, np.full(len(read), border))
+    is_old &= read < graph.output_start[graph.n_forward]
+    bad = np.flatnonzero(is_old & ~np.isin(read, targets[ops == Op.SAVE]))
+    if len(bad):
+        i = bad[0]
+        raise IllegalPlanError(
+            f"{_describe(graph, ops, targets, int(when[i]))} reads value {read[i]}, which the function returns but "
+            "which was not saved"
+        )
 
 
 def _describe(graph: Graph, ops: np.ndarray, targets: np.ndarray, i: int) -> str:

@@ -16,6 +16,7 @@ from jax._src import config as _config  # no public way to key a cache by the tr
 from jax._src import core as _core  # no public way to know whether a transformation is under way
 from jax._src import source_info_util as _source_info_util  # no public way to a traceback's user frame
 from jax._src.sharding_impls import UnspecifiedValue as _UnspecifiedValue  # no public name
+from jax._src.state import AbstractRef as _AbstractRef  # no public name
 from jax.extend import core as jex_core
 
 Var = jex_core.Var
@@ -71,6 +72,16 @@ def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]]
             return None
     called = eqn.params[key]
     return getattr(called, "jaxpr", called), getattr(called, "consts", ())
+
+
+def ref_equation(jaxpr: Any) -> Any:
+    """Return the first equation that makes, reads or writes a ref, in a jaxpr, closed or not, or None."""
+    for eqn in jaxpr.eqns:
+        if any(isinstance(v.aval, _AbstractRef) for v in (*eqn.invars, *eqn.outvars)):
+            return eqn
+        if any(ref_equation(inner) is not None for inner in called_jaxprs(eqn)):
+            return eqn
+    return None
 
 
 def open_jaxpr(jaxpr: Any) -> Any:

@@ -225,11 +225,12 @@ class _Player:
         kept = np.flatnonzero(self.segments.is_kept).tolist()
         effects = np.flatnonzero(graph.has_effect[: graph.n_forward]).tolist()
         self._sweep(0, self.segments.n_blocks - 1, units, True, kept, effects)
-        self.out += range(self._done_upto(), graph.n_nodes)
-        return np.array(self.out, np.int64)
-
-    def _done_upto(self) -> int:
-        return self.out[-1] + 1 if self.out and self.out[-1] >= self.graph.n_forward else self.graph.n_forward
+        out = self.out
+        backward = [k for k, i in enumerate(out) if i >= graph.n_forward]
+        if not backward:
+            return np.array([*out, *range(graph.n_forward, graph.n_nodes)], np.int64)
+        # The first windows may be empty: what a sweep over their blocks has made anew, nobody reads.
+        return np.array([*out[: backward[-1] + 1], *range(out[backward[-1]] + 1, graph.n_nodes)], np.int64)
 
     def _sweep(
         self, s: int, t: int, units: int, is_first: bool, wanted: Iterable[int] = (), nodes: Iterable[int] = ()

@@ -162,6 +162,8 @@ class Planner:
     @functools.cached_property
     def smallest(self) -> Candidate:
         """The schedule with the smallest peak that the planner can reach."""
+        if not self._has_choice:
+            return self.plain
         found = [self.plain]
         for chain in self._chains_for(self.most_bytes):
             found += [self._run(chain, units) for units in chain.useful_units[:4].tolist()]
@@ -180,7 +182,7 @@ class Planner:
         windows taken to need only a share of their bytes. None where even that finds nothing.
         """
         smallest = self.smallest.peak_bytes
-        if memory_bytes >= smallest:
+        if memory_bytes >= smallest or not self._has_choice:
             return self.best(memory_bytes)
         share = (memory_bytes / smallest) ** 2
         while share > _LEAST_SHARE:
@@ -193,6 +195,11 @@ class Planner:
                 return self._candidate(chain.steps(units))
             share *= 0.7
         return None
+
+    @property
+    def _has_choice(self) -> bool:
+        """Whether there is something to run again, and something to run it again for."""
+        return 0 < self.graph.n_forward < self.graph.n_nodes
 
     @property
     def _is_small(self) -> bool:
@@ -227,6 +234,8 @@ class Planner:
     @functools.cached_property
     def _cuts(self) -> list[np.ndarray]:
         """Ways to cut the forward phase, each as the first nodes of its blocks."""
+        if not self._has_choice:
+            return []
         n = self.graph.n_forward
         counts = (8, 16, 32, 64) if self._is_small else (12, 24, 48) if n <= 2000 else (16, 48)
         cuts = {len(starts): starts for starts in (cheap_cuts(self.graph, count) for count in (*counts, n))}

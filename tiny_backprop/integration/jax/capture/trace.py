@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
-from tiny_backprop.errors import CaptureError, UntraceableError
+from tiny_backprop.errors import IrreversibleError, RefError, UntraceableError
 from tiny_backprop.graph import LITERAL, Graph, Nested
 from tiny_backprop.integration.jax.capture.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, eqn_cost
@@ -145,14 +145,23 @@ def trace_gradient(
 
     Raises:
       UntraceableError: The function looks at the values of its arguments.
-      CaptureError: The function cannot be differentiated in reverse mode, or `has_aux` does not fit what it returns.
+      RefError: The function uses refs.
+      IrreversibleError: The function cannot be differentiated in reverse mode.
+      CaptureError: `has_aux` does not fit what the function returns.
     """
     flat, kept, outputs, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
     primal = flat.closed()
+    of_ref = compat.ref_equation(primal.jaxpr)
+    if of_ref is not None:
+        raise RefError(
+            f"the gradient of {call.name} cannot be planned, because it reads or writes a ref (jax.new_ref) at "
+            f"{compat.source_line(of_ref) or 'a line that JAX does not tell'}, and a plan may run reads again after "
+            "later writes. Pass arrays on as values (a carry of lax.scan, say) to have it planned."
+        )
     try:
         traced = _trace_joint(prepare(primal), differentiated, cotangent_of)
     except Exception as e:
-        raise CaptureError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
+        raise IrreversibleError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
     joint = join_pads(flatten(traced, keep_custom_rules=False))
     program = _split(call, flat, kept, joint, outputs, differentiated, cotangent_of)
     return program, [*flat.consts, *joint.consts]

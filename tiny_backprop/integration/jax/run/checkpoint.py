@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.capture.call import Call
+import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.errors import FallbackWarning, IrreversibleError, PlanError, RefError
+from tiny_backprop.integration.jax.capture.call import Call, Outputs
 from tiny_backprop.integration.jax.capture.capture import capture_program
+from tiny_backprop.integration.jax.capture.trace import trace_function
+from tiny_backprop.integration.jax.run.irreversible import irreversible
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 from tiny_backprop.plan.loops.choice import LoopChoice
@@ -21,9 +24,10 @@ from tiny_backprop.plan.plan import Plan
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Checkpointed:
-    planned: PlannedProgram
+    outputs: Outputs
     constants: Sequence[Any]
     run: Callable[..., Any]
+    plan: Plan | RefError | IrreversibleError
 
 
 class Checkpointed(FunctionWrapper):
@@ -39,18 +43,37 @@ class Checkpointed(FunctionWrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
         call, made = self._programs.find(self._make, self._fun, args, kwargs)
-        return made.planned.program.outputs.unflatten(made.run([*made.constants, *call.arrays]))
+        if isinstance(made.plan, RefError):
+            warnings.warn(f"{made.plan} jax.checkpoint runs instead, unplanned.", FallbackWarning, stacklevel=2)
+        return made.outputs.unflatten(made.run([*made.constants, *call.arrays]))
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
         _, made = self._programs.find(self._make, self._fun, args, kwargs)
-        return made.planned.plan
+        if not isinstance(made.plan, Plan):
+            raise made.plan
+        return made.plan
 
     def _make(self, call: Call) -> _Checkpointed:
-        program, constants = capture_program(call, None)
+        try:
+            program, constants = capture_program(call, None)
+        except (RefError, IrreversibleError) as e:
+            return _unplanned(call, e)
         planned = PlannedProgram.make(program, self._request)
         run = jax.jit(planned.plain) if planned.jaxprs is None else _with_planned_reverse(planned)
-        return _Checkpointed(planned, constants, run)
+        return _Checkpointed(program.outputs, constants, run, planned.plan)
+
+
+def _unplanned(call: Call, error: RefError | IrreversibleError) -> _Checkpointed:
+    """Return the function as `jax.checkpoint` has it; where reverse mode fails on it, that says why."""
+    flat, _, outputs = trace_function(call)
+    run = compat.jaxpr_as_fun(flat.closed())
+
+    def without_reverse(*inputs: Any) -> list[Any]:
+        return [irreversible(x, error) if compat.is_inexact(jax.typeof(x)) else x for x in run(*inputs)]
+
+    checkpointed = jax.checkpoint(run if isinstance(error, RefError) else without_reverse)
+    return _Checkpointed(outputs, flat.consts, lambda inputs: checkpointed(*inputs), error)
 
 
 def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:
@@ -70,17 +93,10 @@ def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], 
         inputs, saved = residuals
         gradients = backward(inputs, saved, [cotangents[i] for i in program.cotangent_of])
         by_input = dict(zip(program.differentiated, gradients, strict=True))
-        return ([by_input.get(i, _no_gradient(x)) for i, x in enumerate(inputs)],)
+        return ([by_input.get(i, compat.zero_tangent(x)) for i, x in enumerate(inputs)],)
 
     run.defvjp(run_forward, run_backward)
     return run
-
-
-def _no_gradient(x: Any) -> Any:
-    """Return what `custom_vjp` wants for an input without gradient, zeros or float0 zeros."""
-    if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
-        return jax.numpy.zeros_like(x)
-    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 def checkpoint(
@@ -118,7 +134,9 @@ def checkpoint(
       PlanError: `block_size` or `levels` is not a whole number of at least 1, more than one way to plan is given, or,
         when called, `plan` does not fit.
       BudgetError: When called: no plan was found within the budget.
-      CaptureError: When called: the function cannot be differentiated in reverse mode.
+      IrreversibleError: When differentiated in reverse mode: the function cannot be.
+
+    A function that uses refs (`jax.new_ref`) runs under `jax.checkpoint`, unplanned, with a `FallbackWarning`.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -210,8 +210,9 @@ def height_compressed_grad(
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       donate_argnums: Which positional arguments the gradient may write over, as with `jax.jit`; budgets and predictions
         count on it. Where it runs inside a `jit` of yours, say the same there.
-      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"`
-        warns with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
+      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments, or uses refs
+        (`jax.new_ref`), which are not planned: `"fallback"` warns with `FallbackWarning` and runs `jax.grad`; `"raise"`
+        raises.
 
     Returns:
       The gradient function. Its `last_executor.checkpoint_plan` is the plan of the last call.
