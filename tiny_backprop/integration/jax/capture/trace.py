@@ -323,6 +323,7 @@ def build_graph(
         n_primal_outputs=n_primal_outputs,
         nested=_nested(eqns),
         backend="cpu",
+        jax_version=compat.JAX_VERSION,
     )
     return keeping_everything(graph), variables
 
