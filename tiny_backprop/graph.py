@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 LITERAL = -1
 """Stands in `Graph.operands` and `Graph.outputs` where a number is written into the program."""
 
-FLATTENED, COPIED = 1, 2
-"""In `Graph.relaid_operands`: read as a matrix, or copied into another order of dimensions; see `copied`."""
+TRANSPOSED, FLATTENED, COPIED = -1, 1, 2
+"""In `Graph.relaid_operands`: transposed by a dot itself, read as a matrix, or copied into another order of dimensions;
+see `copied`."""
 
 _FORMAT = "tiny_backprop.graph"
 _VERSION = 6
@@ -183,9 +184,9 @@ class Graph:
       scopes: Name stack of each node.
       operand_start: Node i reads `operands[operand_start[i]:operand_start[i + 1]]`.
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
-      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0), `FLATTENED`,
-        or what `copied` returns; for a copy with an edge, `COPIED` and how many elements it has. For a literal that an
-        array is scaled or shifted by, a number for its value.
+      relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0),
+        `TRANSPOSED`, `FLATTENED`, or what `copied` returns; for a copy with an edge, `COPIED` and how many elements it
+        has. For a literal that an array is scaled or shifted by, a number for its value.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.
@@ -198,6 +199,8 @@ class Graph:
       nested: The loops and branches that are planned as programs of their own.
       backend: The backend of XLA whose allocation predictions are about, `"cpu"` for what was captured from JAX; `""`
         for a graph made by hand, whose values are counted by plain liveness.
+      jax_version: The version of JAX that it was captured with, as (0, 12): predictions are about the XLA that came
+        with it. () for the newest that is modelled.
       donated: Numbers of the inputs that the program is given for its own use, in order; see `donate_argnums` of
         `jax.jit`.
       left_alone: Nodes that hold programs of their own and run as the framework has them, and why, in words.
@@ -226,6 +229,7 @@ class Graph:
     n_primal_outputs: int
     nested: tuple[Nested, ...] = ()
     backend: str = ""
+    jax_version: tuple[int, ...] = ()
     donated: tuple[int, ...] = ()
     left_alone: tuple[tuple[int, str], ...] = ()
 

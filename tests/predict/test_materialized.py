@@ -58,6 +58,11 @@ def two_sums(x, y, i):
     return rows + y, rows * y
 
 
+def of_version(first, since_12):
+    """Return a number of units by the version of JAX, whose XLA differs (see `predict.xla_cpu.versions`)."""
+    return since_12 if jax.__version_info__ >= (0, 12) else first
+
+
 # Units of 256 KiB that the program takes, temporaries and outputs together: what a rule says, in its own words.
 RULES = {
     "a loop's operands take no memory (1)": (lambda x: jnp.sin(jnp.abs(x * 2 + 1)) - x, (X,), 1),
@@ -74,7 +79,7 @@ RULES = {
     "but is no place to write what it stands for": (lambda x, w: jnp.tanh((x @ w).reshape(512, 128)), (X, W), 2),
     "a reduction takes in element-wise chains (6)": (lambda x, y: jnp.sum(jnp.tanh(x * y) ** 2, 1), (X, Y), 0),
     "what it cannot take in is materialised (6)": (lambda x, y: jnp.sum(jnp.where(x > 0, x, y), 1), (X, Y), 1),
-    "both of them (6)": (chain_into_reductions, (X, Y), 2),
+    "both of them (6)": (chain_into_reductions, (X, Y), of_version(2, 1)),
     "a softmax is one kernel, with its dot (7)": (lambda x, w: jax.nn.softmax(x @ w), (X, W), 1),
     "then a dot (7)": (lambda x, w: jax.nn.softmax(x @ w) @ w, (X, W), 2),
     "a scatter into zeros that is added (8)": (
@@ -160,12 +165,33 @@ RULES = {
         (X[:128], Y[:128].repeat(2, 0)),
         1.5,
     ),
-    "bfloat16 is multiplied in float32 (15)": (lambda x, w: x @ w @ w, (X16, W16), 3.5),
-    "and rounded once (15)": (lambda x, y, w: (lambda d: (d @ w, d + w))(x @ y), (X16, X16 + 1, W16), 5),
+    "bfloat16 is multiplied in float32 (15)": (lambda x, w: x @ w @ w, (X16, W16), of_version(3.5, 1)),
+    "also where the left matrix is transposed (15)": (lambda x, w: x.T @ w, (X16, W16), 3.5),
+    "or contracted by its rows (15)": (lambda x, w: jnp.einsum("ki,kj->ij", x, w), (X16, W16), 3.5),
+    "the right one may be contracted so (15)": (
+        lambda x, w: jnp.einsum("ik,jk->ij", x, w),
+        (X16, W16),
+        of_version(3.5, 0.5),
+    ),
+    "but not transposed (15)": (lambda x, w: x @ w.T, (X16, W16), 3.5),
+    "what is made may be (15)": (lambda x, w: (x @ w).T, (X16, W16), of_version(3.5, 0.5)),
+    "a vector of bfloat16 is, too (15)": (lambda x, w: jnp.tanh(x @ w[0]), (X16, W16), 1 + 1 / 128),
+    "a batch of bfloat16 (15)": (
+        lambda x, w: jnp.einsum("bqd,bkd->bqk", x, w),
+        (X16.reshape(16, 64, 64), W16.reshape(16, 64, 64)),
+        of_version(3.5, 0.5),
+    ),
+    "a batch of bfloat16, transposed (15)": (
+        lambda x, w: jnp.einsum("bdq,bdk->bqk", x, w),
+        (X16.reshape(16, 64, 64), W16.reshape(16, 64, 64)),
+        3.5,
+    ),
+    "bfloat16 is scattered (15)": (lambda x, i: (x * 2).at[i].add(x[:4]), (X16, jnp.arange(4)), of_version(1.52, 0.51)),
+    "and rounded once (15)": (lambda x, y, w: (lambda d: (d @ w, d + w))(x @ y), (X16, X16 + 1, W16), of_version(5, 1)),
     "also when it is copied (15)": (
         lambda q, k: jnp.einsum("bqhd,bkhd->bhqk", q, k),
         (HEADS.astype("bfloat16"), HEADS.astype("bfloat16")),
-        3.5,
+        of_version(3.5, 1.5),
     ),
     "so are images (15)": (
         lambda a, k: conv(a, k, ("NHWC", "HWIO", "NHWC")),
@@ -177,7 +203,7 @@ RULES = {
         (X16, W16),
         1,
     ),
-    "a softmax of bfloat16 is none (15)": (lambda x, w: jax.nn.softmax(x @ w), (X16, W16), 3.5),
+    "a softmax of bfloat16 is none (15)": (lambda x, w: jax.nn.softmax(x @ w), (X16, W16), of_version(3.5, 1.5)),
     "float16, too (15)": (lambda x, w: x @ w @ w, (X.astype("float16"), W.astype("float16")), 3.5),
     "random bits come out of a loop over words": (
         lambda k, x: jnp.where(jax.random.bernoulli(k, 0.1, (256, 256)), x, 0),
@@ -294,7 +320,8 @@ def held_sizes(plan, program):
     eqns = [e for j in (jaxprs.forward, jaxprs.backward) for e in j.jaxpr.eqns if e.primitive.name == "hold"]
     real = sorted(v.aval.size for e in eqns for v in e.outvars if v.aval.size > 16)
     t = plan.timeline
-    modelled = unroll(compiler_of("cpu").templates(plan.graph), t.steps, t.n_forward_steps, is_planned=True)
+    compiler = compiler_of("cpu", plan.graph.jax_version)
+    modelled = unroll(compiler.templates(plan.graph), t.steps, t.n_forward_steps, is_planned=True)
     values = [v for v, node in zip(modelled.values, modelled.nodes, strict=True) if node == HELD]
     sizes = [int(np.prod(plan.graph.value_shapes[v])) for v in values]
     return real, sorted(n for n in sizes if n > 16)

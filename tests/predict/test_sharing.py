@@ -62,7 +62,7 @@ def placed_one_by_one(fusion, first, last):
 @settings(max_examples=200, deadline=None)
 @given(programs(), st.randoms(use_true_random=False))
 def test_outputs_lend_their_memory_as_if_temporaries_were_placed_one_by_one(graph, random):
-    compiler = compiler_of("cpu")
+    compiler = compiler_of("cpu", graph.jax_version)
     program = unroll(compiler.templates(graph), range(graph.n_nodes), graph.n_nodes, is_planned=False)
     fusion = fuse(program, compiler.fusion)
     order = np.full(len(fusion.instructions), -1)

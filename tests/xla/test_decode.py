@@ -64,7 +64,7 @@ def test_a_map_that_cannot_be_had_says_why_and_keeps_the_totals(program, change,
     for ask in (
         found.at_peak,
         found.to_pandas,
-        found.plot,
+        lambda: plot_memory_map(found),
         lambda: found.live_bytes,
         lambda: found.live_output_bytes,
         lambda: found.extent_bytes,

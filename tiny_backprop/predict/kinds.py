@@ -37,7 +37,7 @@ _ELEMENT_WISE = names(
     "convert_element_type bitcast_convert_type integer_pow square is_finite nextafter real imag complex conj "
     "shift_left shift_right_logical shift_right_arithmetic population_count clz add_any reduce_precision eq_to le_to "
     "lt_to one_minus_square exp exp2 expm1 log log1p log2 tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic "
-    "pow atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem"
+    "pow atan2 lgamma digamma asin acos atan sinh cosh asinh acosh atanh div rem polynomial"
 )
 MOVES = names(
     "broadcast_in_dim iota pad slice concatenate transpose gather dynamic_slice rev split dynamic_update_slice stack "

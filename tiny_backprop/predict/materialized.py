@@ -15,11 +15,11 @@ A hold copies what it holds, so that both copies live where the original is read
 carries in the memory of their first values, if nobody reads these later, and leaves out what it stacks up and nobody
 reads; what passes through it is lent no memory of outputs. What its steps need is `step_memory`'s to say.
 
-What one compiler does beside stands in its own package, `xla_cpu`: what XLA:CPU (JAX 0.10, with YNNPACK's kernels)
-copies and converts for contractions and writes as several kernels, what its library kernels take in, and the order of
-its kernels. Each rule is held against it in `tests/predict/test_materialized.py`; `python -m benchmarks.truth` says how
-far the predictions are off. Known weak spots: the order in which kernels that become ready together run; kernels in
-which YNNPACK takes more than a softmax in; what convolutions of images smaller than their kernels become;
+What one compiler does beside stands in its own package, `xla_cpu`: what XLA:CPU (of JAX 0.10 and 0.12, with YNNPACK's
+kernels) copies and converts for contractions and writes as several kernels, what its library kernels take in, and the
+order of its kernels. Each rule is held against it in `tests/predict/test_materialized.py`; `python -m benchmarks.truth`
+says how far the predictions are off. Known weak spots: the order in which kernels that become ready together run;
+kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller than their kernels become;
 factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what `associative_scan` keeps; values
 of literals, of which the graph knows no more than which are equal; and room that XLA leaves between buffers.
 
@@ -100,7 +100,7 @@ class PlannedProgram:
         return self._fusions.get(self, self._fused)
 
     def _fused(self) -> Fusion:
-        compiler = compiler_of(self.backend)
+        compiler = compiler_of(self.backend, self.graph.jax_version)
         program = unroll(compiler.templates(self.graph), self.steps, self.n_forward_steps, self.is_planned)
         if not self.is_planned:
             program = _with_jax_loops(program)
@@ -261,7 +261,7 @@ def materialize(
       >>> materialize(graph, steps, n_forward_steps, is_planned=False).peak_bytes < plan.liveness_peak_bytes
       True
     """
-    compiler = compiler_of(backend)
+    compiler = compiler_of(backend, graph.jax_version)
     program = PlannedProgram(graph, steps, n_forward_steps, is_planned, backend)
     fusion = program.fused()
     of, buffers = fusion.instructions, np.flatnonzero(fusion.has_buffer)

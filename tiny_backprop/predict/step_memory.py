@@ -152,6 +152,7 @@ def _program(
         outputs=np.concatenate([now[list(returned)], first_sink + np.arange(len(sinks))]).astype(np.int64),
         n_primal_outputs=0,
         nested=tuple(nested),
+        jax_version=graph.jax_version,
     )
     if "nested plans" in graph.memo:
         program.memo["nested plans"] = graph.memo["nested plans"]

@@ -35,7 +35,7 @@ _PRIMITIVES = {
     # With those that XLA writes out as many cheap operations, which `flops` counts.
     "elementwise": "abs add add_any and bessel_i0e bessel_i1e bitcast_convert_type ceil clamp clz complex conj "
     "convert_element_type copy digamma div eq eq_to erf_inv erfc floor ge gt imag integer_pow is_finite "
-    "le le_to lgamma lt lt_to max min mul ne neg nextafter not one_minus_square or population_count real "
+    "le le_to lgamma lt lt_to max min mul ne neg nextafter not one_minus_square or polynomial population_count real "
     "reduce_precision round select_n shift_left shift_right_arithmetic shift_right_logical sign sqrt square sub xor",
     "reduction": "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min "
     "reduce_or reduce_prod reduce_sum reduce_window reduce_window_max reduce_window_min reduce_window_sum "

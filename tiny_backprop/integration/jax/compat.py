@@ -25,6 +25,7 @@ ClosedJaxpr = jex_core.ClosedJaxpr
 JaxprEqn = jex_core.JaxprEqn
 ShapedArray = core.ShapedArray
 jaxpr_as_fun = jex_core.jaxpr_as_fun
+JAX_VERSION = jax.__version_info__[:2]
 
 _CALLED_JAXPR = {
     "jit": "jaxpr",

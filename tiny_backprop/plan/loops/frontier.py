@@ -53,7 +53,8 @@ def _forward(part: Part, carry_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     if schedule.reruns:
         n_slots = np.searchsorted(schedule.forward[:, 1], steps, side="right")
         return steps, n_slots * carry_bytes + part.step.forward.n_bytes
-    return steps, (steps + 1) * (carry_bytes + part.step.kept_bytes) + part.step.forward.n_bytes
+    saved_bytes = steps * part.step.read_carry_bytes + (steps + 1) * part.step.kept_bytes
+    return steps, saved_bytes + carry_bytes + part.step.forward.n_bytes
 
 
 def _backward(part: Part, carry_bytes: int) -> tuple[np.ndarray, np.ndarray]:

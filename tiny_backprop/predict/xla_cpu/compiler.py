@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+
 from tiny_backprop.graph import Graph
 from tiny_backprop.predict.compiler import Compiler
 from tiny_backprop.predict.fusion import FusionRules
 from tiny_backprop.predict.xla_cpu.duplication import add_repeated, joins_rows, kept
 from tiny_backprop.predict.xla_cpu.facts import CpuFacts
-from tiny_backprop.predict.xla_cpu.library_kernels import ABSORBED, find_library_kernels
+from tiny_backprop.predict.xla_cpu.library_kernels import find_library_kernels
 from tiny_backprop.predict.xla_cpu.lowering import CpuLowering
 from tiny_backprop.predict.xla_cpu.order import breadth_first
+from tiny_backprop.predict.xla_cpu.versions import Version, version_of
 
 
-def _lower(graph: Graph) -> CpuLowering:
-    return CpuLowering(CpuFacts(graph))
+def xla_cpu(jax_version: tuple[int, ...]) -> Compiler:
+    """Return the XLA:CPU that came with a version of JAX."""
+    return _compiler(version_of(jax_version))
 
 
-XLA_CPU = Compiler(
-    backend="cpu",
-    lower=_lower,
-    fusion=FusionRules(ABSORBED, find_library_kernels, joins_rows, kept, add_repeated),
-    order=breadth_first,
-)
+@functools.cache
+def _compiler(version: Version) -> Compiler:
+    def lower(graph: Graph) -> CpuLowering:
+        return CpuLowering(CpuFacts(graph, version))
+
+    find = functools.partial(find_library_kernels, absorbed=version.absorbed)
+    return Compiler(
+        backend="cpu",
+        lower=lower,
+        fusion=FusionRules(version.absorbed, find, joins_rows, kept, add_repeated),
+        order=breadth_first,
+    )

@@ -6,7 +6,8 @@
 13. A literal that two instructions of one shape scale or shift by is an array that both read: it takes memory where one
     of them is inside a reduction.
 15. Dots, convolutions and scatters of 16-bit floats read copies in float32 and round what they make; what rounds to
-    bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it is.
+    bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it
+    is, and newer versions more: see `versions`.
 
 The numbers are those of `fusion`'s rules.
 """
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tiny_backprop.graph import LITERAL, Graph
+from tiny_backprop.graph import LITERAL, TRANSPOSED, Graph
 from tiny_backprop.predict.kinds import CONTRACTIONS, Kind, names
 from tiny_backprop.predict.node_facts import NodeFacts
 from tiny_backprop.predict.xla_cpu.expansions import CUMULATIVE, ends_in_loop, expansions, pools_by_slice
+from tiny_backprop.predict.xla_cpu.versions import Version
 
 NARROW = ("bfloat16", "float16")
 """Floats that XLA:CPU computes with in float32."""
@@ -41,10 +43,11 @@ class CpuFacts(NodeFacts):
       literals: Nodes that scale or shift by a literal that another one shares, with the literal's number.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, version: Version):
         super().__init__(graph)
         self.is_in_float32 = [
-            p in _IN_FLOAT32 and self.dtypes[self.starts[i]] in NARROW for i, p in enumerate(self.primitives)
+            p in _IN_FLOAT32 and self.dtypes[self.starts[i]] in NARROW and not self._reads_bfloat16(i, version)
+            for i, p in enumerate(self.primitives)
         ]
         self.expansions = dict(expansions(self, self.is_in_float32))
         self.planned_expansions = dict(pools_by_slice(self))
@@ -56,6 +59,22 @@ class CpuFacts(NodeFacts):
         self.reciprocals = dict(self._reciprocals())
         self.literals = self._literals(graph.relaid_operands.tolist())
         self.is_shared = self._shared_exponentials()
+
+    def _reads_bfloat16(self, i: int, version: Version) -> bool:
+        """Return whether a node that makes 16-bit floats reads and makes bfloat16 as it is."""
+        p, out = self.primitives[i], self.starts[i]
+        if p not in version.reads_bfloat16 or any(self.dtypes[v] == "float16" for v in (out, *self.reads[i])):
+            return False
+        return p != "dot_general" or self._is_row_major(i)
+
+    def _is_row_major(self, i: int) -> bool:
+        """Return whether a dot is one of matrices, the left one contracted by its last dimension, none a transpose."""
+        operands = self.operands[i]
+        if any(v == LITERAL or len(self.shapes[v]) < 2 for v in operands):
+            return False
+        makers = [self.makers[v] for v in operands]
+        is_folded = any(m >= 0 and self.primitives[m] == "transpose" and m not in self.cancelled for m in makers)
+        return not is_folded and self.graph.relaid_operands[self.graph.operand_start[i]] != TRANSPOSED
 
     def in_float32(self, v: int) -> int:
         """Return the bytes of a value in float32, 0 where it is none of a narrower kind."""

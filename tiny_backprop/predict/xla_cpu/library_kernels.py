@@ -13,31 +13,31 @@ from __future__ import annotations
 import numpy as np
 
 from tiny_backprop.predict.fusion import LibraryKernels
-from tiny_backprop.predict.kinds import Kind, names
+from tiny_backprop.predict.kinds import Kind
 from tiny_backprop.predict.uses import Uses
 from tiny_backprop.predict.xla_cpu.facts import NARROW
 
-ABSORBED = names(
-    "reshape squeeze expand_dims broadcast_in_dim iota convert_element_type add sub mul div max min neg abs sign floor "
-    "ceil round square integer_pow pow sqrt rsqrt exp expm1 log log1p tanh logistic erf add_any stop_gradient "
-    "one_minus_square log2"
-)
-"""Primitives of chains that a reduction takes in."""
 _SCALED = ("add", "mul", "div")
 _MOST_BETWEEN = 5  # instructions between a reduction of rows and where it is subtracted
 _LEAST_ROWS_BYTES = 16384
 _REDUCTION, _KERNEL = int(Kind.REDUCTION), int(Kind.KERNEL)  # as plain numbers, which compare faster
 
 
-def find_library_kernels(uses: Uses) -> LibraryKernels:
-    """Return softmaxes, their gradients and scatters into zeros that a program has."""
-    finder = _Finder(uses)
+def find_library_kernels(uses: Uses, absorbed: frozenset[str]) -> LibraryKernels:
+    """Return softmaxes, their gradients and scatters into zeros that a program has.
+
+    Args:
+      uses: Who reads what.
+      absorbed: Primitives of the chains that a reduction takes in.
+    """
+    finder = _Finder(uses, absorbed)
     finder.find()
     return LibraryKernels(finder.kinds, finder.taken_in, finder.replaced, finder.in_place)
 
 
 class _Finder:
-    def __init__(self, uses: Uses):
+    def __init__(self, uses: Uses, absorbed: frozenset[str]):
+        self.absorbed = absorbed
         self.uses, self.kinds, self.returned = uses, uses.of.kinds.copy(), uses.of.returned
         self.taken_in: set[int] = set()
         self.replaced: set[int] = set()
@@ -143,7 +143,7 @@ class _Finder:
         uses = self.uses
         while uses.n_readers[root] == 1 and root not in self.returned:
             reader = int(uses.reader[root])
-            if uses.name(reader) not in ABSORBED or self.kinds[reader] >= _REDUCTION:
+            if uses.name(reader) not in self.absorbed or self.kinds[reader] >= _REDUCTION:
                 break
             inside.add(root)
             root = reader

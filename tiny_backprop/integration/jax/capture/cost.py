@@ -145,6 +145,11 @@ def _elementwise(eqn: Any) -> Cost:
     return float(sum([n_elements(v.aval) for v in eqn.outvars if hasattr(v.aval, "shape")])), _moved(eqn)
 
 
+def _polynomial(eqn: Any) -> Cost:
+    """Horner's rule: a multiplication and an addition for each coefficient but the first."""
+    return 2.0 * (len(eqn.invars) - 2) * n_elements(eqn.outvars[0].aval), _moved(eqn)
+
+
 def _relabel(eqn: Any) -> Cost:
     return 0.0, 0.0
 
@@ -433,6 +438,7 @@ _RULES: dict[str, Callable[[Any], Cost]] = {
     "convert_element_type": _convert,
     "dynamic_update_slice": _dynamic_update_slice,
     "integer_pow": _integer_pow,
+    "polynomial": _polynomial,  # from JAX 0.12 on
     "dot_general": _dot_general,
     "ragged_dot": _ragged_dot,
     "ragged_dot_general": _ragged_dot,

@@ -19,7 +19,7 @@ from typing import Any
 
 from jax import lax
 
-from tiny_backprop.graph import COPIED, FLATTENED, copied
+from tiny_backprop.graph import COPIED, FLATTENED, TRANSPOSED, copied
 
 Relaid = tuple[tuple[int, ...], tuple[bool, ...]]
 
@@ -47,7 +47,10 @@ def _dot(eqn: Any) -> Relaid:
         for shape, c, b in zip(shapes, contracted, batch, strict=True)
     )
     if is_canonical:
-        return (0, 0), (False,)
+        left, right = shapes
+        is_left = len(left) == n_batch + 2 and contracted[0][0] == n_batch
+        is_right = len(right) == n_batch + 2 and contracted[1][0] == n_batch + 1
+        return (TRANSPOSED * is_left, TRANSPOSED * is_right), (False,)
     free = [
         [d for d in range(len(shape)) if d not in (*c, *b)]
         for shape, c, b in zip(shapes, contracted, batch, strict=True)

@@ -352,6 +352,7 @@ def build_graph(
         nested=_nested(eqns),
         backend="cpu",
         left_alone=tuple((i, why) for i, e in enumerate(eqns[:n_forward]) if (why := _left_alone(e))),
+        jax_version=compat.JAX_VERSION,
     )
     return keeping_everything(graph), variables
 

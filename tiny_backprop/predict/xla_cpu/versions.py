@@ -1,0 +1,43 @@
+"""What differs between versions of XLA:CPU: the one table, by the version of JAX that they came with.
+
+It has what changes memory and was found by compiling the same program on both; `tests/predict` holds each entry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tiny_backprop.predict.kinds import names
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One version of XLA:CPU.
+
+    Attributes:
+      since: The first version of JAX that came with it.
+      absorbed: Primitives of the chains that a reduction takes in.
+      reads_bfloat16: Primitives that read and make bfloat16 as it is, not in float32; `dot_general` only of
+        matrices, the left one contracted by its last dimension, and neither of them a transpose.
+    """
+
+    since: tuple[int, ...]
+    absorbed: frozenset[str]
+    reads_bfloat16: frozenset[str]
+
+
+_ABSORBED = names(
+    "reshape squeeze expand_dims broadcast_in_dim iota convert_element_type add sub mul div max min neg abs sign floor "
+    "ceil round square integer_pow pow sqrt rsqrt exp expm1 log log1p tanh logistic erf add_any stop_gradient "
+    "one_minus_square log2"
+)
+VERSIONS = (
+    Version((0, 10), _ABSORBED, reads_bfloat16=names("")),
+    Version((0, 12), _ABSORBED | names("sin cos tan"), reads_bfloat16=names("dot_general scatter-add")),
+)
+
+
+def version_of(jax_version: tuple[int, ...]) -> Version:
+    """Return the version of XLA:CPU that came with one of JAX: the latest known up to it, the newest for ()."""
+    known = [v for v in VERSIONS if v.since <= jax_version] if jax_version else VERSIONS
+    return known[-1] if known else VERSIONS[0]
