@@ -1,5 +1,9 @@
 """Every error and warning that tiny_backprop raises by itself; all errors share one base class."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class TinyBackpropError(Exception):
     """Base class of tiny_backprop's errors."""
@@ -39,6 +43,9 @@ class BudgetError(PlanError):
         self.budget_bytes = budget_bytes
         self.smallest_peak_bytes = smallest_peak_bytes
         self.bound_bytes = bound_bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.budget_bytes, self.smallest_peak_bytes, self.bound_bytes), self.__dict__
 
 
 class MeasureError(TinyBackpropError):

@@ -21,6 +21,7 @@ import numpy as np
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import GraphError
 from tiny_backprop.json_text import read_json, write_json
+from tiny_backprop.record import Record
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class _Nodes(Sequence[Node]):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(Record):
     """A program, or the gradient of one, as arrays.
 
     Make one with `capture_graph_jaxpr`, `capture_gradient`, `Graph.from_nodes` or `Graph.from_json`.

@@ -19,6 +19,7 @@ from tiny_backprop.plan.loops.frontier import LoopFrontier, loop_frontier
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.strategies.tree import best_tree
 from tiny_backprop.predict.nested import NestedPlan, nested_plans
+from tiny_backprop.record import Record
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class LoopReport:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GraphReport:
+class GraphReport(Record):
     """What `analyze_graph` found; every number is predicted, for a program that runs every node once, in order.
 
     Attributes:

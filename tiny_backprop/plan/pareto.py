@@ -20,6 +20,7 @@ from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES, plan_policy
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.plan.strategies.budget import budget_range_bytes
+from tiny_backprop.record import Record
 from tiny_backprop.schedule.cost import Cost, cost_unit, least_cost, node_costs
 from tiny_backprop.units import format_bytes
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pareto:
+class Pareto(Record):
     """Plans of one gradient, none of which has both a smaller peak and a lower cost than another; all predicted.
 
     Attributes:

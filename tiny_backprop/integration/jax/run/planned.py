@@ -214,6 +214,9 @@ class ProgramCache(Generic[M]):
         self._lock = threading.RLock()
         self._fix_numbers = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # a copy begins empty: what runs belongs to this process and this device
+
     def find(
         self, make: Callable[[Call], M], fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[Call, M]:

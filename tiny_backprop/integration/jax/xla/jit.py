@@ -27,6 +27,9 @@ class Jitted(FunctionWrapper):
         self._fun, self._options = fun, jit_options
         self._compiler_options = jit_options.pop("compiler_options", None) or {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_jitted", "_nested")}
+
     @functools.cached_property
     def _jitted(self) -> Any:  # made at the first call: which options are right is known once JAX has chosen a backend
         options = {**compiler_options(), **self._compiler_options}
