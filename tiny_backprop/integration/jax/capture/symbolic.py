@@ -53,6 +53,32 @@ class _Expression:
         return self.factor * compat.dimension_at(self.dimension, sizes) + self.offset
 
 
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """An argument with symbolic dimensions, as text."""
+
+    shape: str
+    dtype: Any
+    weak_type: bool
+
+    @classmethod
+    def of(cls, x: Any) -> _Written:
+        return cls(", ".join(map(str, x.shape)) + ",", x.dtype, x.weak_type)
+
+    def read(self, scope: jax.export.SymbolicScope) -> jax.ShapeDtypeStruct:
+        shape = jax.export.symbolic_shape(self.shape, scope=scope)
+        return jax.ShapeDtypeStruct(shape, self.dtype, weak_type=self.weak_type)
+
+
+def _traced_again(
+    fun: Any, args: Any, kwargs: Any, constraints: Sequence[str], *options: Any
+) -> SymbolicGraph:
+    """Return the graph that was pickled, its function traced anew."""
+    scope = jax.export.SymbolicScope(constraints)
+    args, kwargs = jax.tree.map(lambda x: x.read(scope) if isinstance(x, _Written) else x, (args, kwargs))
+    return SymbolicGraph(Call.of(fun, args, kwargs), *options)
+
+
 class SymbolicGraph:
     """The gradient of a function whose arguments have symbolic dimensions; made by `capture_symbolic_gradient`.
 
@@ -135,6 +161,17 @@ class SymbolicGraph:
         under = f" under {', '.join(self.constraints)}" if self.constraints else ""
         n_eqns = self._template.n_eqns
         return f"SymbolicGraph({self.name!r}, {n_eqns} nodes, dimensions {', '.join(self.dimensions)}{under})"
+
+    def __deepcopy__(self, memo: Any) -> SymbolicGraph:
+        return self  # nobody can change it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the question, not the trace: tracebacks and primitives belong to this process."""
+        call = self._call
+        leaves = [_Written.of(x) if symbolic_dimensions(x) else x for x in call.leaves]
+        args, kwargs = jax.tree.unflatten(call.tree, leaves)
+        options = self._positions, self._has_aux, self._donated
+        return _traced_again, (call.fun, args, kwargs, self.constraints, *options)
 
     # ---- tracing ----
 
