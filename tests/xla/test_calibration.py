@@ -84,7 +84,7 @@ def test_speeds_are_those_of_the_work_that_is_counted(monkeypatch):
 
 
 def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     for name in ("_measured", "json.dumps"):

@@ -7,7 +7,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.export
@@ -25,7 +25,8 @@ class Call:
       name: Its name, for messages.
       leaves: All leaves of `(args, kwargs)`.
       tree: Their tree.
-      traced: Positions of the leaves that are arrays; the others (strings, callables, …) are passed on as they are.
+      traced: Positions of the leaves that are arrays; the others (strings, callables, …) are passed on as they are, and
+        so are Python's bools and ints in arguments that are not differentiated, as `jax.grad` does.
     """
 
     fun: Callable[..., Any]
@@ -36,12 +37,14 @@ class Call:
 
     @classmethod
     def of(
-        cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], fix_numbers: bool = False
+        cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], argnums: Any = None
     ) -> Call:
-        """Take a call apart; with `fix_numbers`, Python's bools and ints are passed on as they are, too."""
+        """Take a call apart; in all arguments but `argnums`, where given, Python's bools and ints are no arrays."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        is_array = is_array_type if not fix_numbers else _is_array_type_but_no_number
-        traced = tuple([i for i, x in enumerate(leaves) if is_array(type(x))])
+        traced = tuple([i for i, x in enumerate(leaves) if is_array_type(type(x))])
+        if argnums is not None and any(type(leaves[i]) in (bool, int) for i in traced):
+            kept = _leaves_of(tree, argnums)
+            traced = tuple([i for i in traced if type(leaves[i]) not in (bool, int) or i in kept])
         return cls(fun, function_name(fun), leaves, tree, traced)
 
     @property
@@ -74,8 +77,7 @@ class Call:
 
     def positions(self, argnums: Sequence[int]) -> list[int]:
         """Return which of `arrays` belong to the positional arguments `argnums`, -1 for a leaf that is none of them."""
-        ends = list(itertools.accumulate(t.num_leaves for t in self.tree.children()[0].children()))
-        leaves = [i for k in argnums for i in range(ends[k - 1] if k else 0, ends[k])]
+        leaves = _leaves_of(self.tree, argnums)
         return [self.traced.index(i) if i in self.traced else -1 for i in leaves]
 
 
@@ -113,6 +115,15 @@ class Outputs:
         return children[0], n_leaves - sum(i < n_leaves for i in self.fixed)
 
 
+def _leaves_of(tree: Any, argnums: Any) -> list[int]:
+    """Return the positions of the leaves of some positional arguments; whatever names none has none."""
+    ends = list(itertools.accumulate(t.num_leaves for t in tree.children()[0].children()))
+    wanted = [k for k in (argnums if isinstance(argnums, Sequence) else [argnums]) if isinstance(k, SupportsIndex)]
+    indices = [operator.index(k) for k in wanted]
+    indices = [k % len(ends) for k in indices if -len(ends) <= k < len(ends)]
+    return [i for k in indices for i in range(ends[k - 1] if k else 0, ends[k])]
+
+
 def _keyword(path: tuple[Any, ...]) -> str:
     return str(path[1].key) + jax.tree_util.keystr(path[2:])
 
@@ -126,11 +137,6 @@ def function_name(fun: Any) -> str:
 def is_array_type(kind: type) -> bool:
     """Return whether objects of a type are arrays to JAX, Python's numbers among them."""
     return issubclass(kind, (bool, int, float, complex)) or (hasattr(kind, "shape") and hasattr(kind, "dtype"))
-
-
-@functools.cache
-def _is_array_type_but_no_number(kind: type) -> bool:
-    return is_array_type(kind) and (not issubclass(kind, int) or hasattr(kind, "shape"))
 
 
 def symbolic_dimensions(x: Any) -> list[Any]:

@@ -93,7 +93,7 @@ def capture_gradient(
       >>> graph.n_forward > 0 and graph.n_backward > 0
       True
     """
-    call = Call.of(fun, args, kwargs)
+    call = Call.of(fun, args, kwargs, argnums)
     donated = check_donate_argnums(call, donate_argnums)
     program, _ = capture_program(call, check_argnums(call, argnums), has_aux=has_aux, donated=donated)
     return program.graph

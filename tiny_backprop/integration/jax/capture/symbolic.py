@@ -70,13 +70,12 @@ class _Written:
         return jax.ShapeDtypeStruct(shape, self.dtype, weak_type=self.weak_type)
 
 
-def _traced_again(
-    fun: Any, args: Any, kwargs: Any, constraints: Sequence[str], *options: Any
-) -> SymbolicGraph:
+def _traced_again(call_parts: Any, traced: tuple[int, ...], constraints: Sequence[str], *options: Any) -> SymbolicGraph:
     """Return the graph that was pickled, its function traced anew."""
     scope = jax.export.SymbolicScope(constraints)
+    fun, args, kwargs = call_parts
     args, kwargs = jax.tree.map(lambda x: x.read(scope) if isinstance(x, _Written) else x, (args, kwargs))
-    return SymbolicGraph(Call.of(fun, args, kwargs), *options)
+    return SymbolicGraph(dataclasses.replace(Call.of(fun, args, kwargs), traced=traced), *options)
 
 
 class SymbolicGraph:
@@ -171,7 +170,7 @@ class SymbolicGraph:
         leaves = [_Written.of(x) if symbolic_dimensions(x) else x for x in call.leaves]
         args, kwargs = jax.tree.unflatten(call.tree, leaves)
         options = self._positions, self._has_aux, self._donated
-        return _traced_again, (call.fun, args, kwargs, self.constraints, *options)
+        return _traced_again, ((call.fun, args, kwargs), call.traced, self.constraints, *options)
 
     # ---- tracing ----
 
@@ -291,7 +290,7 @@ def capture_symbolic_gradient(
       >>> symbolic.at(batch=32).activation_bytes, symbolic.at(batch=64).activation_bytes
       (1540, 3076)
     """
-    call = Call.of(fun, args, kwargs)
+    call = Call.of(fun, args, kwargs, argnums)
     scopes = {id(compat.dimension_scope(d)): d for d in call.symbolic_dimensions()}
     if len(scopes) != 1:
         found = f"dimensions {', '.join(map(str, scopes.values()))} of {len(scopes)} scopes" if scopes else "none"

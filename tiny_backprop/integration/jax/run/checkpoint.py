@@ -38,13 +38,13 @@ class Checkpointed(FunctionWrapper):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        call, made = self._programs.find(self._make, self._fun, args, kwargs)
+        call = Call.of(self._fun, args, kwargs, ())
+        made = self._programs.find(self._make, call)
         return made.planned.program.outputs.unflatten(made.run([*made.constants, *call.arrays]))
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
-        _, made = self._programs.find(self._make, self._fun, args, kwargs)
-        return made.planned.plan
+        return self._programs.find(self._make, Call.of(self._fun, args, kwargs, ())).planned.plan
 
     def _make(self, call: Call) -> _Checkpointed:
         program, constants = capture_program(call, None)
@@ -96,7 +96,7 @@ def checkpoint(
     Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. It is the plan for
     differentiating by everything of floating-point or complex dtype, traced values that `fun` closes over included; put
     what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
-    through. The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
+    through; Python's bools and ints as they are, planned for each of their values. The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
     higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any `jax.custom_vjp`.
 
     Args:

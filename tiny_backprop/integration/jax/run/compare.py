@@ -73,7 +73,7 @@ def compare(
     """
     import pandas as pd
 
-    call = Call.of(fun, args, kwargs)
+    call = Call.of(fun, args, kwargs, argnums)
     donated = check_donate_argnums(call, donate_argnums)
     graph = capture_program(call, check_argnums(call, argnums), has_aux=has_aux, donated=donated)[0].graph
     if plans is None:

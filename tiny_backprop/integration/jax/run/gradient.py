@@ -86,7 +86,8 @@ class PlannedGradient(FunctionWrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the gradient (or value and gradient) at the arguments."""
         try:
-            call, compiled = self._programs.find(self._compile, self._fun, args, kwargs)
+            call = Call.of(self._fun, args, kwargs, self._argnums)
+            compiled = self._programs.find(self._compile, call)
         except UntraceableError as e:
             return self._fall_back(e, args, kwargs)
         self.last_executor = compiled.executor
@@ -95,8 +96,8 @@ class PlannedGradient(FunctionWrapper):
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
-        _, compiled = self._programs.find(self._compile, self._fun, args, kwargs)
-        return compiled.planned.plan
+        call = Call.of(self._fun, args, kwargs, self._argnums)
+        return self._programs.find(self._compile, call).planned.plan
 
     def _compile(self, call: Call) -> _Compiled:
         positions, donated = check_argnums(call, self._argnums), check_donate_argnums(call, self._donate_argnums)
@@ -195,7 +196,8 @@ def height_compressed_grad(
     Args:
       fun: Function whose output is a real scalar, or, with `has_aux`, a pair of that and anything else. Its positional
         and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are, and so are
-        Python's bools and ints where `fun` cannot be traced otherwise.
+        Python's bools and ints in arguments that are not differentiated. Each other value of these is planned and
+        compiled for; a counter that changes at every call is better an array.
       block_size: Forward nodes per block, in loops steps; see `plan_blocks`.
       levels: Levels of checkpointing; see `plan_height_compressed`. No step of a loop runs again more often. Without
         `block_size`, `levels`, `plan` and `budget`, the block size with the smallest predicted peak among some that are
