@@ -7,12 +7,14 @@ from tiny_backprop.analysis.report import summarize_frontier as summarize_fronti
 from tiny_backprop.errors import BudgetError as BudgetError
 from tiny_backprop.errors import CalibrationWarning as CalibrationWarning
 from tiny_backprop.errors import CaptureError as CaptureError
+from tiny_backprop.errors import CotangentWarning as CotangentWarning
 from tiny_backprop.errors import FallbackWarning as FallbackWarning
 from tiny_backprop.errors import GraphError as GraphError
 from tiny_backprop.errors import IllegalPlanError as IllegalPlanError
 from tiny_backprop.errors import MeasureError as MeasureError
 from tiny_backprop.errors import PlanError as PlanError
 from tiny_backprop.errors import TinyBackpropError as TinyBackpropError
+from tiny_backprop.errors import UndifferentiableError as UndifferentiableError
 from tiny_backprop.errors import UntraceableError as UntraceableError
 from tiny_backprop.graph import Graph as Graph
 from tiny_backprop.integration.jax.capture.capture import capture_gradient as capture_gradient

@@ -21,6 +21,10 @@ class UntraceableError(CaptureError):
     """A function looks at the values of its arguments, which tracing does not have."""
 
 
+class UndifferentiableError(CaptureError):
+    """JAX cannot differentiate a function in reverse mode while it is traced."""
+
+
 class PlanError(TinyBackpropError, ValueError):
     """A plan was asked for that cannot be made, or does not fit the graph it is used with."""
 
@@ -57,6 +61,14 @@ class FallbackWarning(UserWarning):
 
     Pass `on_error="raise"` to have the reason raised, or silence it with
     `warnings.simplefilter("ignore", tiny_backprop.FallbackWarning)`.
+    """
+
+
+class CotangentWarning(UserWarning):
+    """A gradient was captured of a function that `jax.grad` refuses, because it returns more than one number.
+
+    What is captured has a cotangent for each array that is returned. Return the loss alone, or a pair and say
+    `has_aux=True`; or silence it with `warnings.simplefilter("ignore", tiny_backprop.CotangentWarning)`.
     """
 
 

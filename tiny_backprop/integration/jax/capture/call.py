@@ -58,12 +58,31 @@ class Call:
         return len(self.tree.children()[0].children())
 
     def with_arrays(self, arrays: Sequence[Any]) -> Any:
-        """Call the function with other arrays in the places of these."""
+        """Call the function with other arrays in the places of these.
+
+        Raises:
+          CaptureError: The function changes an object among its arguments, such as a module with a running mean: it was
+            given a copy, and what it has changed would be lost.
+        """
         leaves = list(self.leaves)
         for i, x in zip(self.traced, arrays, strict=True):
             leaves[i] = x
         args, kwargs = jax.tree.unflatten(self.tree, leaves)
-        return self.fun(*args, **kwargs)
+        objects = [x for x in jax.tree.leaves((args, kwargs), is_leaf=_is_object) if _is_object(x)]
+        before = [_held(x) for x in objects]
+        is_stable = [held == _held(x) for held, x in zip(before, objects, strict=True)]
+        out = self.fun(*args, **kwargs)
+        returned = set(map(id, jax.tree.leaves(out)))
+        for x, held, stable in zip(objects, before, is_stable, strict=True):
+            # Who returns some of what has changed knows that the rest is lost, as under jax.jit.
+            if stable and held != _held(x) and returned.isdisjoint(set(_held(x)[0]).difference(held[0])):
+                raise CaptureError(
+                    f"{self.name} changes its argument of type {type(x).__name__} in place (a running mean, say, or the "
+                    "count of a random stream). It is planned as a pure function, and the change would be lost. Return "
+                    "what changes: split the module before (flax.nnx.split, equinox.partition), merge it inside, and "
+                    "return its new state beside the output, as has_aux=True has it."
+                )
+        return out
 
     def argument_names(self) -> list[str]:
         """Return a name such as `args[0]['w']` for each array."""
@@ -139,6 +158,16 @@ def is_array_type(kind: type) -> bool:
     return issubclass(kind, (bool, int, float, complex)) or (hasattr(kind, "shape") and hasattr(kind, "dtype"))
 
 
+def _is_object(x: Any) -> bool:
+    """Return whether a tree has a node of its own kind here, which a function may write to."""
+    return type(x) not in (tuple, list, dict, type(None)) and not jax.tree_util.all_leaves([x])
+
+
+def _held(x: Any) -> tuple[list[int], Any]:
+    leaves, tree = jax.tree.flatten(x)
+    return list(map(id, leaves)), tree
+
+
 def symbolic_dimensions(x: Any) -> list[Any]:
     """Return the symbolic dimensions of an argument's shape; none for what has no shape."""
     return [d for d in getattr(x, "shape", ()) if type(d) is not int and jax.export.is_symbolic_dim(d)]
@@ -191,3 +220,17 @@ def _check_indices(call: Call, argnums: int | Sequence[int], word: str) -> list[
     if len(set(found)) < len(found):
         raise CaptureError(f"{word}={argnums!r} must name no argument twice")
     return found
+
+
+def separated(arrays: Sequence[Any], donated: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Return the arrays that are donated, and the others."""
+    kept = set(range(len(arrays))).difference(donated)
+    return [arrays[i] for i in donated], [x for i, x in enumerate(arrays) if i in kept]
+
+
+def joined(given: Sequence[Any], others: Sequence[Any], donated: Sequence[int]) -> list[Any]:
+    """Return all arrays in order, of which `separated` made two lists."""
+    arrays = list(others)
+    for i, x in zip(donated, given, strict=True):
+        arrays.insert(i, x)
+    return arrays

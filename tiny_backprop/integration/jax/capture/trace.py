@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
-from tiny_backprop.errors import CaptureError, UntraceableError
+from tiny_backprop.errors import CaptureError, UndifferentiableError, UntraceableError
 from tiny_backprop.graph import LITERAL, Graph, Nested
 from tiny_backprop.integration.jax.capture.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, eqn_cost
@@ -137,14 +137,15 @@ def trace_gradient(
 
     Raises:
       UntraceableError: The function looks at the values of its arguments.
-      CaptureError: The function cannot be differentiated in reverse mode, or `has_aux` does not fit what it returns.
+      UndifferentiableError: The function cannot be differentiated in reverse mode.
+      CaptureError: `has_aux` does not fit what it returns.
     """
     flat, outputs, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
     primal = flat.closed()
     try:
         traced = _trace_joint(prepare(primal), differentiated, cotangent_of)
     except Exception as e:
-        raise CaptureError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
+        raise UndifferentiableError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
     joint = join_pads(flatten(traced, keep_custom_rules=False))
     program = _split(call, flat, joint, outputs, differentiated, cotangent_of)
     return program, [*flat.consts, *joint.consts]
@@ -212,14 +213,13 @@ def _why_not(
     if not lines:
         return (
             f"{asked}\n  {type(error).__name__}: {str(error).strip()}\n"
-            "jax.grad by the same arguments fails likewise. Operations without a derivative need jax.custom_vjp or "
-            "stop_gradient."
+            "Operations without a derivative need jax.custom_vjp or stop_gradient; what works in jax.grad alone, because "
+            "it does not trace first, is not planned."
         )
     return (
         f"{asked} a while_loop, or a fori_loop whose bounds are not constant, is on the differentiated path at\n"
         + "".join(f"  {line}\n" for line in lines)
-        + "jax.grad by the same arguments fails likewise: how many steps there are, and so how much they save, is "
-        "known only when they run. Where the steps are bounded, write lax.scan with lax.cond inside, or fori_loop with "
+        + "How many steps there are, and so how much they save, is known only when they run. Where the steps are bounded, write lax.scan with lax.cond inside, or fori_loop with "
         "constant bounds, or equinox.internal.while_loop(kind='checkpointed'): see checkpointed_while in "
         "docs/while-loops.md. Where no gradient is wanted through it, wrap what it reads in lax.stop_gradient."
     )

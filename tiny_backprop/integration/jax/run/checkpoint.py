@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from tiny_backprop.errors import PlanError
+from tiny_backprop.errors import FallbackWarning, PlanError, UndifferentiableError
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
@@ -39,7 +40,13 @@ class Checkpointed(FunctionWrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
         call = Call.of(self._fun, args, kwargs, ())
-        made = self._programs.find(self._make, call)
+        try:
+            made = self._programs.find(self._make, call)
+        except UndifferentiableError as e:
+            if "while_loop" in str(e):
+                raise
+            warnings.warn(f"{e} {call.name} runs as it is, unplanned.", FallbackWarning, stacklevel=2)
+            return self._fun(*args, **kwargs)
         return made.planned.program.outputs.unflatten(made.run([*made.constants, *call.arrays]))
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:

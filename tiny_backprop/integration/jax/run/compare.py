@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums
+from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, joined, separated
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.gradient import height_compressed_value_and_grad
 from tiny_backprop.integration.jax.xla.jit import jit
@@ -95,8 +96,7 @@ def compare(
     for name, way, plan in ways:
         if progress:
             progress(name)
-        program = jit(way, donate_argnums=donate_argnums)
-        rows[name] = _row(plan, measure(program, *args, run=run, **kwargs), cost_model)
+        rows[name] = _row(plan, measure(_program(call, way, donated), *separated(call.arrays, donated), run=run), cost_model)
     rows["jax.value_and_grad"]["predicted_peak_bytes"] = predict_jax_gradient(graph).peak_bytes
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("gradient")
     first = table.iloc[0]
@@ -105,6 +105,12 @@ def compare(
     if run:
         table["time_ratio"] = table.measured_step_seconds / first.measured_step_seconds
     return table
+
+
+def _program(call: Call, way: Callable[..., Any], donated: Sequence[int]) -> Callable[..., Any]:
+    """Return the compiled function of donated and other arrays that calls a gradient as its function was called."""
+    called = dataclasses.replace(call, fun=way)
+    return jit(lambda given, others: called.with_arrays(joined(given, others, donated)), donate_argnums=0)
 
 
 def _named(plans: Sequence[Plan]) -> dict[str, Plan]:

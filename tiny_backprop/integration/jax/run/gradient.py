@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UntraceableError
+from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UndifferentiableError, UntraceableError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, function_name
+from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, function_name, joined, separated
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
@@ -88,10 +88,10 @@ class PlannedGradient(FunctionWrapper):
         try:
             call = Call.of(self._fun, args, kwargs, self._argnums)
             compiled = self._programs.find(self._compile, call)
-        except UntraceableError as e:
+        except (UntraceableError, UndifferentiableError) as e:
             return self._fall_back(e, args, kwargs)
         self.last_executor = compiled.executor
-        outs, gradients = compiled.run(*_separated(call.arrays, compiled.donated), compiled.constants)
+        outs, gradients = compiled.run(*separated(call.arrays, compiled.donated), compiled.constants)
         return self._result(compiled.planned, outs, gradients, args)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
@@ -108,7 +108,7 @@ class PlannedGradient(FunctionWrapper):
             return jax.jit(_runner(planned, donated, call.name), donate_argnums=0)
 
         def measured_bytes(planned: PlannedProgram) -> int:
-            return compiled_bytes(jitted(planned), *_separated(call.arrays, donated), constants)
+            return compiled_bytes(jitted(planned), *separated(call.arrays, donated), constants)
 
         planned = PlannedProgram.make(program, self._request, measured_bytes)
         return _Compiled(planned, constants, donated, HeightCompressedExecutor(planned.plan), jitted(planned))
@@ -121,23 +121,25 @@ class PlannedGradient(FunctionWrapper):
             return value, gradient
         return (gradient, value[1]) if self._has_aux else gradient
 
-    def _fall_back(self, error: UntraceableError, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _fall_back(self, error: CaptureError, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.last_executor = None
         if self._on_error == "raise":
             raise error
+        grad = jax.value_and_grad if self._with_value else jax.grad
+        plain = grad(self._fun, argnums=self._argnums, has_aux=self._has_aux)
+        if isinstance(error, UndifferentiableError):
+            try:
+                result = plain(*args, **kwargs)
+            except Exception as e:
+                raise CaptureError(f"{error}\njax.grad by the same arguments fails likewise.") from e
+            warnings.warn(f"{error} jax.grad ran instead, unplanned.", FallbackWarning, stacklevel=3)
+            return result
         warnings.warn(f"{error} jax.grad runs instead, unplanned.", FallbackWarning, stacklevel=3)
-        plain = jax.value_and_grad if self._with_value else jax.grad
-        return plain(self._fun, argnums=self._argnums, has_aux=self._has_aux)(*args, **kwargs)
+        return plain(*args, **kwargs)
 
     def __repr__(self) -> str:
         state = repr(self.last_executor) if self.last_executor else "not planned yet"
         return f"<planned gradient of {function_name(self._fun)}: {state}>"
-
-
-def _separated(arrays: Sequence[Any], donated: Sequence[int]) -> tuple[list[Any], list[Any]]:
-    """Return the arrays that are donated, and the others."""
-    kept = set(range(len(arrays))).difference(donated)
-    return [arrays[i] for i in donated], [x for i, x in enumerate(arrays) if i in kept]
 
 
 def _runner(planned: PlannedProgram, donated: Sequence[int], name: str) -> Callable[..., Any]:
@@ -145,10 +147,7 @@ def _runner(planned: PlannedProgram, donated: Sequence[int], name: str) -> Calla
     program = planned.program
 
     def run(given: Sequence[Any], arrays: Sequence[Any], constants: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        arrays = list(arrays)
-        for i, x in zip(donated, given, strict=True):
-            arrays.insert(i, x)
-        inputs = [*constants, *arrays]
+        inputs = [*constants, *joined(given, arrays, donated)]
         outs = planned.forward(inputs)
         cotangent = [lax.full_like(outs[i], 1) for i in program.cotangent_of]
         return outs[: planned.n_outs], planned.backward(inputs, outs[planned.n_outs :], cotangent)
@@ -212,8 +211,8 @@ def height_compressed_grad(
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       donate_argnums: Which positional arguments the gradient may write over, as with `jax.jit`; budgets and predictions
         count on it. Where it runs inside a `jit` of yours, say the same there.
-      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments: `"fallback"`
-        warns with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
+      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments, or differentiated
+        only without tracing: `"fallback"` warns with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
 
     Returns:
       The gradient function. Its `last_executor.checkpoint_plan` is the plan of the last call.
