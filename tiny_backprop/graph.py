@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tiny_backprop.display import guarded, table
+from tiny_backprop.door import instance
 from tiny_backprop.errors import GraphError
 from tiny_backprop.json_text import read_json, write_json
 from tiny_backprop.record import Record
@@ -578,6 +579,8 @@ class Graph(Record):
             + "</div>"
         )
 
+
+GRAPH = instance(Graph, "Capture one: capture_gradient(fun, *args)")
 
 _INT_ARRAYS = ("operand_start", "operands", "relaid_operands", "output_start", "value_bytes", "outputs")
 _BOOL_ARRAYS = ("is_backward", "has_effect", "relaid_values")

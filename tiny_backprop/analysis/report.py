@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiny_backprop.display import frontier_svg, guarded, plain_scope, short_path, table
+from tiny_backprop.door import door
 from tiny_backprop.errors import GraphError
-from tiny_backprop.graph import Graph
+from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.liveness import frontier, live_ranges
 from tiny_backprop.plan.blocks import plan_save_everything
 from tiny_backprop.plan.loops.front import lower_bound_bytes
@@ -284,6 +285,7 @@ class GraphReport(Record):
         return f"<div><b>{name}</b><br>{picture}{table(rows)}{table(at_peak, header)}{loops}</div>"
 
 
+@door(GraphError, graph=GRAPH)
 def summarize_frontier(graph: Graph) -> FrontierSummary:
     """Return the frontier of a graph in a few numbers; linear in nodes and edges.
 
@@ -309,6 +311,7 @@ def _summary(live: np.ndarray, n_forward: int) -> FrontierSummary:
     return FrontierSummary(len(live), int(live[peak]), peak, float(live.mean()), int(live[-1]), end)
 
 
+@door(GraphError, graph=GRAPH)
 def analyze_graph(graph: Graph) -> GraphReport:
     """Tell where the memory of a program goes and how far plans can take it down.
 
@@ -329,8 +332,6 @@ def analyze_graph(graph: Graph) -> GraphReport:
       >>> analyze_graph(graph).gap
       1.0
     """
-    if not isinstance(graph, Graph):
-        raise GraphError(f"analyze_graph needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(…)")
     live = frontier(graph)
     summary = _summary(live, graph.n_forward)
     bound = lower_bound_bytes(graph)
@@ -346,6 +347,7 @@ def analyze_graph(graph: Graph) -> GraphReport:
     )
 
 
+@door(GraphError, graph=GRAPH)
 def loop_reports(graph: Graph) -> tuple[LoopReport, ...]:
     """Return what is inside the loops and branches of a graph, as it has them planned.
 

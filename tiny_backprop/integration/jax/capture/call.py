@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +37,7 @@ class Call:
     traced: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], argnums: Any = None
-    ) -> Call:
+    def of(cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], argnums: Any = None) -> Call:
         """Take a call apart; in all arguments but `argnums`, where given, Python's bools and ints are no arrays."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
         traced = tuple([i for i, x in enumerate(leaves) if is_array_type(type(x))])
@@ -71,14 +70,18 @@ class Call:
         objects = [x for x in jax.tree.leaves((args, kwargs), is_leaf=_is_object) if _is_object(x)]
         before = [_held(x) for x in objects]
         is_stable = [held == _held(x) for held, x in zip(before, objects, strict=True)]
-        out = self.fun(*args, **kwargs)
+        try:
+            out = self.fun(*args, **kwargs)
+        except TypeError:
+            check_signature(CaptureError, self.fun, args, kwargs)
+            raise
         returned = set(map(id, jax.tree.leaves(out)))
         for x, held, stable in zip(objects, before, is_stable, strict=True):
             # Who returns some of what has changed knows that the rest is lost, as under jax.jit.
             if stable and held != _held(x) and returned.isdisjoint(set(_held(x)[0]).difference(held[0])):
                 raise CaptureError(
-                    f"{self.name} changes its argument of type {type(x).__name__} in place (a running mean, say, or the "
-                    "count of a random stream). It is planned as a pure function, and the change would be lost. Return "
+                    f"{self.name} changes its argument of type {type(x).__name__} in place (a running mean, say, or "
+                    "the count of a random stream). It is planned as a pure function, and the change would be lost. Return "
                     "what changes: split the module before (flax.nnx.split, equinox.partition), merge it inside, and "
                     "return its new state beside the output, as has_aux=True has it."
                 )
@@ -145,6 +148,21 @@ def _leaves_of(tree: Any, argnums: Any) -> list[int]:
 
 def _keyword(path: tuple[Any, ...]) -> str:
     return str(path[1].key) + jax.tree_util.keystr(path[2:])
+
+
+def check_signature(error: type[Exception], fun: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `error` where a function does not take these arguments, as far as it tells."""
+    try:
+        signature = inspect.signature(fun)
+    except (TypeError, ValueError):  # what is written in C does not tell
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as e:
+        given = f"{len(args)} positional arguments" + (f" and {', '.join(kwargs)}" if kwargs else "")
+        raise error(
+            f"{function_name(fun)}{signature} was given {given}: {e}. Pass the function's own arguments after it."
+        ) from None
 
 
 def function_name(fun: Any) -> str:

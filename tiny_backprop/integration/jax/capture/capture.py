@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tiny_backprop.door import FUNCTION, door
 from tiny_backprop.errors import CaptureError, CotangentWarning
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums
@@ -15,6 +16,7 @@ from tiny_backprop.integration.jax.capture.nested import with_nested_programs
 from tiny_backprop.integration.jax.capture.trace import Program, build_graph, trace_function, trace_gradient
 
 
+@door(CaptureError, fun=FUNCTION)
 def capture_graph_jaxpr(
     fun: Callable[..., Any], example_inputs: Sequence[Any] | Mapping[str, Any] = (), **example_kwargs: Any
 ) -> Graph:
@@ -59,6 +61,7 @@ def capture_graph_jaxpr(
     return graph
 
 
+@door(CaptureError, fun=FUNCTION)
 def capture_gradient(
     fun: Callable[..., Any],
     *args: Any,
@@ -108,7 +111,7 @@ def capture_gradient(
             "training step?); jax.grad refuses it. Captured is its reverse pass from a cotangent for each. For the "
             "gradient of a loss, pass the loss alone, or return a pair and say has_aux=True.",
             CotangentWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return program.graph
 

@@ -29,6 +29,7 @@ import jax
 import jax.export
 
 import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.door import FUNCTION, door
 from tiny_backprop.errors import CaptureError, TinyBackpropError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, symbolic_dimensions
@@ -252,6 +253,7 @@ class SymbolicGraph:
         return dataclasses.replace(self._call, leaves=[concrete(x) for x in self._call.leaves])
 
 
+@door(CaptureError, fun=FUNCTION)
 def capture_symbolic_gradient(
     fun: Callable[..., Any],
     *args: Any,

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
-from tiny_backprop.errors import CaptureError, UndifferentiableError, UntraceableError
+from tiny_backprop.errors import UndifferentiableError, UntraceableError
 from tiny_backprop.graph import LITERAL, Graph, Nested
 from tiny_backprop.integration.jax.capture.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, eqn_cost
@@ -213,13 +213,14 @@ def _why_not(
     if not lines:
         return (
             f"{asked}\n  {type(error).__name__}: {str(error).strip()}\n"
-            "Operations without a derivative need jax.custom_vjp or stop_gradient; what works in jax.grad alone, because "
-            "it does not trace first, is not planned."
+            "Operations without a derivative need jax.custom_vjp or stop_gradient; what works in jax.grad alone, "
+            "because it does not trace first, is not planned."
         )
     return (
         f"{asked} a while_loop, or a fori_loop whose bounds are not constant, is on the differentiated path at\n"
         + "".join(f"  {line}\n" for line in lines)
-        + "How many steps there are, and so how much they save, is known only when they run. Where the steps are bounded, write lax.scan with lax.cond inside, or fori_loop with "
+        + "How many steps there are, and so how much they save, is known only when they run. Where the steps are bounded, "
+        "write lax.scan with lax.cond inside, or fori_loop with "
         "constant bounds, or equinox.internal.while_loop(kind='checkpointed'): see checkpointed_while in "
         "docs/while-loops.md. Where no gradient is wanted through it, wrap what it reads in lax.stop_gradient."
     )

@@ -103,7 +103,8 @@ def checkpoint(
     Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. It is the plan for
     differentiating by everything of floating-point or complex dtype, traced values that `fun` closes over included; put
     what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
-    through; Python's bools and ints as they are, planned for each of their values. The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
+    through; Python's bools and ints as they are, planned for each of their values.
+    The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
     higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any `jax.custom_vjp`.
 
     Args:

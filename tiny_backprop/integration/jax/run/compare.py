@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from tiny_backprop.door import FUNCTION, TEXTS, Kind, door
 from tiny_backprop.errors import PlanError
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, joined, separated
 from tiny_backprop.integration.jax.capture.capture import capture_program
@@ -22,6 +23,14 @@ from tiny_backprop.schedule.cost import CostModel
 if TYPE_CHECKING:
     import pandas as pd
 
+_PLANS = Kind(
+    "plans in a sequence, or in a mapping by their names",
+    lambda x: (
+        isinstance(x, (Sequence, Mapping))
+        and all(isinstance(p, Plan) for p in (x.values() if isinstance(x, Mapping) else x))
+    ),
+    "Make them: plan_blocks(capture_gradient(fun, *args), block_size)",
+)
 _STOCK_POLICIES = (
     "nothing_saveable",
     "dots_saveable",
@@ -29,6 +38,7 @@ _STOCK_POLICIES = (
 )
 
 
+@door(PlanError, fun=FUNCTION, plans=_PLANS.or_none(), stock_policies=TEXTS, progress=FUNCTION.or_none())
 def compare(
     fun: Callable[..., Any],
     *args: Any,
@@ -96,7 +106,9 @@ def compare(
     for name, way, plan in ways:
         if progress:
             progress(name)
-        rows[name] = _row(plan, measure(_program(call, way, donated), *separated(call.arrays, donated), run=run), cost_model)
+        rows[name] = _row(
+            plan, measure(_program(call, way, donated), *separated(call.arrays, donated), run=run), cost_model
+        )
     rows["jax.value_and_grad"]["predicted_peak_bytes"] = predict_jax_gradient(graph).peak_bytes
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("gradient")
     first = table.iloc[0]

@@ -12,9 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tiny_backprop.door import one_of
 from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UndifferentiableError, UntraceableError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, function_name, joined, separated
+from tiny_backprop.integration.jax.capture.call import (
+    Call,
+    check_argnums,
+    check_donate_argnums,
+    function_name,
+    joined,
+    separated,
+)
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
@@ -72,8 +80,7 @@ class PlannedGradient(FunctionWrapper):
     ):
         if not callable(fun):
             raise PlanError(f"the function to differentiate must be callable; found {type(fun).__name__}")
-        if on_error not in ("fallback", "raise"):
-            raise PlanError(f"on_error must be 'fallback' or 'raise'; found {on_error!r}")
+        one_of("fallback", "raise").check(PlanError, "on_error", on_error)
         super().__init__(fun)
         self.last_executor: HeightCompressedExecutor | None = None
         self._fun, self._request = fun, request
