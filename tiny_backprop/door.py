@@ -14,6 +14,8 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -88,9 +90,11 @@ TEXTS = Kind(
     lambda x: isinstance(x, Sequence) and not isinstance(x, str) and all(isinstance(y, str) for y in x),
 )
 BYTES = Kind("bytes as a whole number, from 0 to 2**63 - 1", lambda x: is_whole(x, 0, MOST_BYTES))
-COUNT = Kind("a whole number of at least 1", lambda x: is_whole(x, 1, 10**6))
+COUNT = Kind("a whole number of at least 1", lambda x: is_whole(x, 1, MOST_BYTES))
+POINTS = Kind("a whole number of at least 1 and at most 10,000", lambda x: is_whole(x, 1, 10_000))
 AMOUNT = Kind("a number, finite and 0 or more", _is_amount)
 WHOLE_NUMBERS = Kind("whole numbers in a row", _are_whole)
+TRUTH = Kind("True or False", lambda x: isinstance(x, (bool, np.bool_)))
 MAPPING = Kind("a mapping", lambda x: isinstance(x, Mapping))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiny_backprop.display import curve_svg, guarded, table
-from tiny_backprop.door import COUNT, door
+from tiny_backprop.door import POINTS, door
 from tiny_backprop.errors import BudgetError, PlanError
 from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.plan.blocks import plan_save_everything
@@ -159,7 +159,7 @@ class Pareto(Record):
         )
 
 
-@door(PlanError, graph=GRAPH, cost=COST, n_points=COUNT)
+@door(PlanError, graph=GRAPH, cost=COST, n_points=POINTS)
 def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Pareto:
     """Return the trade-off between peak bytes and recompute cost, from no recomputation to the smallest peak.
 

@@ -111,7 +111,7 @@ class CostModel:
         Raises:
           PlanError: There is no such preset.
         """
-        known = name.lower().replace("_", " ").replace("-", " ") if isinstance(name, str) else name
+        known = name.lower().replace("_", " ").replace("-", " ") if isinstance(name, str) else ""
         if known not in PRESETS:
             raise PlanError(f"{name!r} is no preset; there are {', '.join(PRESETS)}")
         return PRESETS[known]
@@ -188,7 +188,7 @@ def node_classes(graph: Graph) -> np.ndarray:
 
 COST = Kind(
     f"'seconds', 'flops', a preset ({', '.join(PRESETS)}) or a CostModel",
-    lambda x: isinstance(x, CostModel) or (isinstance(x, str) and x in ("seconds", "flops", *PRESETS)),
+    lambda x: isinstance(x, (CostModel, Mapping)) or (isinstance(x, str) and x in ("seconds", "flops", *PRESETS)),
 )
 
 

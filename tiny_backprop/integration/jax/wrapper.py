@@ -16,7 +16,7 @@ class FunctionWrapper:
         functools.update_wrapper(self, fun, updated=())  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle as a function: by name where the name means this, as after a decorator; otherwise by parts."""
+        """Copy and pickle by name where the name means this, as after a decorator; otherwise by parts."""
         found: Any = sys.modules.get(self.__module__)
         for name in self.__qualname__.split("."):
             found = getattr(found, name, None)

@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jax
 import jax.export
@@ -80,10 +81,10 @@ class Call:
             # Who returns some of what has changed knows that the rest is lost, as under jax.jit.
             if stable and held != _held(x) and returned.isdisjoint(set(_held(x)[0]).difference(held[0])):
                 raise CaptureError(
-                    f"{self.name} changes its argument of type {type(x).__name__} in place (a running mean, say, or "
-                    "the count of a random stream). It is planned as a pure function, and the change would be lost. Return "
-                    "what changes: split the module before (flax.nnx.split, equinox.partition), merge it inside, and "
-                    "return its new state beside the output, as has_aux=True has it."
+                    f"{self.name} changes its argument of type {type(x).__name__} in place (a running mean, or "
+                    "the count of a random stream). It is planned as a pure function, and the change would be lost. "
+                    "Return what changes: split the module before (flax.nnx.split, equinox.partition), merge it inside, "
+                    "and return its new state beside the output, as has_aux=True has it."
                 )
         return out
 
@@ -140,7 +141,7 @@ class Outputs:
 def _leaves_of(tree: Any, argnums: Any) -> list[int]:
     """Return the positions of the leaves of some positional arguments; whatever names none has none."""
     ends = list(itertools.accumulate(t.num_leaves for t in tree.children()[0].children()))
-    wanted = [k for k in (argnums if isinstance(argnums, Sequence) else [argnums]) if isinstance(k, SupportsIndex)]
+    wanted = [k for k in (argnums if isinstance(argnums, Sequence) else [argnums]) if isinstance(k, numbers.Integral)]
     indices = [operator.index(k) for k in wanted]
     indices = [k % len(ends) for k in indices if -len(ends) <= k < len(ends)]
     return [i for k in indices for i in range(ends[k - 1] if k else 0, ends[k])]
@@ -229,7 +230,7 @@ def _check_indices(call: Call, argnums: int | Sequence[int], word: str) -> list[
     n_args = call.n_args
     try:
         wanted = [operator.index(k) for k in (argnums if isinstance(argnums, Sequence) else [argnums])]
-    except TypeError:
+    except (TypeError, ValueError):
         raise CaptureError(f"{word} must be an integer or a tuple of them; found {argnums!r}") from None
     for k in wanted:
         if not -n_args <= k < n_args:

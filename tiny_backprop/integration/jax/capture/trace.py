@@ -219,7 +219,8 @@ def _why_not(
     return (
         f"{asked} a while_loop, or a fori_loop whose bounds are not constant, is on the differentiated path at\n"
         + "".join(f"  {line}\n" for line in lines)
-        + "How many steps there are, and so how much they save, is known only when they run. Where the steps are bounded, "
+        + "How many steps there are, and so how much they save, is known only when they run. Where the "
+        "steps are bounded, "
         "write lax.scan with lax.cond inside, or fori_loop with "
         "constant bounds, or equinox.internal.while_loop(kind='checkpointed'): see checkpointed_while in "
         "docs/while-loops.md. Where no gradient is wanted through it, wrap what it reads in lax.stop_gradient."

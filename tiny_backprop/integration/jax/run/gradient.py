@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ class PlannedGradient(FunctionWrapper):
         super().__init__(fun)
         self.last_executor: HeightCompressedExecutor | None = None
         self._fun, self._request = fun, request
-        is_integer = isinstance(argnums, SupportsIndex)  # a numpy integer, say
+        is_integer = isinstance(argnums, numbers.Integral)  # a numpy integer, say
         self._argnums = operator.index(argnums) if is_integer else argnums
         self._donate_argnums = donate_argnums
         self._has_aux, self._with_value, self._on_error = has_aux, with_value, on_error
@@ -218,8 +219,9 @@ def height_compressed_grad(
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       donate_argnums: Which positional arguments the gradient may write over, as with `jax.jit`; budgets and predictions
         count on it. Where it runs inside a `jit` of yours, say the same there.
-      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments, or differentiated
-        only without tracing: `"fallback"` warns with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
+      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments, or
+        differentiated only without tracing: `"fallback"` warns with `FallbackWarning` and runs `jax.grad`;
+        `"raise"` raises.
 
     Returns:
       The gradient function. Its `last_executor.checkpoint_plan` is the plan of the last call.

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 
 import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.door import TRUTH
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call
@@ -57,6 +58,7 @@ class Request:
             raise PlanError(f"loops must be a tiny_backprop.LoopChoice; found {type(self.loops).__name__}")
         if self.budget is not None and not (self.plan is self.block_size is self.levels is None):
             raise PlanError("give either budget or plan, block_size and levels: by budget, the planner chooses them")
+        TRUTH.check(PlanError, "verify", self.verify)
         if self.verify and self.budget is None:
             raise PlanError("verify=True holds XLA's bytes against a budget; give one: budget='2GiB', say")
         if self.plan is not None and not isinstance(self.plan, Plan):

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 
 import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.door import FUNCTION
+from tiny_backprop.errors import CaptureError
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 
 _CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -72,6 +74,7 @@ def jit(fun: Callable[..., Any] | None = None, **jit_options: Any) -> Any:
       >>> float(jit(lambda x: jnp.sum(x * x))(jnp.arange(3.0)))
       5.0
     """
+    FUNCTION.or_none().check(CaptureError, "the function to compile", fun)
     if fun is None:
         return functools.partial(jit, **jit_options)
     return Jitted(fun, **jit_options)
