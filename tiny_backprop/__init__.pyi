@@ -7,6 +7,7 @@ from tiny_backprop.analysis.report import summarize_frontier as summarize_fronti
 from tiny_backprop.errors import BudgetError as BudgetError
 from tiny_backprop.errors import CalibrationWarning as CalibrationWarning
 from tiny_backprop.errors import CaptureError as CaptureError
+from tiny_backprop.errors import CotangentWarning as CotangentWarning
 from tiny_backprop.errors import FallbackWarning as FallbackWarning
 from tiny_backprop.errors import GraphError as GraphError
 from tiny_backprop.errors import IllegalPlanError as IllegalPlanError

@@ -1,8 +1,11 @@
 """Every error and warning that tiny_backprop raises by itself; all errors share one base class."""
 
+from __future__ import annotations
+
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 _HERE = str(Path(__file__).parent)
 
@@ -54,6 +57,9 @@ class BudgetError(PlanError):
         self.smallest_peak_bytes = smallest_peak_bytes
         self.bound_bytes = bound_bytes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.budget_bytes, self.smallest_peak_bytes, self.bound_bytes), self.__dict__
+
 
 class MeasureError(TinyBackpropError):
     """A program cannot be measured as asked."""
@@ -80,6 +86,14 @@ class LeftAloneWarning(UserWarning):
     """Something that no plan can touch holds more than a tenth of a gradient's peak; `plan.left_alone` lists it all.
 
     Silence it with `warnings.simplefilter("ignore", tiny_backprop.LeftAloneWarning)`.
+    """
+
+
+class CotangentWarning(UserWarning):
+    """A gradient was captured of a function that `jax.grad` refuses, because it returns more than one number.
+
+    What is captured has a cotangent for each array that is returned. Return the loss alone, or a pair and say
+    `has_aux=True`; or silence it with `warnings.simplefilter("ignore", tiny_backprop.CotangentWarning)`.
     """
 
 

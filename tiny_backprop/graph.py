@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tiny_backprop.display import guarded, table
+from tiny_backprop.door import AMOUNT, BYTES, MAPPING, MOST_BYTES, TEXT, TEXTS, Kind, found, instance, one_of
 from tiny_backprop.errors import GraphError
 from tiny_backprop.json_text import read_json, write_json
+from tiny_backprop.record import Record
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -132,10 +134,51 @@ class Nested:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Nested:
         """Return what `to_data` returned as plain data."""
-        bodies = tuple(map(Graph.from_data, data["bodies"]))
-        forward, backward = (tuple((int(i), int(j)) for i, j in pairs) for pairs in data["overwrites"])
-        carries = tuple(data["carries"])
-        return cls(**{**data, "bodies": bodies, "carries": carries, "overwrites": (forward, backward)})
+        if set(data) != {f.name for f in dataclasses.fields(cls)}:
+            raise GraphError(f"the saved graph is damaged: a loop or branches have the fields {sorted(data)}")
+        one_of("scan", "cond").check(GraphError, "the kind of a loop or branches", data["kind"])
+        for name in ("forward_node", "backward_node", "length", "first_carry", "carry_bytes"):
+            BYTES.check(GraphError, f"{name} of a loop or branches", data[name])
+        _check_choice(data["choice"])
+        bodies = tuple(map(Graph.from_data, _all_of("bodies", data["bodies"], dict)))
+        pairs = [_all_of("overwrites", p, list, tuple) for p in _all_of("overwrites", data["overwrites"], list, tuple)]
+        forward, backward = (
+            tuple((int(i), int(j)) for i, j in (_all_of("overwrites", x, int) for x in p)) for p in pairs
+        )
+        carries = tuple(_all_of("carries", data["carries"], int))
+        made = cls(**{**data, "bodies": bodies, "carries": carries, "overwrites": (forward, backward)})
+        made._check_bodies()
+        return made
+
+    def _check_bodies(self) -> None:
+        """Refuse bodies that are not those of what it is."""
+        if not self.bodies or (self.kind == "scan" and len(self.bodies) != 1):
+            raise GraphError(f"a scan has one body, branches one each; found a {self.kind} with {len(self.bodies)}")
+        for body in self.bodies:
+            if not all(0 <= i < body.n_primal_outputs for i in self.carries):
+                raise GraphError(f"carries of a {self.kind} must be outputs of its body; found {self.carries}")
+            if self.first_carry + len(self.carries) > body.n_inputs:
+                raise GraphError(f"a {self.kind} has its first carry at {self.first_carry} of {body.n_inputs} inputs")
+            if max(self.length, 1) * float(body.value_bytes.sum(dtype=float)) >= 2.0**63:
+                raise GraphError(f"a {self.kind} of {self.length} steps has more bytes than can be counted")
+
+
+def _pairs(plain: Sequence[Any]) -> list[Sequence[int]]:
+    return [_all_of("overwrites", pair, int) for pair in plain]
+
+
+def _check_choice(choice: Any) -> None:
+    """Refuse what cannot say how loops or branches are planned: `tiny_backprop.predict.nested` reads it."""
+    MAPPING.check(GraphError, "choice of a loop or branches", choice)
+    for part in _all_of("parts", choice.get("parts"), dict):
+        _all_of("kept", part.get("kept"), int)
+        if part.get("backward") is not None:
+            _all_of("backward", part["backward"], int)
+        if part.get("schedule") is not None:
+            MAPPING.check(GraphError, "schedule of a loop", part["schedule"])
+            _all_of("schedule", list(part["schedule"].values()), int, bool)
+        for inner in _all_of("nested", part.get("nested"), dict):
+            _check_choice(inner)
 
 
 def copied(order: Sequence[int]) -> int:
@@ -166,7 +209,7 @@ class _Nodes(Sequence[Node]):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(Record):
     """A program, or the gradient of one, as arrays.
 
     Make one with `capture_graph_jaxpr`, `capture_gradient`, `Graph.from_nodes` or `Graph.from_json`.
@@ -453,13 +496,18 @@ class Graph:
           >>> graph.n_forward, graph.n_backward
           (1, 1)
         """
-        nodes = [dict(n) for n in nodes]
+        Kind("nodes in a row", lambda x: isinstance(x, Iterable)).check(GraphError, "nodes", nodes)
+        nodes = [_checked_node(i, n) for i, n in enumerate(nodes)]
+        MAPPING.or_none().check(GraphError, "inputs", inputs)
         inputs = dict(inputs or {})
+        for k, n_input_bytes in inputs.items():
+            TEXT.check(GraphError, "the name of an input", k)
+            BYTES.check(GraphError, f"the size of the input {k!r}", n_input_bytes)
+        TEXTS.check(GraphError, "outputs", outputs)
+        BYTES.or_none().check(GraphError, "n_primal_outputs", n_primal_outputs)
         number = {k: i for i, k in enumerate(inputs)}
         operands: list[list[int]] = []
         for n in nodes:
-            if "name" not in n or "bytes" not in n:
-                raise GraphError(f"each node needs a name and bytes; found only {sorted(n)}")
             for r in n.get("reads", ()):
                 if r not in number:
                     raise GraphError(f"node {n['name']!r} reads {r!r}, which is no input and no earlier node")
@@ -525,12 +573,13 @@ class Graph:
         Raises:
           GraphError: The data are not those of a graph.
         """
+        MAPPING.check(GraphError, "a saved graph", data)
         names = {f.name for f in dataclasses.fields(cls)}
         if set(data) != names:
             raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
         try:
             fields = {k: _as_array(k, v) for k, v in data.items() if k != "nested"}
-            return cls(**fields, nested=tuple(map(Nested.from_data, data["nested"])))
+            return cls(**fields, nested=tuple(map(Nested.from_data, _all_of("nested", data["nested"], dict))))
         except (TypeError, ValueError, OverflowError, IndexError, KeyError) as e:
             raise e if isinstance(e, GraphError) else GraphError(f"the saved graph is damaged: {e}") from None
 
@@ -584,18 +633,63 @@ class Graph:
         )
 
 
+GRAPH = instance(Graph, "Capture one: capture_gradient(fun, *args)")
+
+_NODE = {
+    "name": TEXT,
+    "bytes": BYTES,
+    "reads": TEXTS,
+    "flops": AMOUNT,
+    "bytes_moved": AMOUNT,
+    "primitive": TEXT,
+    "source": TEXT,
+    "scope": TEXT,
+}
+
+
+def _checked_node(i: int, node: Any) -> dict[str, Any]:
+    """Return a node of `Graph.from_nodes`, held against what it must have."""
+    MAPPING.check(GraphError, f"node {i}", node)
+    if "name" not in node or "bytes" not in node:
+        raise GraphError(f"each node needs a name and bytes; found only {sorted(map(str, node))}")
+    for key, kind in _NODE.items():
+        if key in node:
+            kind.check(GraphError, f"{key} of node {i}", node[key])
+    return dict(node)
+
+
 _INT_ARRAYS = ("operand_start", "operands", "relaid_operands", "output_start", "value_bytes", "outputs")
+_TEXTS = ("primitives", "sources", "scopes", "value_dtypes", "input_names")
 _BOOL_ARRAYS = ("is_backward", "has_effect", "relaid_values")
 _FLOAT_ARRAYS = ("flops", "bytes_moved", "rerun_flops", "rerun_bytes_moved")
 
 
 def _as_array(name: str, plain: Any) -> Any:
     """Return a field of a graph from plain data: an array, a tuple (of tuples), or what it is."""
-    for names, dtype in ((_INT_ARRAYS, np.int64), (_BOOL_ARRAYS, bool), (_FLOAT_ARRAYS, float)):
+    for names, dtype, kinds in (
+        (_INT_ARRAYS, np.int64, (int,)),
+        (_BOOL_ARRAYS, bool, (bool,)),
+        (_FLOAT_ARRAYS, float, (int, float)),
+    ):
         if name in names:
-            return np.array(plain, dtype)
-    if isinstance(plain, list):
-        return tuple(tuple(x) if isinstance(x, list) else x for x in plain)
+            return np.array(_all_of(name, plain, *kinds), dtype)
+    if name in _TEXTS:
+        return tuple(_all_of(name, plain, str))
+    if name == "value_shapes":
+        return tuple(tuple(_all_of(name, shape, int)) for shape in _all_of(name, plain, list, tuple))
+    if name == "donated":
+        return tuple(_all_of(name, plain, int))
+    return _all_of(name, [plain], *((int,) if name == "n_primal_outputs" else (str,)))[0]
+
+
+def _all_of(name: str, plain: Any, *kinds: type) -> Sequence[Any]:
+    """Return what must be a list, each of its elements of one of some types; whole numbers are 63 bits and a sign."""
+    if not isinstance(plain, (list, tuple)):
+        raise GraphError(f"the saved graph is damaged: {name} is no list; found {found(plain)}")
+    for x in plain:
+        if type(x) not in kinds or (type(x) is int and abs(x) > MOST_BYTES):
+            wanted = " or ".join(k.__name__ for k in kinds)
+            raise GraphError(f"the saved graph is damaged: {name} holds {found(x)}, which is no {wanted} of 64 bits")
     return plain
 
 
@@ -628,6 +722,11 @@ def _check(g: Graph) -> None:
         raise GraphError("operand_start must begin with 0, and n_primal_outputs be at most the number of outputs")
     if not all(np.all(np.isfinite(a)) for a in costs):
         raise GraphError("FLOPs and bytes moved must be finite numbers")
+    if float(g.value_bytes.sum(dtype=float)) >= 2.0**63:
+        n_bytes = g.value_bytes.sum(dtype=float)
+        raise GraphError(f"all values together have {n_bytes:.3g} bytes; more than 2**63 - 1 cannot be counted")
+    if any(size < 0 for shape in g.value_shapes for size in shape):
+        raise GraphError("sizes in shapes are 0 or more; found a smaller one")
     if v and g.value_bytes.min() < 0:
         raise GraphError(
             f"value {int(g.value_bytes.argmin())} has {int(g.value_bytes.min())} bytes; sizes are 0 or more"

@@ -16,7 +16,7 @@ def read_json(text: str, format_name: str, version: int, error: type[Exception])
     """Return the fields of a JSON text that says it is `format_name` in `version`; raise `error` otherwise."""
     try:
         data = json.loads(text)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, RecursionError) as e:
         raise error(f"expected the JSON text of a {format_name}; found something that is not JSON ({e})") from None
     if not isinstance(data, dict) or data.get("format") != format_name:
         raise error(f"expected the JSON text of a {format_name}; found {str(text)[:60]!r}")

@@ -54,4 +54,7 @@ def parse_bytes(text: str) -> int:
     unit = (match[2] or "B").lower() if match else ""
     if match is None or unit not in _UNIT_BYTES:
         raise ValueError(f"expected bytes such as '2GiB', '500MB' or '300'; found {text!r}")
-    return int(float(match[1]) * _UNIT_BYTES[unit])
+    n_bytes = float(match[1]) * _UNIT_BYTES[unit]
+    if n_bytes >= 2**63:
+        raise ValueError(f"{text!r} is more than any memory has: bytes are counted up to 2**63 - 1")
+    return int(n_bytes)

@@ -81,3 +81,23 @@ def test_speeds_are_those_of_the_work_that_is_counted(monkeypatch):
     x = jnp.ones((10, 10))
     assert calibration._flops_per_second([(lambda x: x @ x, (x,))], 1.0) == 2000
     assert calibration._bytes_per_second([(lambda x: (x * x + x).T, (x,))], 1.0) == 800
+
+
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("_measured", "json.dumps"):
+        with monkeypatch.context() as patch:
+            patch.setattr(calibration, "_measured", CostModel)
+            patch.setattr(calibration if name == "_measured" else calibration.json, name.split(".")[-1], interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                calibrate(cache_directory=tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "_measured", lambda: pytest.fail("measured in vain"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MeasureError, match="the calibration cannot be kept in"):
+        calibrate(cache_directory=tmp_path / "file" / "below")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiny_backprop.display import frontier_svg, guarded, plain_scope, short_path, table
+from tiny_backprop.door import door
 from tiny_backprop.errors import GraphError
-from tiny_backprop.graph import Graph
+from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.liveness import frontier, live_ranges
 from tiny_backprop.plan.blocks import plan_save_everything
 from tiny_backprop.plan.left_alone import LeftAlone, left_alone
@@ -20,6 +21,7 @@ from tiny_backprop.plan.loops.frontier import LoopFrontier, loop_frontier
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.strategies.tree import best_tree
 from tiny_backprop.predict.nested import NestedPlan, nested_plans
+from tiny_backprop.record import Record
 from tiny_backprop.units import format_bytes, format_flops
 
 if TYPE_CHECKING:
@@ -201,7 +203,7 @@ class LoopReport:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GraphReport:
+class GraphReport(Record):
     """What `analyze_graph` found; every number is predicted, for a program that runs every node once, in order.
 
     Attributes:
@@ -290,6 +292,7 @@ class GraphReport:
         return f"<div><b>{name}</b><br>{picture}{table(rows)}{table(at_peak, header)}{loops}</div>"
 
 
+@door(GraphError, graph=GRAPH)
 def summarize_frontier(graph: Graph) -> FrontierSummary:
     """Return the frontier of a graph in a few numbers; linear in nodes and edges.
 
@@ -315,6 +318,7 @@ def _summary(live: np.ndarray, n_forward: int) -> FrontierSummary:
     return FrontierSummary(len(live), int(live[peak]), peak, float(live.mean()), int(live[-1]), end)
 
 
+@door(GraphError, graph=GRAPH)
 def analyze_graph(graph: Graph) -> GraphReport:
     """Tell where the memory of a program goes and how far plans can take it down.
 
@@ -335,8 +339,6 @@ def analyze_graph(graph: Graph) -> GraphReport:
       >>> analyze_graph(graph).gap
       1.0
     """
-    if not isinstance(graph, Graph):
-        raise GraphError(f"analyze_graph needs a Graph; found {type(graph).__name__}. Capture one: capture_gradient(…)")
     live = frontier(graph)
     summary = _summary(live, graph.n_forward)
     bound = lower_bound_bytes(graph)
@@ -352,6 +354,7 @@ def analyze_graph(graph: Graph) -> GraphReport:
     )
 
 
+@door(GraphError, graph=GRAPH)
 def loop_reports(graph: Graph) -> tuple[LoopReport, ...]:
     """Return what is inside the loops and branches of a graph, as it has them planned.
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
+from tiny_backprop.door import door
 from tiny_backprop.errors import PlanError
-from tiny_backprop.graph import Graph
+from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.plan.checks import check_count, check_gradient
-from tiny_backprop.plan.loops.choice import LoopChoice
+from tiny_backprop.plan.loops.choice import LOOPS, LoopChoice
 from tiny_backprop.plan.loops.nested import by_choice
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.strategies.tree import best_tree, jax_gradient, save_everything, tree_of_blocks
 
 
+@door(PlanError, graph=GRAPH)
 def plan_save_everything(graph: Graph) -> Plan:
     """Run every node once, in order, and keep every residual: what `jax.grad` does.
 
@@ -25,6 +27,7 @@ def plan_save_everything(graph: Graph) -> Plan:
     return Plan.of(save_everything(graph))
 
 
+@door(PlanError, graph=GRAPH)
 def plan_jax_gradient(graph: Graph) -> Plan:
     """Return JAX's own gradient as a plan: what runs is not rewritten, its loops are JAX's.
 
@@ -37,6 +40,7 @@ def plan_jax_gradient(graph: Graph) -> Plan:
     return Plan.of(jax_gradient(graph))
 
 
+@door(PlanError, graph=GRAPH, loops=LOOPS)
 def plan_blocks(graph: Graph, block_size: int | None = None, *, loops: LoopChoice | None = None) -> Plan:
     """Cut the forward phase into blocks of about `block_size` nodes and save only what crosses from one into another.
 
@@ -66,6 +70,7 @@ def plan_blocks(graph: Graph, block_size: int | None = None, *, loops: LoopChoic
     return Plan.of(tree_of_blocks(graph, block_size, 1, {"strategy": "blocks"}))
 
 
+@door(PlanError, graph=GRAPH, loops=LOOPS)
 def plan_height_compressed(
     graph: Graph, levels: int | None = None, block_size: int | None = None, *, loops: LoopChoice | None = None
 ) -> Plan:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from tiny_backprop.graph import Graph
-from tiny_backprop.plan.loops.choice import LoopChoice
+from tiny_backprop.door import AMOUNT, door
+from tiny_backprop.errors import PlanError
+from tiny_backprop.graph import GRAPH, Graph
+from tiny_backprop.plan.loops.choice import LOOPS, LoopChoice
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.strategies.budget import schedule_within
-from tiny_backprop.schedule.cost import Cost
+from tiny_backprop.schedule.cost import COST, Cost
 
 
+@door(PlanError, graph=GRAPH, cost=COST, search_seconds=AMOUNT, loops=LOOPS)
 def plan_budget(
     graph: Graph,
     budget: int | float | str,

@@ -9,10 +9,12 @@ import time
 import numpy as np
 
 from tiny_backprop.display import guarded, table
+from tiny_backprop.door import AMOUNT, BYTES, Kind, door
+from tiny_backprop.errors import PlanError
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.plan.search.constraint_generation import CLOSED, tighten
 from tiny_backprop.plan.search.relaxation import Phases, Relaxation
-from tiny_backprop.schedule.cost import Cost, cost_unit, node_costs
+from tiny_backprop.schedule.cost import COST, Cost, cost_unit, node_costs
 from tiny_backprop.schedule.schedule import Schedule
 from tiny_backprop.units import format_bytes, format_flops
 
@@ -101,6 +103,13 @@ class Certificate:
         return f"<div><b>Certificate</b>{table(rows)}</div>"
 
 
+@door(
+    PlanError,
+    plan=Kind("a Plan", lambda x: isinstance(x, Schedule)),
+    budget_bytes=BYTES.or_none(),
+    cost=COST.or_none(),
+    seconds=AMOUNT,
+)
 def certify(
     plan: Schedule, budget_bytes: int | None = None, cost: Cost | None = None, seconds: float = 2.0
 ) -> Certificate:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
+from tiny_backprop.door import COUNT
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 
 
 def check_count(name: str, value: Any) -> int:
     """Return `value` as an int, or raise PlanError naming the argument unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise PlanError(f"{name} must be a whole number of at least 1; found {value!r}")
+    COUNT.check(PlanError, name, value)
     return int(value)
 
 

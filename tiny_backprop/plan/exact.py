@@ -6,17 +6,19 @@ import dataclasses
 
 import numpy as np
 
+from tiny_backprop.door import AMOUNT, BYTES, door, instance
 from tiny_backprop.errors import BudgetError, PlanError
-from tiny_backprop.graph import Graph
+from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.plan.search.constraint_generation import Tightened, tighten
 from tiny_backprop.plan.search.relaxation import Phases
 from tiny_backprop.plan.strategies.tree import best_tree
-from tiny_backprop.schedule.cost import Cost, CostModel, node_costs
+from tiny_backprop.schedule.cost import COST, Cost, CostModel, node_costs
 from tiny_backprop.schedule.schedule import Schedule
 
 
+@door(PlanError, graph=GRAPH, budget_bytes=BYTES, cost=COST, time_limit_seconds=AMOUNT, start=instance(Plan).or_none())
 def plan_exact(
     graph: Graph,
     budget_bytes: int,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiny_backprop.display import curve_svg, guarded, table
-from tiny_backprop.errors import BudgetError
-from tiny_backprop.graph import Graph
+from tiny_backprop.door import POINTS, door
+from tiny_backprop.errors import BudgetError, PlanError
+from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.plan.blocks import plan_save_everything
 from tiny_backprop.plan.budget import plan_budget
 from tiny_backprop.plan.checks import check_count, check_gradient
@@ -20,7 +21,8 @@ from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.policies import POLICIES, plan_policy
 from tiny_backprop.plan.search.bounds import working_set_bound
 from tiny_backprop.plan.strategies.budget import budget_range_bytes
-from tiny_backprop.schedule.cost import Cost, cost_unit, least_cost, node_costs
+from tiny_backprop.record import Record
+from tiny_backprop.schedule.cost import COST, Cost, cost_unit, least_cost, node_costs
 from tiny_backprop.units import format_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pareto:
+class Pareto(Record):
     """Plans of one gradient, none of which has both a smaller peak and a lower cost than another; all predicted.
 
     Attributes:
@@ -157,6 +159,7 @@ class Pareto:
         )
 
 
+@door(PlanError, graph=GRAPH, cost=COST, n_points=POINTS)
 def pareto(graph: Graph, *, cost: Cost = "seconds", n_points: int = 40) -> Pareto:
     """Return the trade-off between peak bytes and recompute cost, from no recomputation to the smallest peak.
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiny_backprop.display import frontier_svg, guarded, table
+from tiny_backprop.door import door
 from tiny_backprop.errors import PlanError
-from tiny_backprop.graph import Graph
+from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.json_text import read_json, write_json
 from tiny_backprop.plan.baseline import live_bytes_of_everything
 from tiny_backprop.plan.certificate import Certificate, certify
@@ -72,6 +73,7 @@ class Plan(Schedule):
         """Whether it stands for JAX's own gradient, which runs as it is."""
         return self.meta.get("strategy") == JAX_GRADIENT
 
+    @door(PlanError, graph=GRAPH)
     def on(self, graph: Graph) -> Plan:
         """Return the plan for another graph of the same program, its loops planned as here and its costs the other's.
 
@@ -155,6 +157,7 @@ class Plan(Schedule):
         return write_json(_FORMAT, _VERSION, fields)
 
     @classmethod
+    @door(PlanError, graph=GRAPH)
     def from_json(cls, text: str, graph: Graph) -> Plan:
         """Read a plan that `to_json` wrote, for a graph; the referee plays it again.
 

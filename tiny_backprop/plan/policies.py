@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tiny_backprop.door import TEXT, door
 from tiny_backprop.errors import PlanError
-from tiny_backprop.graph import LITERAL, Graph
+from tiny_backprop.graph import GRAPH, LITERAL, Graph
 from tiny_backprop.plan.checks import check_gradient
 from tiny_backprop.plan.loops.nested import keeping_everything
 from tiny_backprop.plan.plan import Plan
 
 
+@door(PlanError, graph=GRAPH, policy=TEXT)
 def plan_policy(graph: Graph, policy: str) -> Plan:
     """Return the plan that `jax.checkpoint(fun, policy=…)` around the whole function amounts to.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tiny_backprop.door import Kind
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 
@@ -110,7 +111,7 @@ class CostModel:
         Raises:
           PlanError: There is no such preset.
         """
-        known = name.lower().replace("_", " ").replace("-", " ") if isinstance(name, str) else name
+        known = name.lower().replace("_", " ").replace("-", " ") if isinstance(name, str) else ""
         if known not in PRESETS:
             raise PlanError(f"{name!r} is no preset; there are {', '.join(PRESETS)}")
         return PRESETS[known]
@@ -185,6 +186,12 @@ def node_classes(graph: Graph) -> np.ndarray:
     return graph.memo["classes of nodes"]
 
 
+COST = Kind(
+    f"'seconds', 'flops', a preset ({', '.join(PRESETS)}) or a CostModel",
+    lambda x: isinstance(x, (CostModel, Mapping)) or (isinstance(x, str) and x in ("seconds", "flops", *PRESETS)),
+)
+
+
 def cost_model(cost: Cost) -> CostModel:
     """Return the cost model that a cost other than `"flops"` names.
 
@@ -195,7 +202,7 @@ def cost_model(cost: Cost) -> CostModel:
         return cost
     if isinstance(cost, Mapping) and set(cost) <= {f.name for f in dataclasses.fields(CostModel)}:
         return CostModel(**cost)
-    if cost == "seconds":
+    if isinstance(cost, str) and cost == "seconds":
         return CostModel()
     if isinstance(cost, str) and cost != "flops":
         try:

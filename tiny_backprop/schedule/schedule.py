@@ -14,6 +14,7 @@ from typing import Any, Self, overload
 import numpy as np
 
 from tiny_backprop.graph import Graph
+from tiny_backprop.record import Record
 from tiny_backprop.schedule.simulate import Op, Timeline, simulate
 from tiny_backprop.schedule.steps import lives, values_read
 
@@ -57,7 +58,7 @@ class _Actions(Sequence[Action]):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(Record):
     """What to do with every node and value of a gradient, with the referee's count of it.
 
     Attributes:
@@ -171,6 +172,10 @@ class Schedule:
             and np.array_equal(self.ops, other.ops)
             and np.array_equal(self.targets, other.targets)
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.ops.flags.writeable = self.targets.flags.writeable = False
 
     def __hash__(self) -> int:
         return hash((self.graph.fingerprint, self.ops.tobytes(), self.targets.tobytes()))

@@ -10,8 +10,9 @@ import enum
 
 import numpy as np
 
+from tiny_backprop.door import WHOLE_NUMBERS, door
 from tiny_backprop.errors import IllegalPlanError
-from tiny_backprop.graph import Graph
+from tiny_backprop.graph import GRAPH, Graph
 
 
 class Op(enum.IntEnum):
@@ -58,6 +59,7 @@ class Timeline:
     recompute_bytes_moved: float
 
 
+@door(IllegalPlanError, graph=GRAPH, ops=WHOLE_NUMBERS, targets=WHOLE_NUMBERS)
 def simulate(graph: Graph, ops: np.ndarray, targets: np.ndarray) -> Timeline:
     """Play actions over a graph and return what they cost; O(n log n) in the number of actions.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,14 @@ class FunctionWrapper:
 
     def __init__(self, fun: Callable[..., Any]):
         functools.update_wrapper(self, fun, updated=())  # type: ignore[arg-type]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle by name where the name means this, as after a decorator; otherwise by parts."""
+        found: Any = sys.modules.get(self.__module__)
+        qualname: str = self.__qualname__  # type: ignore[attr-defined]
+        for name in qualname.split("."):
+            found = getattr(found, name, None)
+        return qualname if found is self else super().__reduce_ex__(protocol)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind to an instance, as a function in a class body does."""

@@ -7,6 +7,7 @@ import numbers
 
 import numpy as np
 
+from tiny_backprop.door import instance
 from tiny_backprop.errors import PlanError
 from tiny_backprop.schedule.loop_schedule import LoopSchedule, blocks_run_again, least_slots
 
@@ -81,3 +82,6 @@ class LoopChoice:
         if self.memory_bytes is None:
             return least_slots(n, self.levels or 1)
         return min(max(n, 1), (self.memory_bytes - block_bytes) // max(carry_bytes, 1))
+
+
+LOOPS = instance(LoopChoice).or_none()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from tiny_backprop.door import BYTES, found
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph
 from tiny_backprop.plan.checks import check_gradient
@@ -136,12 +137,12 @@ def parse_budget(graph: Graph, budget: Any) -> int:
         except ValueError as e:
             raise PlanError(f"{wanted}: {e}") from None
     is_whole = isinstance(budget, numbers.Integral)
-    if is_whole and not isinstance(budget, bool) and int(budget) >= 0:
+    if BYTES.accepts(budget):
         return int(budget)
     if isinstance(budget, numbers.Real) and not is_whole and 0 < float(budget) <= 1:
         return int(float(budget) * predicted_peak_bytes(save_everything(graph)))
     hint = ". For bytes, pass an int" if isinstance(budget, float) and budget > 1 else ""
-    raise PlanError(f"{wanted}; found {budget!r}{hint}")
+    raise PlanError(f"{wanted}; found {found(budget)}{hint}")
 
 
 def sweep_of(graph: Graph, cost: Cost, loops: LoopChoice | None = None) -> MemorySweep:

@@ -65,10 +65,9 @@ class Gradient:
         assert callable(self._fun)
         planned = height_compressed_value_and_grad(self._fun, plan=plan, **self._options, on_error="raise")
         leaves, tree = jax.tree.flatten((args, kwargs))
-        call = Call.of(self._fun, args, kwargs)
+        call = Call.of(self._fun, args, kwargs, self._options["argnums"])
         donated = {call.traced[i] for i in check_donate_argnums(call, self._options["donate_argnums"])}
-        at = [i for i, x in enumerate(leaves) if hasattr(x, "dtype") or isinstance(x, int | float | complex)]
-        given, others = [i for i in at if i in donated], [i for i in at if i not in donated]
+        given, others = [[i for i in call.traced if (i in donated) is which] for which in (True, False)]
 
         def gradient(given_arrays: list[Any], other_arrays: list[Any]) -> Any:
             arrays = zip([*given, *others], [*given_arrays, *other_arrays], strict=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import itertools
+import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +27,8 @@ class Call:
       name: Its name, for messages.
       leaves: All leaves of `(args, kwargs)`.
       tree: Their tree.
-      traced: Positions of the leaves that are arrays; the others (strings, callables, …) are passed on as they are.
+      traced: Positions of the leaves that are arrays; the others (strings, callables, …) are passed on as they are, and
+        so are Python's bools and ints in arguments that are not differentiated, as `jax.grad` does.
     """
 
     fun: Callable[..., Any]
@@ -35,13 +38,13 @@ class Call:
     traced: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], fix_numbers: bool = False
-    ) -> Call:
-        """Take a call apart; with `fix_numbers`, Python's bools and ints are passed on as they are, too."""
+    def of(cls, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], argnums: Any = None) -> Call:
+        """Take a call apart; in all arguments but `argnums`, where given, Python's bools and ints are no arrays."""
         leaves, tree = jax.tree.flatten((tuple(args), dict(kwargs)))
-        is_array = is_array_type if not fix_numbers else _is_array_type_but_no_number
-        traced = tuple([i for i, x in enumerate(leaves) if is_array(type(x))])
+        traced = tuple([i for i, x in enumerate(leaves) if is_array_type(type(x))])
+        if argnums is not None and any(type(leaves[i]) in (bool, int) for i in traced):
+            kept = _leaves_of(tree, argnums)
+            traced = tuple([i for i in traced if type(leaves[i]) not in (bool, int) or i in kept])
         return cls(fun, function_name(fun), leaves, tree, traced)
 
     @property
@@ -55,12 +58,35 @@ class Call:
         return len(self.tree.children()[0].children())
 
     def with_arrays(self, arrays: Sequence[Any]) -> Any:
-        """Call the function with other arrays in the places of these."""
+        """Call the function with other arrays in the places of these.
+
+        Raises:
+          CaptureError: The function changes an object among its arguments, such as a module with a running mean: it was
+            given a copy, and what it has changed would be lost.
+        """
         leaves = list(self.leaves)
         for i, x in zip(self.traced, arrays, strict=True):
             leaves[i] = x
         args, kwargs = jax.tree.unflatten(self.tree, leaves)
-        return self.fun(*args, **kwargs)
+        objects = [x for x in jax.tree.leaves((args, kwargs), is_leaf=_is_object) if _is_object(x)]
+        before = [_held(x) for x in objects]
+        is_stable = [held == _held(x) for held, x in zip(before, objects, strict=True)]
+        try:
+            out = self.fun(*args, **kwargs)
+        except TypeError:
+            check_signature(CaptureError, self.fun, args, kwargs)
+            raise
+        returned = set(map(id, jax.tree.leaves(out)))
+        for x, held, stable in zip(objects, before, is_stable, strict=True):
+            # Who returns some of what has changed knows that the rest is lost, as under jax.jit.
+            if stable and held != _held(x) and returned.isdisjoint(set(_held(x)[0]).difference(held[0])):
+                raise CaptureError(
+                    f"{self.name} changes its argument of type {type(x).__name__} in place (a running mean, or "
+                    "the count of a random stream). It is planned as a pure function, and the change would be lost. "
+                    "Return what changes: split the module before (flax.nnx.split, equinox.partition), merge it inside "
+                    "and return its new state beside the output, as has_aux=True has it."
+                )
+        return out
 
     def argument_names(self) -> list[str]:
         """Return a name such as `args[0]['w']` for each array."""
@@ -74,8 +100,7 @@ class Call:
 
     def positions(self, argnums: Sequence[int]) -> list[int]:
         """Return which of `arrays` belong to the positional arguments `argnums`, -1 for a leaf that is none of them."""
-        ends = list(itertools.accumulate(t.num_leaves for t in self.tree.children()[0].children()))
-        leaves = [i for k in argnums for i in range(ends[k - 1] if k else 0, ends[k])]
+        leaves = _leaves_of(self.tree, argnums)
         return [self.traced.index(i) if i in self.traced else -1 for i in leaves]
 
 
@@ -113,8 +138,32 @@ class Outputs:
         return children[0], n_leaves - sum(i < n_leaves for i in self.fixed)
 
 
+def _leaves_of(tree: Any, argnums: Any) -> list[int]:
+    """Return the positions of the leaves of some positional arguments; whatever names none has none."""
+    ends = list(itertools.accumulate(t.num_leaves for t in tree.children()[0].children()))
+    wanted = [k for k in (argnums if isinstance(argnums, Sequence) else [argnums]) if isinstance(k, numbers.Integral)]
+    indices = [operator.index(k) for k in wanted]
+    indices = [k % len(ends) for k in indices if -len(ends) <= k < len(ends)]
+    return [i for k in indices for i in range(ends[k - 1] if k else 0, ends[k])]
+
+
 def _keyword(path: tuple[Any, ...]) -> str:
     return str(path[1].key) + jax.tree_util.keystr(path[2:])
+
+
+def check_signature(error: type[Exception], fun: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise `error` where a function does not take these arguments, as far as it tells."""
+    try:
+        signature = inspect.signature(fun)
+    except (TypeError, ValueError):  # what is written in C does not tell
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as e:
+        given = f"{len(args)} positional arguments" + (f" and {', '.join(kwargs)}" if kwargs else "")
+        raise error(
+            f"{function_name(fun)}{signature} was given {given}: {e}. Pass the function's own arguments after it."
+        ) from None
 
 
 def function_name(fun: Any) -> str:
@@ -128,9 +177,14 @@ def is_array_type(kind: type) -> bool:
     return issubclass(kind, (bool, int, float, complex)) or (hasattr(kind, "shape") and hasattr(kind, "dtype"))
 
 
-@functools.cache
-def _is_array_type_but_no_number(kind: type) -> bool:
-    return is_array_type(kind) and (not issubclass(kind, int) or hasattr(kind, "shape"))
+def _is_object(x: Any) -> bool:
+    """Return whether a tree has a node of its own kind here, which a function may write to."""
+    return type(x) not in (tuple, list, dict, type(None)) and not jax.tree_util.all_leaves([x])
+
+
+def _held(x: Any) -> tuple[list[int], Any]:
+    leaves, tree = jax.tree.flatten(x)
+    return list(map(id, leaves)), tree
 
 
 def symbolic_dimensions(x: Any) -> list[Any]:
@@ -176,7 +230,7 @@ def _check_indices(call: Call, argnums: int | Sequence[int], word: str) -> list[
     n_args = call.n_args
     try:
         wanted = [operator.index(k) for k in (argnums if isinstance(argnums, Sequence) else [argnums])]
-    except TypeError:
+    except (TypeError, ValueError):
         raise CaptureError(f"{word} must be an integer or a tuple of them; found {argnums!r}") from None
     for k in wanted:
         if not -n_args <= k < n_args:
@@ -185,3 +239,17 @@ def _check_indices(call: Call, argnums: int | Sequence[int], word: str) -> list[
     if len(set(found)) < len(found):
         raise CaptureError(f"{word}={argnums!r} must name no argument twice")
     return found
+
+
+def separated(arrays: Sequence[Any], donated: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Return the arrays that are donated, and the others."""
+    kept = set(range(len(arrays))).difference(donated)
+    return [arrays[i] for i in donated], [x for i, x in enumerate(arrays) if i in kept]
+
+
+def joined(given: Sequence[Any], others: Sequence[Any], donated: Sequence[int]) -> list[Any]:
+    """Return all arrays in order, of which `separated` made two lists."""
+    arrays = list(others)
+    for i, x in zip(donated, given, strict=True):
+        arrays.insert(i, x)
+    return arrays

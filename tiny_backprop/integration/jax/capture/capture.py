@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tiny_backprop.errors import CaptureError
+from tiny_backprop.door import FUNCTION, door
+from tiny_backprop.errors import CaptureError, CotangentWarning
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums
 from tiny_backprop.integration.jax.capture.inline import drop_dead, flatten
@@ -14,6 +16,7 @@ from tiny_backprop.integration.jax.capture.nested import with_nested_programs
 from tiny_backprop.integration.jax.capture.trace import Program, build_graph, trace_function, trace_gradient
 
 
+@door(CaptureError, fun=FUNCTION)
 def capture_graph_jaxpr(
     fun: Callable[..., Any], example_inputs: Sequence[Any] | Mapping[str, Any] = (), **example_kwargs: Any
 ) -> Graph:
@@ -58,6 +61,7 @@ def capture_graph_jaxpr(
     return graph
 
 
+@door(CaptureError, fun=FUNCTION)
 def capture_gradient(
     fun: Callable[..., Any],
     *args: Any,
@@ -87,15 +91,28 @@ def capture_gradient(
         floating-point or complex dtype, the function cannot be differentiated in reverse mode, or a dimension is
         symbolic (`capture_symbolic_gradient`).
 
+    Warns:
+      CotangentWarning: The function returns more than one array of floating-point or complex dtype, as a training step
+        does: what is captured is the reverse pass from a cotangent for each of them.
+
     Example:
       >>> import jax.numpy as jnp
       >>> graph = capture_gradient(lambda w, x: jnp.sum(jnp.sin(w @ x)), jnp.ones((4, 4)), jnp.ones(4))
       >>> graph.n_forward > 0 and graph.n_backward > 0
       True
     """
-    call = Call.of(fun, args, kwargs)
+    call = Call.of(fun, args, kwargs, argnums)
     donated = check_donate_argnums(call, donate_argnums)
     program, _ = capture_program(call, check_argnums(call, argnums), has_aux=has_aux, donated=donated)
+    n_cotangents = len(program.cotangent_of)
+    if n_cotangents > 1:
+        warnings.warn(
+            f"the gradient of {call.name} was asked for, which returns {n_cotangents} arrays with a gradient (is it a "
+            "training step?); jax.grad refuses it. Captured is its reverse pass from a cotangent for each. For the "
+            "gradient of a loss, pass the loss alone, or return a pair and say has_aux=True.",
+            CotangentWarning,
+            stacklevel=3,
+        )
     return program.graph
 
 

@@ -29,6 +29,7 @@ import jax
 import jax.export
 
 import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.door import FUNCTION, door
 from tiny_backprop.errors import CaptureError, TinyBackpropError
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, symbolic_dimensions
@@ -51,6 +52,31 @@ class _Expression:
 
     def at(self, sizes: Sizes) -> int:
         return self.factor * compat.dimension_at(self.dimension, sizes) + self.offset
+
+
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """An argument with symbolic dimensions, as text."""
+
+    shape: str
+    dtype: Any
+    weak_type: bool
+
+    @classmethod
+    def of(cls, x: Any) -> _Written:
+        return cls(", ".join(map(str, x.shape)) + ",", x.dtype, x.weak_type)
+
+    def read(self, scope: jax.export.SymbolicScope) -> jax.ShapeDtypeStruct:
+        shape = jax.export.symbolic_shape(self.shape, scope=scope)
+        return jax.ShapeDtypeStruct(shape, self.dtype, weak_type=self.weak_type)
+
+
+def _traced_again(call_parts: Any, traced: tuple[int, ...], constraints: Sequence[str], *options: Any) -> SymbolicGraph:
+    """Return the graph that was pickled, its function traced anew."""
+    scope = jax.export.SymbolicScope(constraints)
+    fun, args, kwargs = call_parts
+    args, kwargs = jax.tree.map(lambda x: x.read(scope) if isinstance(x, _Written) else x, (args, kwargs))
+    return SymbolicGraph(dataclasses.replace(Call.of(fun, args, kwargs), traced=traced), *options)
 
 
 class SymbolicGraph:
@@ -136,6 +162,17 @@ class SymbolicGraph:
         n_eqns = self._template.n_eqns
         return f"SymbolicGraph({self.name!r}, {n_eqns} nodes, dimensions {', '.join(self.dimensions)}{under})"
 
+    def __deepcopy__(self, memo: Any) -> SymbolicGraph:
+        return self  # nobody can change it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the question, not the trace: tracebacks and primitives belong to this process."""
+        call = self._call
+        leaves = [_Written.of(x) if symbolic_dimensions(x) else x for x in call.leaves]
+        args, kwargs = jax.tree.unflatten(call.tree, leaves)
+        options = self._positions, self._has_aux, self._donated
+        return _traced_again, ((call.fun, args, kwargs), call.traced, self.constraints, *options)
+
     # ---- tracing ----
 
     def _trace(self) -> tuple[Template, Sequence[_Expression]]:
@@ -216,6 +253,7 @@ class SymbolicGraph:
         return dataclasses.replace(self._call, leaves=[concrete(x) for x in self._call.leaves])
 
 
+@door(CaptureError, fun=FUNCTION)
 def capture_symbolic_gradient(
     fun: Callable[..., Any],
     *args: Any,
@@ -254,7 +292,7 @@ def capture_symbolic_gradient(
       >>> symbolic.at(batch=32).activation_bytes, symbolic.at(batch=64).activation_bytes
       (1540, 3076)
     """
-    call = Call.of(fun, args, kwargs)
+    call = Call.of(fun, args, kwargs, argnums)
     scopes = {id(compat.dimension_scope(d)): d for d in call.symbolic_dimensions()}
     if len(scopes) != 1:
         found = f"dimensions {', '.join(map(str, scopes.values()))} of {len(scopes)} scopes" if scopes else "none"

@@ -229,14 +229,15 @@ def _why_not(
     if not lines:
         return (
             f"{asked}\n  {type(error).__name__}: {str(error).strip()}\n"
-            "jax.grad by the same arguments fails likewise. Operations without a derivative need jax.custom_vjp or "
-            "stop_gradient."
+            "Operations without a derivative need jax.custom_vjp or stop_gradient; what works in jax.grad alone, "
+            "because it does not trace first, is not planned."
         )
     return (
         f"{asked} a while_loop, or a fori_loop whose bounds are not constant, is on the differentiated path at\n"
         + "".join(f"  {line}\n" for line in lines)
-        + "jax.grad by the same arguments fails likewise: how many steps there are, and so how much they save, is "
-        "known only when they run. Where the steps are bounded, write lax.scan with lax.cond inside, or fori_loop with "
+        + "How many steps there are, and so how much they save, is known only when they run. Where the "
+        "steps are bounded, "
+        "write lax.scan with lax.cond inside, or fori_loop with "
         "constant bounds, or equinox.internal.while_loop(kind='checkpointed'): see checkpointed_while in "
         "docs/while-loops.md. Where no gradient is wanted through it, wrap what it reads in lax.stop_gradient."
     )

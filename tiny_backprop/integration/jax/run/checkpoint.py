@@ -42,14 +42,15 @@ class Checkpointed(FunctionWrapper):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        call, made = self._programs.find(self._make, self._fun, args, kwargs)
+        call = Call.of(self._fun, args, kwargs, ())
+        made = self._programs.find(self._make, call)
         if isinstance(made.plan, RefError):
             warnings.warn(f"{made.plan} jax.checkpoint runs instead, unplanned.", FallbackWarning, stacklevel=2)
         return made.outputs.unflatten(made.run([*made.constants, *call.arrays]))
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
-        _, made = self._programs.find(self._make, self._fun, args, kwargs)
+        made = self._programs.find(self._make, Call.of(self._fun, args, kwargs, ()))
         if not isinstance(made.plan, Plan):
             raise made.plan
         return made.plan
@@ -69,10 +70,13 @@ def _unplanned(call: Call, error: RefError | IrreversibleError) -> _Checkpointed
     flat, _, outputs = trace_function(call)
     run = compat.jaxpr_as_fun(flat.closed())
 
-    def without_reverse(*inputs: Any) -> list[Any]:
-        return [irreversible(x, error) if compat.is_inexact(jax.typeof(x)) else x for x in run(*inputs)]
+    def marked(*inputs: Any) -> list[Any]:
+        outs = run(*inputs)
+        if isinstance(error, RefError):  # that is no reason for JAX
+            return outs
+        return [irreversible(x, error) if compat.is_inexact(jax.typeof(x)) else x for x in outs]
 
-    checkpointed = jax.checkpoint(run if isinstance(error, RefError) else without_reverse)
+    checkpointed = jax.checkpoint(marked)
     return _Checkpointed(outputs, flat.consts, lambda inputs: checkpointed(*inputs), error)
 
 
@@ -113,7 +117,8 @@ def checkpoint(
     Unlike `jax.checkpoint`, the plan says block by block what is saved and when what is recomputed. It is the plan for
     differentiating by everything of floating-point or complex dtype, traced values that `fun` closes over included; put
     what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
-    through. The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
+    through; Python's bools and ints as they are, planned for each of their values.
+    The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
     higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any `jax.custom_vjp`.
 
     Args:

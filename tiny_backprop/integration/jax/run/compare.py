@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from tiny_backprop.door import FUNCTION, TEXTS, Kind, door
 from tiny_backprop.errors import PlanError
-from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums
+from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, joined, separated
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.run.gradient import height_compressed_value_and_grad
 from tiny_backprop.integration.jax.xla.jit import jit
@@ -20,6 +22,14 @@ from tiny_backprop.schedule.cost import CostModel
 if TYPE_CHECKING:
     import pandas as pd
 
+_PLANS = Kind(
+    "plans in a sequence, or in a mapping by their names",
+    lambda x: (
+        isinstance(x, (Sequence, Mapping))
+        and all(isinstance(p, Plan) for p in (x.values() if isinstance(x, Mapping) else x))
+    ),
+    "Make them: plan_blocks(capture_gradient(fun, *args), block_size)",
+)
 _STOCK_POLICIES = (
     "nothing_saveable",
     "dots_saveable",
@@ -27,6 +37,7 @@ _STOCK_POLICIES = (
 )
 
 
+@door(PlanError, fun=FUNCTION, plans=_PLANS.or_none(), stock_policies=TEXTS, progress=FUNCTION.or_none())
 def compare(
     fun: Callable[..., Any],
     *args: Any,
@@ -73,7 +84,7 @@ def compare(
     """
     import pandas as pd
 
-    call = Call.of(fun, args, kwargs)
+    call = Call.of(fun, args, kwargs, argnums)
     donated = check_donate_argnums(call, donate_argnums)
     graph = capture_program(call, check_argnums(call, argnums), has_aux=has_aux, donated=donated)[0].graph
     if plans is None:
@@ -95,8 +106,9 @@ def compare(
     for name, way, plan in ways:
         if progress:
             progress(name)
-        program = jit(way, donate_argnums=donate_argnums)
-        rows[name] = _row(plan, measure(program, *args, run=run, **kwargs), cost_model)
+        rows[name] = _row(
+            plan, measure(_program(call, way, donated), *separated(call.arrays, donated), run=run), cost_model
+        )
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("gradient")
     first = table.iloc[0]
     predicted = table.predicted_peak_bytes > first.predicted_peak_bytes
@@ -106,6 +118,12 @@ def compare(
     if run:
         table["time_ratio"] = table.measured_step_seconds / first.measured_step_seconds
     return table
+
+
+def _program(call: Call, way: Callable[..., Any], donated: Sequence[int]) -> Callable[..., Any]:
+    """Return the compiled function of donated and other arrays that calls a gradient as its function was called."""
+    called = dataclasses.replace(call, fun=way)
+    return jit(lambda given, others: called.with_arrays(joined(given, others, donated)), donate_argnums=0)
 
 
 def _named(plans: Sequence[Plan]) -> dict[str, Plan]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tiny_backprop.errors import CaptureError, FallbackWarning, PlanError, UntraceableError
+from tiny_backprop.door import one_of
+from tiny_backprop.errors import CaptureError, FallbackWarning, IrreversibleError, PlanError, UntraceableError
 from tiny_backprop.graph import Graph
-from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums, function_name
+from tiny_backprop.integration.jax.capture.call import (
+    Call,
+    check_argnums,
+    check_donate_argnums,
+    function_name,
+    joined,
+    separated,
+)
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
@@ -76,12 +85,11 @@ class PlannedGradient(FunctionWrapper):
     ):
         if not callable(fun):
             raise PlanError(f"the function to differentiate must be callable; found {type(fun).__name__}")
-        if on_error not in ("fallback", "raise"):
-            raise PlanError(f"on_error must be 'fallback' or 'raise'; found {on_error!r}")
+        one_of("fallback", "raise").check(PlanError, "on_error", on_error)
         super().__init__(fun)
         self.last_executor: HeightCompressedExecutor | None = None
         self._fun, self._request = fun, request
-        is_integer = isinstance(argnums, SupportsIndex)  # a numpy integer, say
+        is_integer = isinstance(argnums, numbers.Integral)  # a numpy integer, say
         self._argnums = operator.index(argnums) if is_integer else argnums
         self._donate_argnums = donate_argnums
         self._has_aux, self._with_value, self._on_error = has_aux, with_value, on_error
@@ -90,17 +98,18 @@ class PlannedGradient(FunctionWrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the gradient (or value and gradient) at the arguments."""
         try:
-            call, compiled = self._programs.find(self._compile, self._fun, args, kwargs)
-        except UntraceableError as e:
+            call = Call.of(self._fun, args, kwargs, self._argnums)
+            compiled = self._programs.find(self._compile, call)
+        except (UntraceableError, IrreversibleError) as e:
             return self._fall_back(e, args, kwargs)
         self.last_executor = compiled.executor
-        outs, gradients = compiled.run(*_separated(call.arrays, compiled.donated), compiled.constants)
+        outs, gradients = compiled.run(*separated(call.arrays, compiled.donated), compiled.constants)
         return self._result(compiled.planned, outs, gradients, args)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """Return the plan for arguments (or `jax.ShapeDtypeStruct` objects) without running anything."""
-        _, compiled = self._programs.find(self._compile, self._fun, args, kwargs)
-        return compiled.planned.plan
+        call = Call.of(self._fun, args, kwargs, self._argnums)
+        return self._programs.find(self._compile, call).planned.plan
 
     def _compile(self, call: Call) -> _Compiled:
         positions, donated = check_argnums(call, self._argnums), check_donate_argnums(call, self._donate_argnums)
@@ -111,7 +120,7 @@ class PlannedGradient(FunctionWrapper):
             return jax.jit(_runner(planned, donated, call.name), donate_argnums=0)
 
         def measured_bytes(planned: PlannedProgram) -> int:
-            return compiled_bytes(jitted(planned), *_separated(call.arrays, donated), constants)
+            return compiled_bytes(jitted(planned), *separated(call.arrays, donated), constants)
 
         planned = PlannedProgram.make(program, self._request, measured_bytes)
         return _Compiled(planned, constants, donated, HeightCompressedExecutor(planned.plan), jitted(planned))
@@ -124,33 +133,32 @@ class PlannedGradient(FunctionWrapper):
             return value, gradient
         return (gradient, value[1]) if self._has_aux else gradient
 
-    def _fall_back(self, error: UntraceableError, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _fall_back(self, error: CaptureError, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.last_executor = None
         if self._on_error == "raise":
             raise error
+        grad = jax.value_and_grad if self._with_value else jax.grad
+        plain = grad(self._fun, argnums=self._argnums, has_aux=self._has_aux)
+        if isinstance(error, IrreversibleError):
+            try:
+                result = plain(*args, **kwargs)
+            except Exception as e:
+                raise CaptureError(f"{error}\njax.grad by the same arguments fails likewise.") from e
+            warnings.warn(f"{error} jax.grad ran instead, unplanned.", FallbackWarning, stacklevel=3)
+            return result
         warnings.warn(f"{error} jax.grad runs instead, unplanned.", FallbackWarning, stacklevel=3)
-        plain = jax.value_and_grad if self._with_value else jax.grad
-        return plain(self._fun, argnums=self._argnums, has_aux=self._has_aux)(*args, **kwargs)
+        return plain(*args, **kwargs)
 
     def __repr__(self) -> str:
         state = repr(self.last_executor) if self.last_executor else "not planned yet"
         return f"<planned gradient of {function_name(self._fun)}: {state}>"
 
 
-def _separated(arrays: Sequence[Any], donated: Sequence[int]) -> tuple[list[Any], list[Any]]:
-    """Return the arrays that are donated, and the others."""
-    kept = set(range(len(arrays))).difference(donated)
-    return [arrays[i] for i in donated], [x for i, x in enumerate(arrays) if i in kept]
-
-
 def _runner(planned: PlannedProgram, donated: Sequence[int], name: str) -> Callable[..., Any]:
     """Return the function from donated and other arguments and constants to outputs and gradients."""
 
     def run(given: Sequence[Any], arrays: Sequence[Any], constants: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        arrays = list(arrays)
-        for i, x in zip(donated, given, strict=True):
-            arrays.insert(i, x)
-        return planned.value_and_gradients([*constants, *arrays])
+        return planned.value_and_gradients([*constants, *joined(given, arrays, donated)])
 
     run.__name__ = f"planned_gradient_of_{name}".replace("<lambda>", "lambda")
     return run
@@ -195,7 +203,8 @@ def height_compressed_grad(
     Args:
       fun: Function whose output is a real scalar, or, with `has_aux`, a pair of that and anything else. Its positional
         and keyword arguments are pytrees of arrays; leaves that are no arrays are passed on as they are, and so are
-        Python's bools and ints where `fun` cannot be traced otherwise.
+        Python's bools and ints in arguments that are not differentiated. Each other value of these is planned and
+        compiled for; a counter that changes at every call is better an array.
       block_size: Forward nodes per block, in loops steps; see `plan_blocks`.
       levels: Levels of checkpointing; see `plan_height_compressed`. No step of a loop runs again more often. Without
         `block_size`, `levels`, `plan` and `budget`, the block size with the smallest predicted peak among some that are
@@ -210,9 +219,9 @@ def height_compressed_grad(
       has_aux: Whether `fun` returns a pair whose second part is passed through.
       donate_argnums: Which positional arguments the gradient may write over, as with `jax.jit`; budgets and predictions
         count on it. Where it runs inside a `jit` of yours, say the same there.
-      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments, or uses refs
-        (`jax.new_ref`), which are not planned: `"fallback"` warns with `FallbackWarning` and runs `jax.grad`; `"raise"`
-        raises.
+      on_error: What to do where `fun` cannot be traced because it looks at the values of its arguments, can be
+        differentiated only without tracing, or uses refs (`jax.new_ref`), which are not planned: `"fallback"` warns
+        with `FallbackWarning` and runs `jax.grad`; `"raise"` raises.
 
     Returns:
       The gradient function. Its `last_executor.checkpoint_plan` is the plan of the last call.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-import types
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,13 +13,12 @@ import jax
 from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.door import TRUTH
 from tiny_backprop.errors import (
     BudgetError,
     LeftAloneWarning,
     NoGainWarning,
     PlanError,
-    TinyBackpropError,
-    UntraceableError,
     warn_caller,
 )
 from tiny_backprop.graph import Graph
@@ -28,6 +26,7 @@ from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.inline import drop_dead
 from tiny_backprop.integration.jax.capture.trace import Program
 from tiny_backprop.integration.jax.run.rewrite import PlannedJaxprs, rewrite
+from tiny_backprop.integration.jax.run.state_key import NoKeyError, state_key
 from tiny_backprop.integration.jax.run.verify import plan_verified
 from tiny_backprop.plan.baseline import predict_jax_gradient
 from tiny_backprop.plan.blocks import plan_blocks, plan_height_compressed, plan_jax_gradient, plan_save_everything
@@ -40,7 +39,6 @@ from tiny_backprop.units import format_bytes
 
 _MOST_CACHED = 256
 _LARGE_SHARE, _MOST_LISTED = 0.1, 3  # of what is left alone: of the peak, to be warned of; how many are named
-_CONSTANT_OBJECTS = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools.partial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +69,7 @@ class Request:
             raise PlanError(f"loops must be a tiny_backprop.LoopChoice; found {type(self.loops).__name__}")
         if self.budget is not None and not (self.plan is self.block_size is self.levels is None):
             raise PlanError("give either budget or plan, block_size and levels: by budget, the planner chooses them")
+        TRUTH.check(PlanError, "verify", self.verify)
         if self.verify and self.budget is None:
             raise PlanError("verify=True holds XLA's bytes against a budget; give one: budget='2GiB', say")
         if self.plan is not None and not isinstance(self.plan, Plan):
@@ -305,38 +304,19 @@ M = TypeVar("M", bound=Made)
 class ProgramCache(Generic[M]):
     """What was made for a call, by what a plan depends on: tree, shapes, dtypes, shardings, settings of the trace.
 
-    Not kept is what closed over tracers, which belongs to their trace alone, and what was made for arguments that are
-    no arrays and cannot be hashed, or are hashed by identity and so may have changed since.
+    Arguments that are no arrays are looked up by what they are and hold, see `state_key`. Not kept is what was made for
+    those that may change unseen, and what closed over tracers, which belongs to their trace alone.
     """
 
     def __init__(self) -> None:
         self._cache: OrderedDict[Any, M] = OrderedDict()
         self._lock = threading.RLock()
-        self._fix_numbers = False
 
-    def find(
-        self, make: Callable[[Call], M], fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[Call, M]:
-        """Return a call taken apart, and what `make` returned for it or for one of its kind before.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # a copy begins empty: what runs belongs to this process and this device
 
-        Python's bools and ints are arrays first. A function that cannot be traced so (it counts a loop with one, say)
-        has them passed on as they are, from then on.
-        """
-        call = Call.of(fun, args, kwargs, self._fix_numbers)
-        try:
-            return call, self._get(make, call)
-        except TinyBackpropError as e:
-            if not isinstance(e, UntraceableError) or not _has_numbers(call):
-                raise
-        except Exception:
-            if not _has_numbers(call):
-                raise
-        call = Call.of(fun, args, kwargs, fix_numbers=True)
-        made = self._get(make, call)
-        self._fix_numbers = True
-        return call, made
-
-    def _get(self, make: Callable[[Call], M], call: Call) -> M:
+    def find(self, make: Callable[[Call], M], call: Call) -> M:
+        """Return what `make` returned for a call or for one of its kind before."""
         key = _key(call)
         if key is None:
             return make(call)
@@ -353,20 +333,13 @@ class ProgramCache(Generic[M]):
             return made
 
 
-def _has_numbers(call: Call) -> bool:
-    return any(type(call.leaves[i]) in (bool, int) for i in call.traced)
-
-
 def _key(call: Call) -> Any:
     """Return what a plan for a call depends on, hashable, or None where nothing may be kept for it."""
     fixed: tuple[Any, ...] = ()
     if len(call.traced) < len(call.leaves):
         traced = set(call.traced)
-        fixed = tuple((type(x), x) for i, x in enumerate(call.leaves) if i not in traced)
         try:
-            hash(fixed)
-        except TypeError:
-            return None
-        if any(kind.__hash__ is object.__hash__ and not isinstance(x, _CONSTANT_OBJECTS) for kind, x in fixed):
+            fixed = tuple([state_key(x) for i, x in enumerate(call.leaves) if i not in traced])
+        except NoKeyError:
             return None
     return (call.tree, tuple(map(compat.aval_of, call.arrays)), call.traced, fixed, compat.trace_context())

@@ -7,13 +7,14 @@ several runs counts, since other processes can only make a run slower.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +71,33 @@ def calibrate(*, again: bool = False, cache_directory: str | os.PathLike[str] | 
     path = _path(cache_directory)
     if not again and (model := read_calibration(cache_directory)) is not None:
         return model
-    model = _measured()
-    data = {"format": _FORMAT, "version": _VERSION, "cost_model": dataclasses.asdict(model)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
+    with _kept_in(path) as keep:
+        model = _measured()
+        keep({"format": _FORMAT, "version": _VERSION, "cost_model": dataclasses.asdict(model)})
+    return model
+
+
+@contextlib.contextmanager
+def _kept_in(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Make sure, before anything is measured, that a file can be written; give what writes it, whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}.part")
+
+    def keep(data: Any) -> None:
         partial.write_text(json.dumps(data, indent=1))
         partial.replace(path)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        partial.unlink()
+        yield keep
     except OSError as error:
         raise MeasureError(
             f"the calibration cannot be kept in {path}: {error}. Name another cache_directory."
         ) from error
-    return model
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def read_calibration(cache_directory: str | os.PathLike[str] | None = None) -> CostModel | None:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 
 import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.door import FUNCTION
+from tiny_backprop.errors import CaptureError
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
 
 _CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -26,6 +28,9 @@ class Jitted(FunctionWrapper):
         super().__init__(fun)
         self._fun, self._options = fun, jit_options
         self._compiler_options = jit_options.pop("compiler_options", None) or {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_jitted", "_nested")}
 
     @functools.cached_property
     def _jitted(self) -> Any:  # made at the first call: which options are right is known once JAX has chosen a backend
@@ -69,6 +74,7 @@ def jit(fun: Callable[..., Any] | None = None, **jit_options: Any) -> Any:
       >>> float(jit(lambda x: jnp.sum(x * x))(jnp.arange(3.0)))
       5.0
     """
+    FUNCTION.or_none().check(CaptureError, "the function to compile", fun)
     if fun is None:
         return functools.partial(jit, **jit_options)
     return Jitted(fun, **jit_options)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.display import guarded, table
 from tiny_backprop.errors import MeasureError
+from tiny_backprop.integration.jax.capture.call import check_signature
 from tiny_backprop.integration.jax.xla.assignment import instruction_names
 from tiny_backprop.integration.jax.xla.decode import decode
 from tiny_backprop.integration.jax.xla.hlo import HloError
@@ -284,7 +285,11 @@ def _compile(fun: Any, args: tuple, kwargs: dict) -> tuple[Any, jax.stages.Compi
             )
         fun = fun if hasattr(fun, "lower") else jit(fun)
         start = time.perf_counter()
-        lowered = fun.lower(*args, **kwargs)
+        try:
+            lowered = fun.lower(*args, **kwargs)
+        except TypeError:
+            check_signature(MeasureError, fun, args, kwargs)
+            raise
         trace_seconds = time.perf_counter() - start
     start = time.perf_counter()
     compiled = lowered.compile()
