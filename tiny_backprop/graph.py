@@ -677,8 +677,10 @@ def _as_array(name: str, plain: Any) -> Any:
         return tuple(_all_of(name, plain, str))
     if name == "value_shapes":
         return tuple(tuple(_all_of(name, shape, int)) for shape in _all_of(name, plain, list, tuple))
-    if name == "donated":
+    if name in ("donated", "jax_version"):
         return tuple(_all_of(name, plain, int))
+    if name == "left_alone":
+        return tuple(tuple(_all_of(name, pair, int, str)) for pair in _all_of(name, plain, list, tuple))
     return _all_of(name, [plain], *((int,) if name == "n_primal_outputs" else (str,)))[0]
 
 
@@ -742,7 +744,7 @@ def _check(g: Graph) -> None:
         raise GraphError(f"operands and outputs must be {LITERAL} (a literal) or the number of a value below {v}")
     if any(not 0 <= x < g.n_inputs for x in g.donated) or list(g.donated) != sorted(set(g.donated)):
         raise GraphError(f"donated must be numbers of inputs below {g.n_inputs}, rising; found {g.donated}")
-    if not all(isinstance(x, tuple) and len(x) == 2 and x[0] in range(n) for x in g.left_alone):
+    if not all(len(x) == 2 and x[0] in range(n) and isinstance(x[1], str) for x in g.left_alone):
         raise GraphError(f"left_alone needs pairs of a node below {n} and a reason; found {g.left_alone}")
     if not all(0 <= x.forward_node < g.n_forward <= x.backward_node < n for x in g.nested):
         found = [(x.forward_node, x.backward_node) for x in g.nested]
