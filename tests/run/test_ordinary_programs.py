@@ -82,11 +82,13 @@ def constant_branch(x):
     return lax.cond(x[0] > 0, lambda a: 3.0, lambda a: three_sines(1.0), x) + jnp.sum(x)
 
 
+def ignoring(x):
+    return lax.scan(lambda c, v: (jnp.sin(c), None), jnp.asarray(1.0), x)[0] + jnp.sum(x)
+
+
 INDEPENDENT = {
     "map to ones": lambda x: jnp.sum(lax.map(lambda v: jnp.ones(3), jnp.broadcast_to(x, (4, 3)))) + jnp.sum(x),
-    "body that ignores its elements": lambda x: (
-        lax.scan(lambda c, v: (jnp.sin(c), None), jnp.asarray(1.0), x)[0] + jnp.sum(x)
-    ),
+    "body that ignores its elements": ignoring,
     "branches of constants": constant_branch,
     "rounded elements and a counter": saturated,
 }
