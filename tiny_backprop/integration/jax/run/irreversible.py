@@ -10,23 +10,23 @@ from typing import Any
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from tiny_backprop.errors import IrreversibleError
+from tiny_backprop.errors import CaptureError
 
 irreversible_p = Primitive("irreversible")
 
 
-def irreversible(x: Any, error: IrreversibleError) -> Any:
+def irreversible(x: Any, error: CaptureError) -> Any:
     """Return an array as it is; differentiating by it in reverse mode raises the error."""
     return irreversible_p.bind(x, error=error)
 
 
-def _raise(cotangent: Any, x: Any, *, error: IrreversibleError) -> Any:
+def _raise(cotangent: Any, x: Any, *, error: CaptureError) -> Any:
     if type(cotangent) is ad.Zero:
         return [cotangent]
     raise error
 
 
-def _batch(operands: Any, dims: Any, *, error: IrreversibleError) -> tuple[Any, Any]:
+def _batch(operands: Any, dims: Any, *, error: CaptureError) -> tuple[Any, Any]:
     return irreversible_p.bind(*operands, error=error), dims[0]
 
 
