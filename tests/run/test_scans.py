@@ -23,8 +23,8 @@ from tiny_backprop import (
     plan_save_everything,
 )
 from tiny_backprop.integration.jax.run import gradient
-from tiny_backprop.predict.nested import nested_plans
 from tiny_backprop.plan.loops.choice import LoopChoice
+from tiny_backprop.predict.nested import nested_plans
 from tiny_backprop.units import format_bytes
 
 
