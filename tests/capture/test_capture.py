@@ -1,5 +1,9 @@
 """Capture: what ends up in a graph, and that it does not depend on notation."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,3 +271,17 @@ def test_nothing_is_captured_twice():
     jaxpr = jax.make_jaxpr(jax.value_and_grad(loss))(W, X)
     n_jax = sum(len(e.params["jaxpr"].eqns) if "jaxpr" in e.params else 1 for e in jaxpr.eqns)
     assert capture_gradient(loss, W, X).n_nodes <= n_jax * 1.2
+
+
+def test_every_primitive_of_checkpoint_is_inlined():
+    """JAX 0.12 has another one where it is asked to by `JAX_REMAT3`."""
+    program = (
+        "import jax, jax.numpy as jnp, tiny_backprop as tb\n"
+        "f = jax.checkpoint(lambda x: jnp.sum(jnp.sin(jnp.sin(x))))\n"
+        "print(*tb.capture_gradient(f, jnp.ones(8)).primitives)"
+    )
+    for value in "01":
+        environment = {**os.environ, "JAX_REMAT3": value}
+        found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert "sin" in found.stdout, found.stderr
+        assert not {"remat", "remat2", "checkpoint", "call_hi_primitive"} & set(found.stdout.split())

@@ -61,7 +61,7 @@ def test_inputs_are_copied_where_xla_copies_them(name):
     assert sum((buffers.made_by == "copy") & (buffers.scope == "")) == n_copies
     m = measured(jax.value_and_grad(fun), args, 0)
     assert m.alias_bytes == sum(4 * a.size for a in jax.tree.leaves(args[0]))
-    assert predicted.peak_bytes == pytest.approx(m.peak_bytes, rel=0.02, abs=256)
+    assert predicted.peak_bytes == pytest.approx(m.peak_bytes, rel=0.025, abs=256)
     text = jax.jit(jax.value_and_grad(fun), donate_argnums=0).lower(*args).compile().as_text()
     copies = re.findall(r"copy\(%weights", text[text.index("ENTRY") :])
     assert len(copies) == (n_copies if name != "scan" else 0)  # there XLA copies inside of an output
@@ -74,7 +74,7 @@ def test_plans_take_what_xla_allocates(name):
     top = predict_jax_gradient(graph).peak_bytes
     plans = [tb.plan_height_compressed(graph, levels=2)]
     if name in ("chain", "scan"):
-        plans += [tb.plan_budget(graph, int(0.8 * top)), tb.plan_blocks(graph, 7)]
+        plans += [tb.plan_budget(graph, int({"chain": 0.8, "scan": 0.7}[name] * top)), tb.plan_blocks(graph, 7)]
     for plan in plans:
         m = measured(tb.height_compressed_value_and_grad(fun, plan=plan), args, 0)
         assert plan.peak_bytes == pytest.approx(m.peak_bytes, rel=0.02, abs=256)

@@ -92,7 +92,7 @@ def test_xla_takes_what_is_predicted(name, how):
     loss, args = LOOPS[name]
     xla, predicted = measured_and_predicted(loss, args, **how)
     is_least = how.get("loops") == LoopChoice(saved_carries=1)  # then XLA may take a carry where it stands
-    assert 0.92 * xla <= predicted <= (1.2 if is_least else 1.12) * xla
+    assert 0.92 * xla <= predicted <= (1.25 if is_least else 1.12) * xla
 
 
 @settings(max_examples=8)

@@ -221,7 +221,7 @@ def test_with_memory_to_spare_no_step_runs_again_and_with_some_the_cheap_parts_d
     params = {"up": jax.random.normal(keys[0], (24, 16, 64)), "down": 0.1 * jax.random.normal(keys[1], (24, 64, 16))}
     h = jnp.ones((256, 16))
     expected, peaks, flops = jax.grad(loss)(params, h), [], []
-    for budget in (0.8, 0.3, 0.15):
+    for budget in (0.95, 0.3, 0.15):
         planned = height_compressed_grad(loss, budget=budget, on_error="raise")
         plan = planned.plan(params, h)
         assert_close(planned(params, h), expected, n_ulps=512)

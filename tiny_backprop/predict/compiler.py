@@ -23,12 +23,14 @@ class Compiler:
       fusion: What it fuses.
       order: Returns, given which instructions have buffers, how many kernels there are and in which each instruction is
         written, kernels in the order in which they run; -1 for instructions without memory.
+      loops_read_arguments: Whether a loop that saves nothing but its first carry reads an argument where it stands.
     """
 
     backend: str
     lower: Callable[[Graph], Lowering]
     fusion: FusionRules
     order: Callable[[Fusion, np.ndarray], tuple[int, np.ndarray]]
+    loops_read_arguments: bool
 
     def templates(self, graph: Graph) -> Templates:
         """Return what each node becomes; kept with the graph."""

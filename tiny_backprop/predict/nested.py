@@ -16,6 +16,7 @@ import numpy as np
 
 from tiny_backprop.errors import PlanError
 from tiny_backprop.graph import Graph, Nested
+from tiny_backprop.predict.backends import compiler_of
 from tiny_backprop.predict.step_plan import StepPlan, slots_of_branches
 from tiny_backprop.schedule.cost import Cost, costs_of
 from tiny_backprop.schedule.loop_schedule import LoopSchedule
@@ -207,12 +208,24 @@ def _planned(graph: Graph, plans: Sequence[NestedPlan]) -> Graph:
         for k, at_i, at_j in zip(per_node, [*forward, 0, 0], [*backward, *again], strict=True):
             per_node[k][i], per_node[k][j] = at_i, at_j
         end = graph.output_start[i + 1]
-        value_bytes[end - 2], value_bytes[end - 1] = plan.saved_bytes, plan.forward_scratch_bytes
+        saved_bytes = 0 if _reads_argument(graph, plan) else plan.saved_bytes
+        value_bytes[end - 2], value_bytes[end - 1] = saved_bytes, plan.forward_scratch_bytes
         value_bytes[graph.output_start[j + 1] - 1] = plan.backward_scratch_bytes
         nested.append(dataclasses.replace(old, choice=plan.choice()))
     out = dataclasses.replace(graph, **per_node, value_bytes=value_bytes, nested=tuple(nested))
     out.memo["nested plans"] = tuple(plans)
     return out
+
+
+def _reads_argument(graph: Graph, plan: NestedPlan) -> bool:
+    """Return whether what a loop saves is arguments of the program, which are read where they stand."""
+    nested, (part, *more) = plan.nested, plan.parts
+    if more or part.schedule is None or not part.schedule.reruns or part.schedule.n_saved > 1 or not graph.backend:
+        return False
+    first = graph.operand_start[nested.forward_node] + nested.first_carry
+    carries = graph.operands[first : first + len(nested.carries)]
+    is_argument = (carries >= 0) & (carries < graph.n_inputs)
+    return bool(is_argument.all()) and compiler_of(graph.backend, graph.jax_version).loops_read_arguments
 
 
 def with_choices(graph: Graph, choices: Sequence[Mapping[str, Any]]) -> Graph:

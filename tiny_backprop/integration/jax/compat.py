@@ -64,14 +64,14 @@ def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]]
 
     A `jit` that constrains shardings is kept, and so are custom derivative rules where asked for.
     """
-    name = eqn.primitive.name
-    key = _CALLED_JAXPR.get(name)
-    if key is None or key not in eqn.params or (keep_custom_rules and name in _CUSTOM_RULES):
+    name, params = eqn.primitive.name, _params(eqn)
+    key = "jaxpr" if params is not eqn.params else _CALLED_JAXPR.get(name)
+    if key is None or key not in params or (keep_custom_rules and name in _CUSTOM_RULES):
         return None
     for which in ("in_shardings", "out_shardings"):
-        if any(not isinstance(s, _UnspecifiedValue) for s in eqn.params.get(which, ())):
+        if any(not isinstance(s, _UnspecifiedValue) for s in params.get(which, ())):
             return None
-    called = eqn.params[key]
+    called = params[key]
     return getattr(called, "jaxpr", called), getattr(called, "consts", ())
 
 
@@ -85,6 +85,12 @@ def ref_equation(jaxpr: Any) -> Any:
     return None
 
 
+def _params(eqn: Any) -> Mapping[str, Any]:
+    """Return the parameters of an equation; with `JAX_REMAT3=1`, JAX 0.12 has those of a checkpoint in an object."""
+    what = eqn.params.get("_prim")
+    return what.params if type(what).__name__ == "RematTraced" else eqn.params
+
+
 def open_jaxpr(jaxpr: Any) -> Any:
     """Return the `Jaxpr` inside a `ClosedJaxpr`; newer JAX has one class for both."""
     return getattr(jaxpr, "jaxpr", jaxpr)
@@ -92,7 +98,7 @@ def open_jaxpr(jaxpr: Any) -> Any:
 
 def called_jaxprs(eqn: Any) -> list[Any]:
     """Return the jaxprs that the parameters of an equation hold, closed or not."""
-    values = [x for v in eqn.params.values() for x in (v if isinstance(v, tuple | list) else [v])]
+    values = [x for v in _params(eqn).values() for x in (v if isinstance(v, tuple | list) else [v])]
     return [x for x in values if hasattr(x, "eqns")]
 
 

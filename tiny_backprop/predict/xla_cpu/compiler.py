@@ -31,4 +31,5 @@ def _compiler(version: Version) -> Compiler:
         lower=lower,
         fusion=FusionRules(version.absorbed, find, joins_rows, kept, add_repeated),
         order=breadth_first,
+        loops_read_arguments=version.loops_read_arguments,
     )

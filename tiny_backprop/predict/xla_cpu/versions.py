@@ -19,11 +19,13 @@ class Version:
       absorbed: Primitives of the chains that a reduction takes in.
       reads_bfloat16: Primitives that read and make bfloat16 as it is, not in float32; `dot_general` only of
         matrices, the left one contracted by its last dimension, and neither of them a transpose.
+      loops_read_arguments: Whether a loop that saves nothing but its first carry reads an argument where it stands.
     """
 
     since: tuple[int, ...]
     absorbed: frozenset[str]
     reads_bfloat16: frozenset[str]
+    loops_read_arguments: bool
 
 
 _ABSORBED = names(
@@ -32,8 +34,13 @@ _ABSORBED = names(
     "one_minus_square log2"
 )
 VERSIONS = (
-    Version((0, 10), _ABSORBED, reads_bfloat16=names("")),
-    Version((0, 12), _ABSORBED | names("sin cos tan"), reads_bfloat16=names("dot_general scatter-add")),
+    Version((0, 10), _ABSORBED, reads_bfloat16=names(""), loops_read_arguments=False),
+    Version(
+        (0, 12),
+        _ABSORBED | names("sin cos tan"),
+        reads_bfloat16=names("dot_general scatter-add"),
+        loops_read_arguments=True,
+    ),
 )
 
 
