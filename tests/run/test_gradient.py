@@ -424,6 +424,104 @@ def test_python_numbers_that_tracing_cannot_have_are_passed_as_they_are():
         assert_close(tb.height_compressed_grad(static)(X, 2, train=True), jax.grad(everyday)(X, 2, train=True))
 
 
+def test_python_numbers_are_what_they_are_as_in_jax_grad():
+    def branching(w, n):
+        return jnp.sum(jnp.sin(w)) * n if isinstance(n, int) else jnp.sum(w)
+
+    def dividing(w, n):
+        return jnp.sum(w) * (n * n / 1e10)
+
+    for f, n in ((branching, 2), (branching, True), (dividing, 100000)):
+        assert_close(tb.height_compressed_grad(f)(X, n), jax.grad(f)(X, n))
+        assert_close(jax.grad(tb.checkpoint(f, block_size=1))(X, n), jax.grad(f)(X, n))
+
+
+def held_by_method(k):
+    class Held:
+        def scale(self):
+            return self.k
+
+    held = Held()
+    held.k = k
+    return held.scale, lambda k: setattr(held, "k", k)
+
+
+def held_by_partial(k):
+    held = {"k": k}
+    return functools.partial(lambda d: d["k"], held), lambda k: held.update(k=k)
+
+
+def held_by_closure(k):
+    held = [k]
+    return lambda: held[0], lambda k: held.__setitem__(0, k)
+
+
+def held_by_class(k):
+    class Held:
+        def __new__(cls):
+            return cls.k
+
+    Held.k = k
+    return Held, lambda k: setattr(Held, "k", k)
+
+
+@pytest.mark.parametrize("holder", [held_by_method, held_by_partial, held_by_closure, held_by_class])
+def test_what_an_argument_holds_may_change(holder):
+    n_traces = 0
+
+    def f(w, m):
+        nonlocal n_traces
+        n_traces += 1
+        return jnp.sum(w) * m()
+
+    gradient = tb.height_compressed_grad(f, block_size=1)
+    m, change = holder(2.0)
+    assert_close(gradient(X, m), jax.grad(f)(X, m))
+    change(5.0)
+    assert_close(gradient(X, m), jax.grad(f)(X, m))
+    assert_close(gradient(X, m), jnp.full_like(X, 5))
+    assert n_traces == 4
+
+
+def test_modules_that_change_inside_are_refused_and_their_returned_state_is_not():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(16, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    def loss(model, x):
+        return jnp.mean((model(x) - 1) ** 2)
+
+    model = Model()
+    with pytest.raises(CaptureError, match=r"loss changes its argument of type Model in place.*would be lost.*has_aux"):
+        nnx.value_and_grad(tb.checkpoint(loss))(model, X)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def pure(params, rest, x):
+        model = nnx.merge(graphdef, params, rest)
+        return loss(model, x), nnx.state(model, nnx.BatchStat)
+
+    (_, state), _ = tb.height_compressed_value_and_grad(pure, has_aux=True)(params, rest, X)
+    (_, want), _ = jax.jit(jax.value_and_grad(pure, has_aux=True))(params, rest, X)
+    assert_close(jax.tree.leaves(state), jax.tree.leaves(want))
+
+
+def test_what_jax_grad_can_alone_falls_back_and_says_so():
+    def windows(x):
+        return jnp.sum(lax.reduce_window(jnp.sin(x), jnp.array(0.0), lax.add, (2,), (1,), "VALID"))
+
+    with pytest.warns(FallbackWarning, match=r"(?s)cannot differentiate it in reverse mode.*jax\.grad ran instead"):
+        got = tb.height_compressed_grad(windows)(X[0])
+    assert_close(got, jax.grad(windows)(X[0]))
+    with pytest.raises(CaptureError, match="cannot differentiate it") as e:
+        tb.height_compressed_grad(windows, on_error="raise")(X[0])
+    assert "fails likewise" not in str(e.value)
+
+
 def test_a_step_counter_is_an_array_and_plans_once():
     n_traces = 0
 
@@ -434,7 +532,7 @@ def test_a_step_counter_is_an_array_and_plans_once():
 
     gradient = tb.height_compressed_grad(f)
     for step in range(3):
-        assert_close(gradient(X, step), jnp.cos(X) * step)
+        assert_close(gradient(X, jnp.int32(step)), jnp.cos(X) * step)
     assert n_traces == 1
 
 

@@ -83,7 +83,7 @@ class Call:
                 raise CaptureError(
                     f"{self.name} changes its argument of type {type(x).__name__} in place (a running mean, or "
                     "the count of a random stream). It is planned as a pure function, and the change would be lost. "
-                    "Return what changes: split the module before (flax.nnx.split, equinox.partition), merge it inside "
+                    "Return what changes: split the module before (flax.nnx.split, equinox.partition), merge inside, "
                     "and return its new state beside the output, as has_aux=True has it."
                 )
         return out
