@@ -98,7 +98,11 @@ def test_the_line_is_named(f, name):
     def loss(x):
         return jnp.sum(f(jnp.cos(x)) * innocent(x))
 
-    doors = (capture_gradient, height_compressed_grad(loss, levels=2), lambda x: checkpoint(loss, levels=2)(x))
+    doors = (
+        capture_gradient,
+        height_compressed_grad(loss, levels=2, on_error="raise"),
+        lambda x: checkpoint(loss, levels=2)(x),
+    )
     for door in doors:
         with pytest.raises(CaptureError, match=r"gradient of loss was asked for.*cannot differentiate it") as e:
             door(loss, X) if door is capture_gradient else door(X)

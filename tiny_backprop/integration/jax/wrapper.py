@@ -17,10 +17,11 @@ class FunctionWrapper:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by name where the name means this, as after a decorator; otherwise by parts."""
+        qualname = getattr(self, "__qualname__", "")  # a partial has none
         found: Any = sys.modules.get(self.__module__)
-        for name in self.__qualname__.split("."):
+        for name in qualname.split("."):
             found = getattr(found, name, None)
-        return self.__qualname__ if found is self else super().__reduce_ex__(protocol)
+        return qualname if found is self else super().__reduce_ex__(protocol)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind to an instance, as a function in a class body does."""
