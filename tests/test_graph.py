@@ -92,7 +92,7 @@ def test_fingerprint_depends_on_structure_not_on_names_of_places():
             "reads 'b', which is no input and no earlier",
         ),
         ([dict(name="a", bytes=1), dict(name="a", bytes=1)], "the name 'a' is used twice"),
-        ([dict(name="a", bytes=-1)], "value 0 has -1 bytes"),
+        ([dict(name="a", bytes=-1)], "bytes of node 0 must be bytes as a whole number.*found -1"),
         ([dict(name="a")], "needs a name and bytes"),
         (
             [dict(name="a", bytes=1, is_backward=True), dict(name="b", bytes=1)],

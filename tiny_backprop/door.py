@@ -73,7 +73,8 @@ def is_whole(x: Any, least: int, most: int) -> bool:
 def _is_amount(x: Any) -> bool:
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         return False
-    return bool(0 <= x <= 1e300) and math.isfinite(x)  # type: ignore[operator]
+    value: Any = x
+    return bool(0 <= value <= 1e300) and math.isfinite(value)
 
 
 def _are_whole(xs: Any) -> bool:

@@ -98,7 +98,11 @@ def test_the_line_is_named(f, name):
     def loss(x):
         return jnp.sum(f(jnp.cos(x)) * innocent(x))
 
-    doors = (capture_gradient, height_compressed_grad(loss, levels=2), jax.grad(checkpoint(loss, levels=2)))
+    doors = (
+        capture_gradient,
+        height_compressed_grad(loss, levels=2, on_error="raise"),
+        jax.grad(checkpoint(loss, levels=2)),
+    )
     for door in doors:
         with pytest.raises(CaptureError, match=r"gradient of loss was asked for.*cannot differentiate it") as e:
             door(loss, X) if door is capture_gradient else door(X)

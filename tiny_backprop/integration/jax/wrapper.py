@@ -17,8 +17,8 @@ class FunctionWrapper:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle by name where the name means this, as after a decorator; otherwise by parts."""
+        qualname = getattr(self, "__qualname__", "")  # a partial has none
         found: Any = sys.modules.get(self.__module__)
-        qualname: str = self.__qualname__  # type: ignore[attr-defined]
         for name in qualname.split("."):
             found = getattr(found, name, None)
         return qualname if found is self else super().__reduce_ex__(protocol)
