@@ -502,7 +502,7 @@ def test_modules_that_change_inside_are_refused_and_their_returned_state_is_not(
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def pure(params, rest, x):
-        model = nnx.merge(graphdef, params, rest)
+        model = nnx.merge(graphdef, params, rest, copy=True)
         return loss(model, x), nnx.state(model, nnx.BatchStat)
 
     (_, state), _ = tb.height_compressed_value_and_grad(pure, has_aux=True)(params, rest, X)
