@@ -43,12 +43,11 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | N
     model = cost_model or CostModel()
     plain_seconds = max(plain.step_seconds(model), 1e-12)
     plain_bytes = max(plain.peak_bytes, 1)
-    jax_bytes = predict_jax_gradient(plain.graph).peak_bytes if plain.graph.backend else plain.peak_bytes
     bound_bytes = max(lower_bound_bytes(plain.graph), 1)
     return [
         (
             name,
-            _peak(p, jax_bytes),
+            format_bytes(p.peak_bytes),
             f"{p.peak_bytes / plain_bytes:.2f} ×",
             format_bytes(p.saved_bytes),
             f"+{p.recompute_fraction:.1%} ({format_flops(p.recompute_flops)})",
@@ -60,15 +59,14 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | N
     ]
 
 
-def left_alone_html(plan: Plan) -> str:
-    """Say what holds memory and runs as JAX has it, whatever the plan; "" where nothing does."""
-    found = [html.escape(str(x)) for x in plan.left_alone]
-    return f"<div>Left as JAX has it: {'; '.join(found)}</div>" if found else ""
-
-
-def _peak(plan: Plan, jax_bytes: int) -> str:
-    peak = format_bytes(plan.peak_bytes)
-    return peak if plan.peak_bytes <= jax_bytes else f"{peak}, more than jax.grad's {format_bytes(jax_bytes)}"
+def remarks_html(plan: Plan) -> str:
+    """Say where a plan takes more memory than JAX's own gradient, and what is left as JAX has it; "" for nothing."""
+    remarks = [str(x) for x in plan.left_alone]
+    remarks = [f"Left as JAX has it: {'; '.join(remarks)}"] if remarks else []
+    jax_bytes = predict_jax_gradient(plan.graph).peak_bytes if plan.graph.backend else plan.peak_bytes
+    if plan.peak_bytes > jax_bytes:
+        remarks.insert(0, f"More than jax.grad takes: {format_bytes(jax_bytes)} (predicted)")
+    return "".join(f"<div>{html.escape(x)}</div>" for x in remarks)
 
 
 def _step_time(seconds: float, plain_seconds: float, is_calibrated: bool) -> str:

@@ -30,7 +30,7 @@ from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.background.guard import Guard
-from tiny_backprop_widgets.content.prices import PRICE_HEADER, left_alone_html, price_rows
+from tiny_backprop_widgets.content.prices import PRICE_HEADER, price_rows, remarks_html
 from tiny_backprop_widgets.explorer.gradient import Gradient
 from tiny_backprop_widgets.explorer.linked_views import LinkedViews
 from tiny_backprop_widgets.exports.report import write_report
@@ -411,7 +411,7 @@ class PlanExplorer(widgets.VBox):
     def _show(self, plan: Plan) -> None:
         """Show a plan everywhere; the frontier comes first, and only when it has worked is the plan the one shown."""
         rows = price_rows({"this plan": plan, "save everything": self._plain}, self._plain, self.cost_model)
-        price = display.table(rows, PRICE_HEADER) + left_alone_html(plan)
+        price = display.table(rows, PRICE_HEADER) + remarks_html(plan)
         self.frontier.plan = plan
         self._plan, self._price.value = plan, price
         self.dag.plan = plan
