@@ -186,7 +186,7 @@ def test_what_is_minimised_is_taken_from_the_plan():
     assert in_flops.unit == "flops"
     assert in_flops.budget_bytes == plan.peak_bytes
     assert in_flops.recompute_cost == plan.recompute_flops
-    with pytest.raises(PlanError, match="cost must be"):
+    with pytest.raises(PlanError, match="cost of certify must be"):
         certify(plan, cost="minutes")
 
 

@@ -241,13 +241,13 @@ def test_what_is_no_budget_is_named(budget):
 
 @pytest.mark.parametrize("seconds", [-1, "long", True, float("nan")])
 def test_what_is_no_time_is_named(seconds):
-    with pytest.raises(PlanError, match="search_seconds must be a number"):
+    with pytest.raises(PlanError, match="search_seconds of plan_budget must be a number"):
         plan_budget(chain(5), 5, search_seconds=seconds)
 
 
 @pytest.mark.parametrize("cost", ["time", 3, None, {"flops": 1}])
 def test_what_is_no_cost_is_named(cost):
-    with pytest.raises(PlanError, match=r"cost must be 'seconds', 'flops', a preset .* or a CostModel"):
+    with pytest.raises(PlanError, match=r"cost of \w+ must be 'seconds', 'flops', a preset .* or a CostModel"):
         plan_budget(chain(5), 5, cost=cost)
 
 

@@ -40,8 +40,9 @@ def check_against_brute_force(graph):
         if plan.meta["proven"]:
             n_proven += 1
             assert plan.recompute_flops == best.recompute_flops
-    with pytest.raises(BudgetError, match=f"a budget of {low - 1} bytes was asked for"):
-        plan_exact(graph, low - 1, time_limit_seconds=1)
+    if low:
+        with pytest.raises(BudgetError, match=f"a budget of {low - 1} bytes was asked for"):
+            plan_exact(graph, low - 1, time_limit_seconds=1)
 
 
 def test_what_is_called_proven_is_optimal_and_most_tiny_plans_are():
@@ -123,7 +124,7 @@ def test_bad_arguments_are_named():
         plan_exact(graph, 100, start=plan_blocks(chain(7), 2))
     with pytest.raises(PlanError, match="needs the backward phase"):
         plan_exact(Graph.from_nodes([dict(name="a", bytes=1)], outputs=["a"]), 100)
-    with pytest.raises(PlanError, match="cost must be"):
+    with pytest.raises(PlanError, match="cost of plan_exact must be"):
         plan_exact(graph, 100, cost="minutes")
 
 

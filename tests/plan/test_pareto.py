@@ -114,9 +114,9 @@ def test_batched_contractions_are_told_from_their_sizes():
 def test_bad_arguments_are_named(graph):
     with pytest.raises(PlanError, match="policy must be one of 'nothing_saveable'"):
         plan_policy(graph, "everything")
-    with pytest.raises(PlanError, match="n_points must be a whole number"):
+    with pytest.raises(PlanError, match="n_points of pareto must be a whole number"):
         pareto(graph, n_points=0)
-    with pytest.raises(PlanError, match="cost must be"):
+    with pytest.raises(PlanError, match="cost of pareto must be"):
         pareto(graph, cost="money")
 
 

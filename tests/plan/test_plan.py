@@ -286,5 +286,5 @@ def test_damaged_plans_are_refused(field, value):
 
 @pytest.mark.parametrize("what", ["x", None, lambda x: x])
 def test_what_is_no_graph_is_named(what):
-    with pytest.raises(PlanError, match=r"a plan needs a Graph; found .* Capture one"):
+    with pytest.raises(PlanError, match=r"graph of plan_blocks must be a Graph; found .* Capture one"):
         plan_blocks(what, 2)

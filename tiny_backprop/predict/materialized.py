@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tiny_backprop.fifo_cache import FifoCache
-from tiny_backprop.graph import Graph
+from tiny_backprop.graph import Graph, Nested
 from tiny_backprop.predict.backends import compiler_of
 from tiny_backprop.predict.donation import taking_over, with_copies
 from tiny_backprop.predict.fusion import Fusion, fuse
@@ -303,13 +303,22 @@ def _with_jax_loops(program: Instructions) -> Instructions:
     graph, n_bytes = program.graph, program.n_bytes.copy()
     for n in graph.nested:
         if n.kind == "scan":
-            (body,) = n.bodies
-            carries = np.arange(n.first_carry, n.first_carry + len(n.carries))
-            read = np.unique(body.operands[body.is_backward[body.operand_node]])
-            saved = np.append(body.residuals, carries[np.isin(carries, read)])
             handed_on = program.values == graph.output_start[n.forward_node + 1] - 2
-            n_bytes[handed_on] = n.length * body.value_bytes[saved].sum()
+            n_bytes[handed_on] = _saved_by_jax(n)
     return dataclasses.replace(program, n_bytes=n_bytes)
+
+
+def _saved_by_jax(loop: Nested) -> int:
+    """Return the bytes that JAX's own loop saves for the backward phase, loops inside of it included."""
+    (body,) = loop.bodies
+    n_bytes = body.value_bytes.copy()
+    for n in body.nested:
+        if n.kind == "scan":
+            n_bytes[body.output_start[n.forward_node + 1] - 2] = _saved_by_jax(n)
+    carries = np.arange(loop.first_carry, loop.first_carry + len(loop.carries))
+    read = np.unique(body.operands[body.is_backward[body.operand_node]])
+    saved = np.append(body.residuals, carries[np.isin(carries, read)])
+    return int(loop.length * n_bytes[saved].sum())
 
 
 def _without_unread(fusion: Fusion) -> Fusion:
