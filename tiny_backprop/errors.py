@@ -110,7 +110,7 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and (frame.f_code.co_filename.startswith(_HERE) or _is_jax(frame.f_globals)):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level - 1)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def _is_jax(names: dict[str, object]) -> bool:

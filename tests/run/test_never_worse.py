@@ -41,8 +41,10 @@ def peak(fun, *args):
 
 def test_without_a_wish_jaxs_own_gradient_runs_where_no_plan_takes_less():
     planned = tb.height_compressed_value_and_grad(written_in_a_carry)
-    with pytest.warns(NoGainWarning, match=r"no plan that was tried for written_in_a_carry .* jax.grad runs as it is"):
+    words = r"no plan that was tried for written_in_a_carry .* jax.grad runs as it is"
+    with pytest.warns(NoGainWarning, match=words) as caught:
         value, gradient = planned(W, XS)
+    assert caught[0].filename == __file__
     expected = jax.jit(jax.value_and_grad(written_in_a_carry))(W, XS)
     assert_close((value, gradient), expected)
     assert planned.last_executor.is_jax_gradient
