@@ -26,6 +26,7 @@ JaxprEqn = jex_core.JaxprEqn
 ShapedArray = core.ShapedArray
 jaxpr_as_fun = jex_core.jaxpr_as_fun
 JAX_VERSION = jax.__version_info__[:2]
+CPU_DROPS_BARRIERS = JAX_VERSION < (0, 12)
 
 _CALLED_JAXPR = {
     "jit": "jaxpr",
