@@ -490,8 +490,8 @@ def explore(fun: Callable[..., Any] | Graph, *args: Any, **kwargs: Any) -> PlanE
     Example:
       >>> import jax.numpy as jnp
       >>> ui = explore(lambda x: jnp.sum(jnp.sin(jnp.sin(x))), jnp.ones(4))
-      >>> ui.plan.peak_bytes
-      37
+      >>> ui.plan.graph.n_forward, ui.plan.graph.n_backward
+      (5, 3)
     """
     return PlanExplorer(fun, *args, **kwargs)
 

@@ -90,7 +90,7 @@ class SymbolicGraph:
     Example:
       >>> import jax, jax.numpy as jnp
       >>> x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 4"), jnp.float32)
-      >>> symbolic = capture_symbolic_gradient(lambda w, x: jnp.sum(jnp.tanh(x @ w)), jnp.ones((4, 4)), x)
+      >>> symbolic = capture_symbolic_gradient(lambda w, x: jnp.sum(jnp.sin(x @ w)), jnp.ones((4, 4)), x)
       >>> symbolic.at(batch=32).value(1).shape
       (32, 4)
     """
@@ -286,9 +286,9 @@ def capture_symbolic_gradient(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> x = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 4"), jnp.float32)
-      >>> symbolic = capture_symbolic_gradient(lambda w, x: jnp.sum(jnp.tanh(x @ w)), jnp.ones((4, 4)), x)
+      >>> symbolic = capture_symbolic_gradient(lambda w, x: jnp.sum(jnp.sin(x @ w)), jnp.ones((4, 4)), x)
       >>> symbolic
-      SymbolicGraph('<lambda>', 10 nodes, dimensions batch)
+      SymbolicGraph('<lambda>', 8 nodes, dimensions batch)
       >>> symbolic.at(batch=32).activation_bytes, symbolic.at(batch=64).activation_bytes
       (1540, 3076)
     """
