@@ -41,10 +41,12 @@ from tiny_backprop.integration.jax.xla.measure import measure as measure
 from tiny_backprop.integration.jax.xla.memory_map import MemoryMap as MemoryMap
 from tiny_backprop.plan.blocks import plan_blocks as plan_blocks
 from tiny_backprop.plan.blocks import plan_height_compressed as plan_height_compressed
+from tiny_backprop.plan.blocks import plan_jax_gradient as plan_jax_gradient
 from tiny_backprop.plan.blocks import plan_save_everything as plan_save_everything
 from tiny_backprop.plan.budget import plan_budget as plan_budget
 from tiny_backprop.plan.certificate import Certificate as Certificate
 from tiny_backprop.plan.certificate import certify as certify
+from tiny_backprop.plan.checkpointed_calls import CheckpointedCalls as CheckpointedCalls
 from tiny_backprop.plan.exact import plan_exact as plan_exact
 from tiny_backprop.plan.left_alone import LeftAlone as LeftAlone
 from tiny_backprop.plan.loops.choice import LoopChoice as LoopChoice

@@ -36,7 +36,7 @@ TRANSPOSED, FLATTENED, COPIED = -1, 1, 2
 see `copied`."""
 
 _FORMAT = "tiny_backprop.graph"
-_VERSION = 6
+_VERSION = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +181,40 @@ def _check_choice(choice: Any) -> None:
             _check_choice(inner)
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A call under `jax.checkpoint` in the program of a gradient, as the user wrote it.
+
+    JAX's own gradient runs what is inside of it again before the backward phase first reads something of it, but for
+    what its policy saves. Plans are free of it.
+
+    Attributes:
+      policy: Its policy, such as `"dots_saveable"`.
+      source: `file:line (function)` of the call in the user's code, or `""`.
+      parent: The call that it stands in, a place in `Graph.checkpoints`; -1 for none.
+      nodes: The nodes of both phases that come from inside of it.
+      saved: The forward nodes among them whose results the policy saves.
+      offloaded: Those whose results it moves to other memory.
+    """
+
+    policy: str
+    source: str
+    parent: int
+    nodes: tuple[int, ...]
+    saved: tuple[int, ...]
+    offloaded: tuple[int, ...]
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Checkpoint:
+        """Return what `dataclasses.asdict` returned."""
+        if set(data) != {f.name for f in dataclasses.fields(cls)}:
+            raise GraphError(f"the saved graph is damaged: a checkpoint has the fields {sorted(data)}")
+        for name in ("policy", "source"):
+            TEXT.check(GraphError, f"{name} of a checkpoint", data[name])
+        _all_of("parent", [data["parent"]], int)
+        return cls(**{**data, **{k: tuple(_all_of(k, data[k], int)) for k in ("nodes", "saved", "offloaded")}})
+
+
 def copied(order: Sequence[int]) -> int:
     """Return what stands in `Graph.relaid_operands` for a copy into an order of dimensions, another for each order."""
     return COPIED + sum(d << 4 * i for i, d in enumerate(order))
@@ -247,6 +281,8 @@ class Graph(Record):
       donated: Numbers of the inputs that the program is given for its own use, in order; see `donate_argnums` of
         `jax.jit`.
       left_alone: Nodes that hold programs of their own and run as the framework has them, and why, in words.
+      checkpoints: The calls under `jax.checkpoint` in the program, which JAX's own gradient keeps to; those inside of
+        loops and branches are in their bodies.
     """
 
     name: str
@@ -275,6 +311,7 @@ class Graph(Record):
     jax_version: tuple[int, ...] = ()
     donated: tuple[int, ...] = ()
     left_alone: tuple[tuple[int, str], ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
 
     def __post_init__(self):
         _check(self)
@@ -376,6 +413,11 @@ class Graph(Record):
     def activation_bytes(self) -> int:
         """Bytes of everything that the forward phase makes."""
         return int(self.value_bytes[self.n_inputs : self.output_start[self.n_forward]].sum())
+
+    @functools.cached_property
+    def has_checkpoints(self) -> bool:
+        """Whether it has calls under `jax.checkpoint`, those inside of loops and branches included."""
+        return bool(self.checkpoints) or any(body.has_checkpoints for n in self.nested for body in n.bodies)
 
     @functools.cached_property
     def residuals(self) -> np.ndarray:
@@ -564,7 +606,8 @@ class Graph(Record):
         """Return everything as plain data."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
-        return {**plain, "nested": [n.to_data() for n in self.nested]}
+        checkpoints = [dataclasses.asdict(c) for c in self.checkpoints]
+        return {**plain, "nested": [n.to_data() for n in self.nested], "checkpoints": checkpoints}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Graph:
@@ -578,8 +621,10 @@ class Graph(Record):
         if set(data) != names:
             raise GraphError(f"the saved graph has the fields {sorted(set(data) ^ names)} too few or too many")
         try:
-            fields = {k: _as_array(k, v) for k, v in data.items() if k != "nested"}
-            return cls(**fields, nested=tuple(map(Nested.from_data, _all_of("nested", data["nested"], dict))))
+            made = {"nested": Nested.from_data, "checkpoints": Checkpoint.from_data}
+            fields = {k: _as_array(k, v) for k, v in data.items() if k not in made}
+            fields |= {k: tuple(map(make, _all_of(k, data[k], dict))) for k, make in made.items()}
+            return cls(**fields)
         except (TypeError, ValueError, OverflowError, IndexError, KeyError) as e:
             raise e if isinstance(e, GraphError) else GraphError(f"the saved graph is damaged: {e}") from None
 
@@ -746,6 +791,9 @@ def _check(g: Graph) -> None:
         raise GraphError(f"donated must be numbers of inputs below {g.n_inputs}, rising; found {g.donated}")
     if not all(len(x) == 2 and x[0] in range(n) and isinstance(x[1], str) for x in g.left_alone):
         raise GraphError(f"left_alone needs pairs of a node below {n} and a reason; found {g.left_alone}")
+    for k, x in enumerate(g.checkpoints):
+        if not (-1 <= x.parent < k and {*x.saved, *x.offloaded} <= set(x.nodes) and set(x.nodes) <= set(range(n))):
+            raise GraphError(f"checkpoint {k} must have nodes of the graph and a parent before it; found {x}")
     if not all(0 <= x.forward_node < g.n_forward <= x.backward_node < n for x in g.nested):
         found = [(x.forward_node, x.backward_node) for x in g.nested]
         raise GraphError(f"a loop or branches need a forward and a backward node of the graph; found {found}")

@@ -14,7 +14,8 @@ from tiny_backprop.door import door
 from tiny_backprop.errors import GraphError
 from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.liveness import frontier, live_ranges
-from tiny_backprop.plan.blocks import plan_save_everything
+from tiny_backprop.plan.blocks import plan_jax_gradient, plan_save_everything
+from tiny_backprop.plan.checkpointed_calls import CheckpointedCalls, checkpointed_calls
 from tiny_backprop.plan.left_alone import LeftAlone, left_alone
 from tiny_backprop.plan.loops.front import lower_bound_bytes
 from tiny_backprop.plan.loops.frontier import LoopFrontier, loop_frontier
@@ -231,6 +232,11 @@ class GraphReport(Record):
         """What holds memory and runs as JAX has it, whatever the plan, the largest first."""
         return left_alone(self.graph)
 
+    @property
+    def checkpointed_calls(self) -> tuple[CheckpointedCalls, ...]:
+        """What the program's own calls under `jax.checkpoint` save, offload and run again, as JAX has them."""
+        return checkpointed_calls(self.graph)
+
     @functools.cached_property
     def peak_bytes(self) -> int:
         """Peak that XLA is predicted to allocate; see `Plan.peak_bytes`."""
@@ -271,8 +277,10 @@ class GraphReport(Record):
 
     def _html(self) -> str:
         picture = frontier_svg(self.frontier_bytes, self.graph.n_forward)
+        as_jax = plan_jax_gradient(self.graph).peak_bytes if self.graph.has_checkpoints else None
         rows = [
             ("peak (predicted)", format_bytes(self.peak_bytes)),
+            *([("peak with its jax.checkpoint (predicted)", format_bytes(as_jax))] if as_jax is not None else []),
             (
                 "peak by liveness, nothing fused",
                 f"{format_bytes(self.liveness_peak_bytes)} at node {self.summary.peak_step}",
@@ -281,6 +289,7 @@ class GraphReport(Record):
             ("activations", format_bytes(self.activation_bytes)),
             ("work", format_flops(float(self.graph.flops.sum()))),
             ("verdict", self.verdict),
+            *(("jax.checkpoint", str(x)) for x in self.checkpointed_calls),
             *(("left as JAX has it", str(x)) for x in self.left_alone),
         ]
         at_peak = [

@@ -6,18 +6,18 @@ import numpy as np
 
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import frontier
-from tiny_backprop.plan.loops.nested import keeping_everything
+from tiny_backprop.plan.loops.nested import as_jax_has_it, keeping_everything
 from tiny_backprop.predict.allocation import predict_allocation, predict_jax_allocation
 from tiny_backprop.predict.materialized import Materialized
 
 
 def predict_jax_gradient(graph: Graph) -> Materialized:
-    """Return what XLA is predicted to allocate for JAX's own gradient, whose loops are JAX's, too.
+    """Return what XLA is predicted to allocate for JAX's own gradient, its loops and `jax.checkpoint`s included.
 
     Args:
       graph: A captured graph.
     """
-    return predict_jax_allocation(keeping_everything(graph))
+    return predict_jax_allocation(as_jax_has_it(graph))
 
 
 def live_bytes_of_everything(graph: Graph) -> np.ndarray:

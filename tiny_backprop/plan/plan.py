@@ -24,8 +24,10 @@ from tiny_backprop.graph import GRAPH, Graph
 from tiny_backprop.json_text import read_json, write_json
 from tiny_backprop.plan.baseline import live_bytes_of_everything
 from tiny_backprop.plan.certificate import Certificate, certify
+from tiny_backprop.plan.checkpointed_calls import CheckpointedCalls, checkpointed_calls
 from tiny_backprop.plan.left_alone import LeftAlone, left_alone
 from tiny_backprop.plan.loops.nested import keeping_everything
+from tiny_backprop.plan.strategies.tree import jax_gradient
 from tiny_backprop.plan.why import Why, why
 from tiny_backprop.predict.allocation import JAX_GRADIENT, allocation_of
 from tiny_backprop.predict.materialized import Materialized
@@ -134,6 +136,11 @@ class Plan(Schedule):
         """What holds memory and runs as JAX has it, the largest first; see `tiny_backprop.plan.left_alone`."""
         return left_alone(self.graph)
 
+    @property
+    def checkpointed_calls(self) -> tuple[CheckpointedCalls, ...]:
+        """What the program's own calls under `jax.checkpoint` do; see `tiny_backprop.plan.checkpointed_calls`."""
+        return checkpointed_calls(self.graph)
+
     def why(self, what: int | str) -> list[Why]:
         """Tell why values are saved, or made anew: who needs them, and what either costs; see `tiny_backprop.plan.why`.
 
@@ -213,22 +220,24 @@ class Plan(Schedule):
             return flops
         return f"{flops}, +{self.meta['recompute_percent']:.1f}% seconds"
 
+    def _prices(self, name: str) -> tuple[str, str, str, str]:
+        return name, format_bytes(self.peak_bytes), format_bytes(self.saved_bytes), self._recompute
+
     def _repr_html_(self) -> str:
         return guarded(self._html, self)
 
     def _html(self) -> str:
         plain, here = live_bytes_of_everything(self.graph), self.materialized
         plain_bytes = int(plain.max(initial=0))
-        rows = [
-            ("peak (predicted)", format_bytes(self.peak_bytes), format_bytes(plain_bytes)),
-            ("saved (predicted)", format_bytes(self.saved_bytes), "every residual"),
-            ("recompute (predicted)", self._recompute, "none"),
-        ]
+        columns = [self._prices("this plan"), ("save everything", format_bytes(plain_bytes), "every residual", "none")]
+        if self.graph.has_checkpoints:
+            columns.append(Plan.of(jax_gradient(self.graph))._prices("jax.grad, your jax.checkpoint"))
+        names = ("", "peak (predicted)", "saved (predicted)", "recompute (predicted)")
+        header, *rows = zip(names, *columns, strict=True)
         if _MEASURED in self.meta:
-            rows.insert(1, ("peak (measured by XLA)", format_bytes(self.meta[_MEASURED]), ""))
+            rows.insert(1, ("peak (measured by XLA)", format_bytes(self.meta[_MEASURED])))
         title = ", ".join(f"{k} {self.meta[k]}" for k in (*_SHOWN, "n_blocks") if k in self.meta)
         picture = frontier_svg(here.live_bytes, here.n_forward_kernels, plain)
-        header = ("", "this plan", "save everything")
         return f"<div><b>Plan</b>: {html.escape(title)}<br>{picture}{table(rows, header)}</div>"
 
 

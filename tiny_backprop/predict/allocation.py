@@ -7,6 +7,7 @@ import numpy as np
 from tiny_backprop.fifo_cache import FifoCache
 from tiny_backprop.graph import Graph
 from tiny_backprop.predict.materialized import Materialized, by_liveness, materialize
+from tiny_backprop.schedule.checkpointed import jax_schedule
 from tiny_backprop.schedule.schedule import Schedule
 
 JAX_GRADIENT = "jax.grad"
@@ -52,12 +53,15 @@ def predict_jax_allocation(graph: Graph) -> Materialized:
     """Return what XLA is predicted to allocate for JAX's own gradient, whose loops are JAX's, too.
 
     Args:
-      graph: A captured graph whose loops keep everything.
+      graph: A captured graph whose loops keep what JAX's own do; see `plan.loops.nested.as_jax_has_it`.
     """
 
     def predict() -> Materialized:
-        steps = np.arange(graph.n_nodes)
-        return materialize(graph, steps, graph.n_forward, is_planned=False, backend=graph.backend)
+        as_jax = jax_schedule(graph)
+        steps, n_forward_steps = as_jax.steps, as_jax.n_forward_steps
+        return materialize(
+            graph, steps, n_forward_steps, is_planned=False, backend=graph.backend, has_barriers=bool(as_jax.starts)
+        )
 
     return _known(graph).get(JAX_GRADIENT, predict)
 

@@ -54,6 +54,7 @@ from tiny_backprop.predict.instructions import (
 from tiny_backprop.predict.kernel_work import KernelWork, kernel_work
 from tiny_backprop.predict.sharing import share
 from tiny_backprop.predict.unrolled import unroll
+from tiny_backprop.schedule.checkpointed import jax_schedule
 from tiny_backprop.schedule.simulate import Op, Timeline, ranges
 from tiny_backprop.units import format_bytes
 
@@ -84,6 +85,7 @@ class PlannedProgram:
     n_forward_steps: int
     is_planned: bool
     backend: str = "cpu"
+    has_barriers: bool = False
 
     @functools.cached_property
     def work(self) -> KernelWork:
@@ -101,10 +103,13 @@ class PlannedProgram:
 
     def _fused(self) -> Fusion:
         compiler = compiler_of(self.backend, self.graph.jax_version)
-        program = unroll(compiler.templates(self.graph), self.steps, self.n_forward_steps, self.is_planned)
-        if not self.is_planned:
-            program = _with_jax_loops(program)
-        return with_copies(_without_unread(fuse(program, compiler.fusion)))
+        program = unroll(
+            compiler.templates(self.graph), self.steps, self.n_forward_steps, self.is_planned, self.has_barriers
+        )
+        if self.is_planned:
+            return with_copies(_without_unread(fuse(program, compiler.fusion)))
+        fusion = fuse(_with_jax_loops(program), compiler.fusion)
+        return with_copies(_without_unread(_through_barriers(fusion)))
 
     @property
     def _fusions(self) -> FifoCache[Fusion]:
@@ -231,7 +236,14 @@ class Materialized:
 
 
 def materialize(
-    graph: Graph, steps: np.ndarray, n_forward_steps: int, *, is_planned: bool, backend: str = "cpu", lends: bool = True
+    graph: Graph,
+    steps: np.ndarray,
+    n_forward_steps: int,
+    *,
+    is_planned: bool,
+    backend: str = "cpu",
+    lends: bool = True,
+    has_barriers: bool = False,
 ) -> Materialized:
     """Predict what XLA allocates for a gradient.
 
@@ -242,9 +254,11 @@ def materialize(
       graph: A gradient graph.
       steps: Nodes in the order in which they run, as in `Timeline.steps`.
       n_forward_steps: How many of them come before the backward phase.
-      is_planned: Whether the gradient runs as `height_compressed_grad` runs it, or is JAX's own.
+      is_planned: Whether the gradient runs as `height_compressed_grad` runs it, or as JAX does.
       backend: The backend to model, one of `backends.BACKENDS`.
       lends: Whether outputs lend their memory to temporaries, as those of a program do; those of a loop's body do not.
+      has_barriers: Whether it is JAX's own gradient, whose calls under `jax.checkpoint` have barriers; the steps are
+        then those of `jax_schedule`.
 
     Returns:
       The prediction.
@@ -262,7 +276,7 @@ def materialize(
       True
     """
     compiler = compiler_of(backend, graph.jax_version)
-    program = PlannedProgram(graph, steps, n_forward_steps, is_planned, backend)
+    program = PlannedProgram(graph, steps, n_forward_steps, is_planned, backend, has_barriers)
     fusion = program.fused()
     of, buffers = fusion.instructions, np.flatnonzero(fusion.has_buffer)
     n_kernels, first = compiler.order(fusion, buffers)
@@ -315,10 +329,36 @@ def _saved_by_jax(loop: Nested) -> int:
     for n in body.nested:
         if n.kind == "scan":
             n_bytes[body.output_start[n.forward_node + 1] - 2] = _saved_by_jax(n)
+    as_jax = jax_schedule(body)
     carries = np.arange(loop.first_carry, loop.first_carry + len(loop.carries))
-    read = np.unique(body.operands[body.is_backward[body.operand_node]])
-    saved = np.append(body.residuals, carries[np.isin(carries, read)])
+    late = np.zeros(body.n_nodes, bool)
+    late[as_jax.steps[as_jax.n_forward_steps :]] = True
+    read = np.unique(body.operands[late[body.operand_node]])
+    saved = np.append(np.array(as_jax.kept, np.int64), carries[np.isin(carries, read)])
     return int(loop.length * n_bytes[saved].sum())
+
+
+def _through_barriers(fusion: Fusion) -> Fusion:
+    """Let what a barrier hands on stay where it is: unlike a hold, a barrier copies nothing."""
+    of = fusion.instructions
+    is_barrier = (of.nodes == HELD) & fusion.has_buffer
+    if not is_barrier.any():
+        return fusion
+    given = is_barrier[fusion.readers] & (of.nodes[fusion.sources] != PREDICATE)
+    source_of = np.full(len(of), -1)
+    source_of[fusion.readers[given]] = fusion.sources[given]
+    through = is_barrier[fusion.sources] & (source_of[fusion.sources] >= 0)
+    readers = np.append(fusion.readers, fusion.readers[through])
+    sources = np.append(fusion.sources, source_of[fusion.sources[through]])
+    is_same_place = np.append(fusion.is_same_place, fusion.is_same_place[through])
+    order = np.lexsort((sources, readers))
+    return dataclasses.replace(
+        fusion,
+        instructions=dataclasses.replace(of, n_bytes=np.where(is_barrier, 0, of.n_bytes)),
+        readers=readers[order],
+        sources=sources[order],
+        is_same_place=is_same_place[order],
+    )
 
 
 def _without_unread(fusion: Fusion) -> Fusion:

@@ -20,13 +20,18 @@ from tiny_backprop.predict.arrays import distinct, starts_of
 from tiny_backprop.predict.common_subexpressions import merge
 from tiny_backprop.predict.instructions import Instructions
 from tiny_backprop.predict.templates import Templates
+from tiny_backprop.schedule.checkpointed import find_barriers, jax_schedule
 from tiny_backprop.schedule.holds import Holds, find_holds, no_holds
 from tiny_backprop.schedule.runs import NONE, Runs
 from tiny_backprop.schedule.simulate import ranges
 
 
 def unroll(
-    templates: Templates, steps: Sequence[int] | np.ndarray, n_forward_steps: int, is_planned: bool
+    templates: Templates,
+    steps: Sequence[int] | np.ndarray,
+    n_forward_steps: int,
+    is_planned: bool,
+    has_barriers: bool = False,
 ) -> Instructions:
     """Return the instructions of a gradient.
 
@@ -34,12 +39,17 @@ def unroll(
       templates: What each node of its graph becomes.
       steps: Nodes in the order in which they run.
       n_forward_steps: How many of them come before the backward phase.
-      is_planned: Whether the gradient runs as planned, with holds, or as JAX's own.
+      is_planned: Whether the gradient runs as planned, with holds, or as JAX runs it.
+      has_barriers: Whether it is JAX's own, whose calls under `jax.checkpoint` have barriers; the steps are then those
+        of `jax_schedule`.
     """
     graph = templates.graph
     runs = Runs(graph, np.asarray(steps, np.int64))
     handed_on = [graph.output_start[n.forward_node + 1] - 2 for n in graph.nested]  # by a loop to its reverse
-    holds = find_holds(runs, n_forward_steps, handed_on) if is_planned else no_holds(runs)
+    if is_planned:
+        holds = find_holds(runs, n_forward_steps, handed_on)
+    else:
+        holds = find_barriers(runs, jax_schedule(graph)) if has_barriers else no_holds(runs)
     return _Program(templates, runs, holds, n_forward_steps, is_planned).instructions()
 
 

@@ -42,6 +42,7 @@ _CALLED_JAXPR = {
     "checkpoint": "jaxpr",
 }
 _CUSTOM_RULES = {"custom_jvp_call", "custom_vjp_call"}
+_CHECKPOINT_MARK = "tiny_backprop checkpoint "
 _CHECKPOINTS = {"remat", "remat2", "remat3", "checkpoint"}
 
 
@@ -58,6 +59,37 @@ def is_tracing() -> bool:
 def is_checkpoint(eqn: Any) -> bool:
     """Return whether an equation is a call of a function under `jax.checkpoint`."""
     return eqn.primitive.name in _CHECKPOINTS
+
+
+def policy_of(eqn: Any) -> Callable[..., Any] | None:
+    """Return the policy of a call under `jax.checkpoint`, None for the one that saves nothing."""
+    return _params(eqn).get("policy")
+
+
+def verdict(policy: Callable[..., Any] | None, eqn: Any) -> str:
+    """Return what a policy of `jax.checkpoint` does with the results of an equation: save, offload or recompute."""
+    answer = policy is not None and policy(eqn.primitive, *(v.aval for v in eqn.invars), **eqn.params)
+    if isinstance(answer, bool):
+        return "save" if answer else "recompute"
+    return {"SaveableType": "save", "RecomputeType": "recompute", "Offloadable": "offload"}[type(answer).__name__]
+
+
+def in_checkpoint(info: Any, number: int) -> Any:
+    """Return source info of which what is traced can be told to have come from a call under `jax.checkpoint`."""
+    return info.replace(name_stack=info.name_stack.extend(f"{_CHECKPOINT_MARK}{number}"))
+
+
+def checkpoints_around(info: Any) -> tuple[int, ...]:
+    """Return the numbers that `in_checkpoint` has put into source info, the outermost first."""
+    names = [entry.name for entry in info.name_stack.stack]
+    return tuple(int(n.removeprefix(_CHECKPOINT_MARK)) for n in names if n.startswith(_CHECKPOINT_MARK))
+
+
+def without_checkpoints(info: Any) -> Any:
+    """Return source info without what `in_checkpoint` has put there."""
+    stack = info.name_stack
+    left = tuple(entry for entry in stack.stack if not entry.name.startswith(_CHECKPOINT_MARK))
+    return info if len(left) == len(stack.stack) else info.replace(name_stack=type(stack)(left))
 
 
 def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]] | None:

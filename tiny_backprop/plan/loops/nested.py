@@ -17,6 +17,7 @@ from tiny_backprop.plan.search.menu import menus
 from tiny_backprop.plan.search.segments import Segments
 from tiny_backprop.predict.nested import NestedPlan, Part, with_nested
 from tiny_backprop.predict.step_plan import StepPlan
+from tiny_backprop.schedule.checkpointed import jax_schedule
 from tiny_backprop.schedule.cost import node_costs
 from tiny_backprop.schedule.loop_schedule import LoopSchedule
 
@@ -43,6 +44,22 @@ def step_plans(graph: Graph, nested: Nested) -> list[StepPlan]:
 def keeping_everything(graph: Graph) -> Graph:
     """Return the graph with no step of its loops, and nothing in its branches, running again."""
     return _each(graph, "keeping everything", lambda nested: keeping(nested, _widest(nested)))
+
+
+def as_jax_has_it(graph: Graph) -> Graph:
+    """Return the graph with its loops reversed as JAX does it: where a step has a call under `jax.checkpoint`, by that.
+
+    Args:
+      graph: Any graph.
+    """
+    if not any(body.has_checkpoints for nested in graph.nested for body in nested.bodies):
+        return keeping_everything(graph)
+    return _each(graph, "as JAX has it", lambda nested: keeping(nested, [_jax_step(b, nested) for b in nested.bodies]))
+
+
+def _jax_step(body: Graph, nested: Nested) -> StepPlan:
+    graph = as_jax_has_it(body)
+    return StepPlan.of(graph, nested, jax_schedule(body).kept) if body.checkpoints else step_plans(graph, nested)[0]
 
 
 def by_choice(graph: Graph, choice: LoopChoice) -> Graph:

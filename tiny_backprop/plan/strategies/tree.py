@@ -20,8 +20,9 @@ import numpy as np
 from tiny_backprop.graph import Graph
 from tiny_backprop.liveness import NEVER, crossing_bytes, first_backward_read
 from tiny_backprop.plan.loops.choice import LoopChoice
-from tiny_backprop.plan.loops.nested import by_choice, keeping_everything
+from tiny_backprop.plan.loops.nested import as_jax_has_it, by_choice, keeping_everything
 from tiny_backprop.predict.allocation import JAX_GRADIENT, predicted_peak_bytes
+from tiny_backprop.schedule.checkpointed import jax_schedule
 from tiny_backprop.schedule.schedule import Schedule
 from tiny_backprop.schedule.steps import Rerun
 
@@ -34,8 +35,9 @@ def save_everything(graph: Graph) -> Schedule:
 
 
 def jax_gradient(graph: Graph) -> Schedule:
-    """Return the schedule of JAX's own gradient, which runs as JAX has it."""
-    return Schedule.from_steps(keeping_everything(graph), np.arange(graph.n_nodes), {"strategy": JAX_GRADIENT})
+    """Return the schedule of JAX's own gradient, which runs as JAX has it, the user's `jax.checkpoint`s included."""
+    graph = as_jax_has_it(graph)
+    return Schedule.from_steps(graph, jax_schedule(graph).steps, {"strategy": JAX_GRADIENT})
 
 
 def block_starts(graph: Graph, block_size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping
 
 from tiny_backprop.plan.baseline import predict_jax_gradient
+from tiny_backprop.plan.blocks import plan_jax_gradient
 from tiny_backprop.plan.loops.front import lower_bound_bytes
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
@@ -59,10 +60,16 @@ def price_rows(plans: Mapping[str, Plan], plain: Plan, cost_model: CostModel | N
     ]
 
 
+def references(plain: Plan) -> dict[str, Plan]:
+    """Return what plans are held against: save-everything, and JAX's own gradient where the program has checkpoints."""
+    own = {"jax.grad, your jax.checkpoint": plan_jax_gradient(plain.graph)} if plain.graph.has_checkpoints else {}
+    return {**own, "save everything": plain}
+
+
 def remarks_html(plan: Plan) -> str:
-    """Say where a plan takes more memory than JAX's own gradient, and what is left as JAX has it; "" for nothing."""
-    remarks = [str(x) for x in plan.left_alone]
-    remarks = [f"Left as JAX has it: {'; '.join(remarks)}"] if remarks else []
+    """Say where a plan takes more than JAX's gradient, what `jax.checkpoint` does, and what is left as JAX has it."""
+    listed = {"Your jax.checkpoint": plan.checkpointed_calls, "Left as JAX has it": plan.left_alone}
+    remarks = [f"{what}: {'; '.join(map(str, those))}" for what, those in listed.items() if those]
     jax_bytes = predict_jax_gradient(plan.graph).peak_bytes if plan.graph.backend else plan.peak_bytes
     if plan.peak_bytes > jax_bytes:
         remarks.insert(0, f"More than jax.grad takes: {format_bytes(jax_bytes)} (predicted)")

@@ -30,7 +30,7 @@ from tiny_backprop.plan.plan import Plan
 from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.background.guard import Guard
-from tiny_backprop_widgets.content.prices import PRICE_HEADER, price_rows, remarks_html
+from tiny_backprop_widgets.content.prices import PRICE_HEADER, price_rows, references, remarks_html
 from tiny_backprop_widgets.explorer.gradient import Gradient
 from tiny_backprop_widgets.explorer.linked_views import LinkedViews
 from tiny_backprop_widgets.exports.report import write_report
@@ -47,7 +47,7 @@ from tiny_backprop_widgets.panels.verify_panel import VerifyPanel
 from tiny_backprop_widgets.plots.dag import jaxpr_dag
 from tiny_backprop_widgets.plots.dot import has_dot
 from tiny_backprop_widgets.plots.figure import render
-from tiny_backprop_widgets.plots.frontier import export_frontier, plot_frontier
+from tiny_backprop_widgets.plots.frontier import baseline_of, export_frontier, plot_frontier
 from tiny_backprop_widgets.views.frontier_view import FrontierView
 from tiny_backprop_widgets.views.graph_view import GraphView
 from tiny_backprop_widgets.views.memory_map_view import MemoryMapView
@@ -137,6 +137,7 @@ class PlanExplorer(widgets.VBox):
         self.dimensions = {name: self._dimension_slider(name) for name in self._sizes}
         self._plan = plan_blocks(self.graph)
         self._plain = save_everything(self.graph)
+        self._references = references(self._plain)
         self.block_size = BlockSizeSlider(self.graph.n_forward, self._plan.meta["block_size"])
         self.levels = LevelsSlider(
             value=1, min=1, max=MAX_LEVELS, description="levels", continuous_update=True, layout=_WIDE, style=STYLE
@@ -151,7 +152,7 @@ class PlanExplorer(widgets.VBox):
                 "the cheapest plan within so many bytes",
             ],
         )
-        self.frontier = FrontierView(self._plan, baseline=self._plain)
+        self.frontier = FrontierView(self._plan)
         self.dag = GraphView(self._plan, max_boxes=_MAX_BOXES)
         self.tensors = TableView(self._plan)
         views = self.frontier, self.dag, self.tensors
@@ -300,7 +301,7 @@ class PlanExplorer(widgets.VBox):
         plan = self._plan
         frontiers = [folder / f"frontier.{suffix}" for suffix in ("png", "svg", "pdf", "csv")]
         measured = self.measurement
-        paths = [export_frontier(plan, path, baseline=self._plain, measured=measured) for path in frontiers]
+        paths = [export_frontier(plan, path, measured=measured) for path in frontiers]
         paths.append(folder / "frontier.json")
         plan.materialized.kernels_to_pandas().reset_index().to_json(paths[-1], orient="records")
         paths.append(self.tensors.save(folder / "tensors.csv"))
@@ -340,8 +341,8 @@ class PlanExplorer(widgets.VBox):
 
     def _pictures(self) -> dict[str, str]:
         """Return a static picture and table, which stand in where there is no kernel."""
-        picture = base64.b64encode(render(plot_frontier(self._plan, baseline=self._plain), "png")).decode()
-        rows = price_rows({"this plan": self._plan, "save everything": self._plain}, self._plain, self.cost_model)
+        picture = base64.b64encode(render(plot_frontier(self._plan), "png")).decode()
+        rows = price_rows({"this plan": self._plan, **self._references}, self._plain, self.cost_model)
         image = f'<img alt="live bytes over the steps of the plan" src="data:image/png;base64,{picture}">'
         table = display.table(rows, PRICE_HEADER) + self._verify_panel.text()
         return {"image/png": picture, "text/html": f"<div><p>{html.escape(repr(self))}</p>{table}{image}</div>"}
@@ -391,8 +392,9 @@ class PlanExplorer(widgets.VBox):
     def _take_in(self, graph: Graph, sizes: dict[str, int], plan: Plan) -> None:
         """Have all views show a plan for the graph at other sizes."""
         plain = save_everything(graph)
-        self.frontier.show(plan, baseline=plain)
+        self.frontier.show(plan, baseline=baseline_of(plan, True))
         self.graph, self._sizes, self._plan, self._plain = graph, sizes, plan, plain
+        self._references = references(plain)
         self._linked.show_graph(graph)
         self.dag.show(plan)
         self._trade_off.show_graph(graph)
@@ -410,7 +412,7 @@ class PlanExplorer(widgets.VBox):
 
     def _show(self, plan: Plan) -> None:
         """Show a plan everywhere; the frontier comes first, and only when it has worked is the plan the one shown."""
-        rows = price_rows({"this plan": plan, "save everything": self._plain}, self._plain, self.cost_model)
+        rows = price_rows({"this plan": plan, **self._references}, self._plain, self.cost_model)
         price = display.table(rows, PRICE_HEADER) + remarks_html(plan)
         self.frontier.plan = plan
         self._plan, self._price.value = plan, price

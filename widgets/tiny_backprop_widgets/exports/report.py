@@ -22,7 +22,7 @@ from tiny_backprop.plan.blocks import plan_save_everything
 from tiny_backprop.plan.plan import Plan, check_fits
 from tiny_backprop.schedule.cost import CostModel
 from tiny_backprop.units import format_bytes, format_flops
-from tiny_backprop_widgets.content.prices import PRICE_HEADER, of_budget, plan_name, price_rows
+from tiny_backprop_widgets.content.prices import PRICE_HEADER, of_budget, plan_name, price_rows, references
 from tiny_backprop_widgets.content.tensors import AtPeak, alive_at_peak
 from tiny_backprop_widgets.errors import DisplayError
 from tiny_backprop_widgets.plots.figure import render
@@ -120,7 +120,7 @@ def _html(
     first_name, first = next(iter(plans.items()))
     link = None if memory_map is None else MapLink(first, memory_map)
     title = f"Memory plan of the gradient of {_short(graph.name)}"
-    prices = price_rows({"save everything": plain, **plans}, plain, cost_model)
+    prices = price_rows({**references(plain), **plans}, plain, cost_model)
     rows = [(_short(name), *cells) for name, *cells in prices]
     parts = [
         f"<h1>{html.escape(title)}</h1><p>{html.escape(_introduction(graph, sizes))}</p>",
@@ -133,10 +133,10 @@ def _html(
         parts += ["<h2>Measured by XLA</h2>", _measured_table(measured)]
     views: dict[str, View] = {}
     for i, (name, plan) in enumerate(plans.items()):
-        views[f"frontier{i}"] = frontier = FrontierView(plan, baseline=plain)
+        views[f"frontier{i}"] = frontier = FrontierView(plan)
         if link is not None and plan is first:
             frontier.show_measured(*link.measured_curve)
-        parts += [f"<h2>{html.escape(_short(name))}</h2>", page.place(f"frontier{i}", _frontier_svg(plan, plain))]
+        parts += [f"<h2>{html.escape(_short(name))}</h2>", page.place(f"frontier{i}", _frontier_svg(plan))]
         parts += [f"<h3>Alive at the predicted peak of {format_bytes(plan.peak_bytes)}</h3>"]
         if i:
             parts.append(_peak_table(plan))
@@ -178,9 +178,9 @@ def _introduction(graph: Graph, sizes: Mapping[str, int]) -> str:
     )
 
 
-def _frontier_svg(plan: Plan, plain: Plan) -> str:
+def _frontier_svg(plan: Plan) -> str:
     with matplotlib.style.context("default"):
-        text = render(plot_frontier(plan, baseline=plain), "svg").decode()
+        text = render(plot_frontier(plan), "svg").decode()
     return text[text.index("<svg") :]
 
 

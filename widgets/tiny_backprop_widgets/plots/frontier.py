@@ -18,7 +18,7 @@ from matplotlib.patches import StepPatch
 from tiny_backprop.display import BACKWARD, BASELINE, FORWARD, peaks_per_bin
 from tiny_backprop.integration.jax.xla.correspondence import kernels_of_positions
 from tiny_backprop.integration.jax.xla.measure import Measurement
-from tiny_backprop.plan.blocks import plan_save_everything
+from tiny_backprop.plan.blocks import plan_jax_gradient, plan_save_everything
 from tiny_backprop.plan.plan import Plan, is_same_program
 from tiny_backprop.units import format_bytes
 from tiny_backprop_widgets.errors import DisplayError
@@ -30,13 +30,13 @@ _N_BINS = 700
 def plot_frontier(
     plan: Plan, *, baseline: bool | Plan = True, measured: Measurement | None = None, ax: Axes | None = None
 ) -> Figure:
-    """Draw the predicted live bytes of a plan over time, above those of save-everything.
+    """Draw the predicted live bytes of a plan over time, above those of the program without a plan.
 
     The horizontal axis counts the kernels that XLA is predicted to run, recomputation included; the live bytes are
     those of temporaries and outputs (see `Plan.materialized`). For a graph made by hand they are the plan's steps and
-    what the referee counts. The curve of save-everything is shorter; each of its phases is stretched to the width of
-    the plan's, so that the borders of forward and backward phase coincide. Long schedules are shortened to the peaks of
-    short runs. Neither pyplot nor any global setting is touched.
+    what the referee counts. The curve behind is shorter; each of its phases is stretched to the width of the plan's, so
+    that the borders of forward and backward phase coincide. Long schedules are shortened to the peaks of short runs.
+    Neither pyplot nor any global setting is touched.
 
     With `measured`, the bytes of temporaries and outputs that hold a tensor by XLA's own memory map are laid over it,
     as a black line, and what XLA reserves for both as a dotted one. The instructions of the compiled program are put
@@ -46,7 +46,8 @@ def plot_frontier(
 
     Args:
       plan: The plan; its bytes are predicted.
-      baseline: Whether to draw save-everything behind it, or another plan for the same graph to draw there.
+      baseline: Whether to draw behind it what the program takes without a plan (save-everything, or JAX's own gradient
+        where the program has calls under `jax.checkpoint`), or another plan for the same graph to draw there.
       measured: What `measure` returned for the gradient that carries the plan out.
       ax: Axes to draw into; by default those of a new figure.
 
@@ -114,7 +115,9 @@ def export_frontier(
 def baseline_of(plan: Plan, baseline: bool | Plan) -> Plan | None:
     """Return the plan to draw behind another, or None; it must be one for the same graph."""
     if not isinstance(baseline, Plan):
-        return plan_save_everything(plan.graph) if baseline else None
+        if not baseline:
+            return None
+        return (plan_jax_gradient if plan.graph.has_checkpoints else plan_save_everything)(plan.graph)
     if not is_same_program(baseline.graph, plan.graph):
         raise DisplayError(f"the baseline is a plan for {baseline.graph!r}; the plan to draw is for {plan.graph!r}")
     return baseline

@@ -33,7 +33,8 @@ class FrontierView(View):
 
     Args:
       plan: The plan.
-      baseline: Whether to draw save-everything behind it, or another plan for the same graph to draw there.
+      baseline: Whether to draw behind it what the program takes without a plan (save-everything, or JAX's own gradient
+        where the program has calls under `jax.checkpoint`), or another plan for the same graph to draw there.
       budget_bytes: Where to draw a line; by default the budget that the plan was made for.
       detail: The most tensors that have a band of their own.
 

@@ -11,6 +11,7 @@ from tiny_backprop.door import FUNCTION, door
 from tiny_backprop.errors import CaptureError, CotangentWarning
 from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call, check_argnums, check_donate_argnums
+from tiny_backprop.integration.jax.capture.checkpoints import without_marks
 from tiny_backprop.integration.jax.capture.inline import drop_dead, flatten
 from tiny_backprop.integration.jax.capture.nested import with_nested_programs
 from tiny_backprop.integration.jax.capture.trace import Program, build_graph, trace_function, trace_gradient
@@ -53,7 +54,7 @@ def capture_graph_jaxpr(
     call = Call.of(fun, example_inputs, example_kwargs)
     traced, *_ = trace_function(call)
     flat = flatten(traced.closed(), keep_custom_rules=False)
-    eqns = drop_dead(flat.eqns, flat.outvars)
+    eqns, _ = without_marks(drop_dead(flat.eqns, flat.outvars))
     inputs = [*flat.constvars, *flat.invars]
     n_hoisted = len(flat.constvars)
     names = [f"constant {i}" for i in range(n_hoisted + len(traced.constvars))] + call.argument_names()

@@ -20,7 +20,8 @@ class FlatJaxpr:
       invars: Variables of the arguments.
       eqns: Equations in order.
       outvars: Variables or literals that are returned.
-      has_checkpoint: Whether a `jax.checkpoint` was inlined.
+      checkpoints: The calls under `jax.checkpoint` that were inlined; the source info of what was in them has their
+        numbers (`compat.checkpoints_around`).
     """
 
     constvars: list[Any]
@@ -28,7 +29,7 @@ class FlatJaxpr:
     invars: list[Any]
     eqns: list[Any]
     outvars: list[Any]
-    has_checkpoint: bool = False
+    checkpoints: list[Any] = dataclasses.field(default_factory=list)
 
     def closed(self) -> Any:
         """Return the closed jaxpr whose arguments are the constants and then the arguments."""
@@ -40,7 +41,8 @@ def flatten(closed: Any, *, keep_custom_rules: bool, keep_checkpoints: bool = Fa
 
     Args:
       closed: What `jax.make_jaxpr` returned.
-      keep_custom_rules: Keep calls of functions with custom derivatives, for a jaxpr that is to be differentiated.
+      keep_custom_rules: Keep calls of functions with custom derivatives, for a jaxpr that is to be differentiated; and
+        mark what stood in calls under `jax.checkpoint`, so that its derivatives can be told to have come from there.
       keep_checkpoints: Keep calls of functions under `jax.checkpoint`, for a jaxpr that is to run as JAX runs it.
 
     Returns:
@@ -70,7 +72,9 @@ def flatten(closed: Any, *, keep_custom_rules: bool, keep_checkpoints: bool = Fa
                 flat.eqns.append(eqn.replace(invars=operands, outvars=fresh, source_info=info))
             else:
                 inner, consts = called
-                flat.has_checkpoint |= is_checkpoint
+                if is_checkpoint and keep_custom_rules:
+                    info = compat.in_checkpoint(info, len(flat.checkpoints))
+                    flat.checkpoints.append(eqn.replace(source_info=info))
                 env.update(zip(inner.invars, operands, strict=True))
                 add_constants(inner.constvars, consts)
                 walk(inner, info)

@@ -185,7 +185,7 @@ class _OfProgram(_Place):
         eqns, inputs, outvars = ([_filled(x, filling) for x in part] for part in (self.eqns, self.inputs, self.outvars))
         old = self.program.graph
         graph, variables = build_graph(
-            old.name, eqns, old.n_forward, inputs, old.input_names, outvars, old.n_primal_outputs
+            old.name, eqns, old.n_forward, inputs, old.input_names, outvars, old.n_primal_outputs, old.checkpoints
         )
         graph = dataclasses.replace(graph, donated=old.donated)
         return dataclasses.replace(self.program, graph=graph, eqns=eqns, variables=variables)

@@ -18,8 +18,9 @@ from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import IrreversibleError, RefError, UntraceableError
-from tiny_backprop.graph import LITERAL, Graph, Nested
+from tiny_backprop.graph import LITERAL, Checkpoint, Graph, Nested
 from tiny_backprop.integration.jax.capture.call import Call, Outputs, is_array_type
+from tiny_backprop.integration.jax.capture.checkpoints import checkpoints_of, without_marks
 from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, eqn_cost
 from tiny_backprop.integration.jax.capture.inline import FlatJaxpr, drop_dead, flatten
 from tiny_backprop.integration.jax.capture.layout import relaid
@@ -122,7 +123,7 @@ def trace_function(call: Call) -> tuple[FlatJaxpr, FlatJaxpr, Outputs]:
             "fix arguments that are no arrays."
         ) from e
     flat = flatten(closed, keep_custom_rules=True)
-    kept = flatten(closed, keep_custom_rules=True, keep_checkpoints=True) if flat.has_checkpoint else flat
+    kept = flatten(closed, keep_custom_rules=True, keep_checkpoints=True) if flat.checkpoints else flat
     return flat, kept, traced[-1]
 
 
@@ -259,10 +260,12 @@ def _split(
     eqns = drop_dead([*forward, *backward], outvars)
     in_forward = set(map(id, forward))
     n_forward = sum(id(e) in in_forward for e in eqns)
+    eqns, around = without_marks(eqns)
     names = [f"constant {i}" for i in range(n_constants + n_rules)] + call.argument_names()
     names += [f"cotangent {i}" for i in range(n_cotangents)]
     n_outs = len(flat.outvars)
-    graph, variables = build_graph(call.name, eqns, n_forward, inputs, names, outvars, n_outs)
+    checkpoints = checkpoints_of(eqns, n_forward, around, flat.checkpoints)
+    graph, variables = build_graph(call.name, eqns, n_forward, inputs, names, outvars, n_outs, checkpoints)
     constants = _variables_of(flat.consts, flat.constvars, kept)
     primal_inputs = [*constants, *joint.constvars, *kept.invars]
     return Program(
@@ -313,6 +316,7 @@ def build_graph(
     input_names: Sequence[str],
     outvars: Sequence[Any],
     n_primal_outputs: int,
+    checkpoints: Sequence[Checkpoint] = (),
 ) -> tuple[Graph, list[Any]]:
     """Return the graph of equations and the variable of each of its values."""
     variables = list(inputs)
@@ -354,6 +358,7 @@ def build_graph(
         backend="cpu",
         left_alone=tuple((i, why) for i, e in enumerate(eqns[:n_forward]) if (why := _left_alone(e))),
         jax_version=compat.JAX_VERSION,
+        checkpoints=tuple(checkpoints),
     )
     return keeping_everything(graph), variables
 

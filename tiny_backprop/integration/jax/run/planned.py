@@ -117,7 +117,9 @@ class Request:
             if fits:
                 return plain
             raise
-        return _the_better(plan, plain) if fits else plan
+        if not fits or plan.recompute_flops < plain.recompute_flops:  # the user's jax.checkpoint runs more again
+            return plan
+        return _the_better(plan, plain)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
