@@ -54,6 +54,7 @@ from tiny_backprop.plan.pareto import Pareto as Pareto
 from tiny_backprop.plan.pareto import pareto as pareto
 from tiny_backprop.plan.plan import Plan as Plan
 from tiny_backprop.plan.policies import plan_policy as plan_policy
+from tiny_backprop.predict.margin import recorded_margin as recorded_margin
 from tiny_backprop.predict.materialized import Materialized as Materialized
 from tiny_backprop.predict.materialized import materialize as materialize
 from tiny_backprop.schedule.cost import CostModel as CostModel

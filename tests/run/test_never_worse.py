@@ -130,3 +130,33 @@ def test_compare_marks_what_takes_more():
     assert not table.is_worse.iloc[0]
     assert table.is_worse.iloc[1:].all()
     assert not tb.compare(layers, *LAYERS, stock_policies=()).is_worse.any()
+
+
+def test_a_budget_in_bytes_leaves_the_margin_that_the_record_asks_for(monkeypatch):
+    graph = tb.capture_gradient(layers, *LAYERS)
+    budget = int(0.7 * tb.plan_save_everything(graph).peak_bytes)
+    monkeypatch.setattr("tiny_backprop.integration.jax.run.planned.recorded_margin", lambda graph: 0.25)
+    plan = tb.height_compressed_grad(layers, budget=budget).plan(*LAYERS)
+    assert plan.peak_bytes * 1.25 <= budget
+    assert plan.meta["budget_bytes"] == budget
+    assert plan.certificate.margin_percent == 25
+    assert plan.certificate.budget_bytes == int(budget / 1.25)
+    assert "asked less a margin of 25 %" in repr(plan.certificate)
+    share = tb.height_compressed_grad(layers, budget=0.7).plan(*LAYERS)  # of a prediction itself
+    assert "margin_percent" not in share.meta
+    smallest = tb.plan_budget(graph, 1.0).peak_bytes
+    try:
+        tb.plan_budget(graph, 1)
+    except tb.BudgetError as e:
+        smallest = e.smallest_peak_bytes
+    tight = tb.height_compressed_grad(layers, budget=smallest).plan(*LAYERS)
+    assert tight.peak_bytes <= smallest  # no plan leaves the margin, and this one fits
+    assert tight.certificate.margin_percent == 0
+
+
+def test_the_margin_is_that_of_what_predictions_are_off_by_most():
+    half = jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)
+    graphs = [tb.capture_gradient(layers, *LAYERS), tb.capture_gradient(layers, [half] * 2, half)]
+    plain, of_half = map(tb.recorded_margin, graphs)
+    assert 0 < plain <= of_half < 1
+    assert tb.recorded_margin(tb.Graph.from_nodes([{"name": "h", "bytes": 8}])) == 0

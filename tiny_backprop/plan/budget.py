@@ -11,7 +11,7 @@ from tiny_backprop.plan.strategies.budget import schedule_within
 from tiny_backprop.schedule.cost import COST, Cost
 
 
-@door(PlanError, graph=GRAPH, cost=COST, search_seconds=AMOUNT, loops=LOOPS)
+@door(PlanError, graph=GRAPH, cost=COST, search_seconds=AMOUNT, loops=LOOPS, margin=AMOUNT)
 def plan_budget(
     graph: Graph,
     budget: int | float | str,
@@ -19,6 +19,7 @@ def plan_budget(
     cost: Cost = "seconds",
     search_seconds: float = 0.0,
     loops: LoopChoice | None = None,
+    margin: float = 0.0,
 ) -> Plan:
     """Return the cheapest gradient found whose peak is within a byte budget.
 
@@ -38,6 +39,9 @@ def plan_budget(
         local search; less where a plan is proven optimal. A few seconds bring graphs of up to a few thousand nodes to
         or near the optimum.
       loops: How loops are reversed, where the planner is not to choose.
+      margin: By which share of its prediction the plan may take more than predicted and still keep the budget: the
+        predicted peak is at most budget / (1 + margin). `recorded_margin(graph)` is what the record of such programs
+        asks for; the doors that run a plan take it where they do not verify.
 
     Returns:
       The plan; `plan.peak_bytes` is at most the budget, and `plan.certificate` says how much cheaper another could be.
@@ -57,4 +61,5 @@ def plan_budget(
       >>> plan.peak_bytes <= 1.5 * 2**20
       True
     """
-    return Plan.of(schedule_within(graph, budget, cost=cost, search_seconds=search_seconds, loops=loops))
+    way = {"cost": cost, "search_seconds": search_seconds, "loops": loops, "margin": margin}
+    return Plan.of(schedule_within(graph, budget, **way))

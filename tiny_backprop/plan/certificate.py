@@ -42,6 +42,8 @@ class Certificate:
         plan recomputes nothing), or `"none"` where no bound was computed: it is then 0 and says nothing.
       fits: Whether the plan's own peak by liveness is within the budget.
       scope: Which plans the bounds speak of, in words.
+      margin_percent: By how much of its prediction the plan may take more and still keep what was asked for; the budget
+        here is less by that.
     """
 
     budget_bytes: int
@@ -53,6 +55,7 @@ class Certificate:
     method: str
     fits: bool
     scope: str = _SCOPE
+    margin_percent: float = 0.0
 
     @property
     def gap_percent(self) -> float:
@@ -85,15 +88,19 @@ class Certificate:
     def _cost(self, cost: float) -> str:
         return format_flops(cost) if self.unit == "flops" else f"{cost:.4g} s"
 
+    @property
+    def _margin(self) -> str:
+        return f", asked less a margin of {self.margin_percent:.2g} %" if self.margin_percent else ""
+
     def __repr__(self) -> str:
-        return f"Certificate({self.verdict}; by {self.method})"
+        return f"Certificate({self.verdict}{self._margin}; by {self.method})"
 
     def _repr_html_(self) -> str:
         return guarded(self._html, self)
 
     def _html(self) -> str:
         rows = [
-            ("budget", format_bytes(self.budget_bytes)),
+            ("budget", f"{format_bytes(self.budget_bytes)}{self._margin}"),
             ("no plan needs less than", format_bytes(self.working_set_bytes)),
             ("recompute (predicted)", self._cost(self.recompute_cost)),
             ("no plan recomputes less than", f"{self._cost(self.recompute_cost_bound)}, by {self.method}"),
@@ -133,7 +140,9 @@ def certify(
       PlanError: `cost` is unknown.
     """
     # A budget is for XLA's bytes, and the plan's peak by liveness may be above it.
-    own = max(int(plan.meta.get("budget_bytes", 0)), plan.liveness_peak_bytes)
+    margin_percent = float(plan.meta.get("margin_percent", 0.0)) if budget_bytes is None else 0.0
+    asked_bytes = int(plan.meta.get("budget_bytes", 0) / (1 + margin_percent / 100))
+    own = max(asked_bytes, plan.liveness_peak_bytes)
     budget = own if budget_bytes is None else int(budget_bytes)
     price: Cost = plan.meta.get("cost", "seconds") if cost is None else cost
     costs = node_costs(plan.graph, price)
@@ -148,7 +157,7 @@ def certify(
         bound, method = _bound(phases, budget, costs, plan, seconds)
     total, fits = float(costs.sum()), plan.liveness_peak_bytes <= budget
     scope = _SCOPE + (_LOOPS if plan.graph.nested else "")
-    return Certificate(budget, working_set, spent, bound, total, cost_unit(price), method, fits, scope)
+    return Certificate(budget, working_set, spent, bound, total, cost_unit(price), method, fits, scope, margin_percent)
 
 
 def _bound(phases: Phases, budget_bytes: int, costs: np.ndarray, plan: Schedule, seconds: float) -> tuple[float, str]:

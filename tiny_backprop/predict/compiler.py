@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Compiler:
       order: Returns, given which instructions have buffers, how many kernels there are and in which each instruction is
         written, kernels in the order in which they run; -1 for instructions without memory.
       loops_read_arguments: Whether a loop that saves nothing but its first carry reads an argument where it stands.
+      margins: By which share of its prediction programs took more, by what they have; see `margin`.
     """
 
     backend: str
@@ -31,6 +32,7 @@ class Compiler:
     fusion: FusionRules
     order: Callable[[Fusion, np.ndarray], tuple[int, np.ndarray]]
     loops_read_arguments: bool
+    margins: Mapping[str, float]
 
     def templates(self, graph: Graph) -> Templates:
         """Return what each node becomes; kept with the graph."""

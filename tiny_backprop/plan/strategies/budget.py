@@ -44,13 +44,17 @@ def schedule_within(
     cost: Cost = "seconds",
     search_seconds: float = 0.0,
     loops: LoopChoice | None = None,
+    margin: float = 0.0,
 ) -> Schedule:
     """Return the cheapest schedule found whose peak is within a byte budget; see `plan_budget` for all of it."""
     check_gradient(graph)
-    budget_bytes = parse_budget(graph, budget)
+    asked_bytes = parse_budget(graph, budget)
+    budget_bytes = int(asked_bytes / (1 + margin))
     if isinstance(search_seconds, bool) or not isinstance(search_seconds, numbers.Real) or not search_seconds >= 0:
         raise PlanError(f"search_seconds must be a number of at least 0; found {search_seconds!r}")
-    meta = budget_meta(budget, budget_bytes, cost)
+    meta = budget_meta(budget, asked_bytes, cost)
+    if margin:
+        meta["margin_percent"] = 100 * float(margin)
     with _ONE_AT_A_TIME:
         if graph.backend:
             return _within_allocation(graph, budget_bytes, float(search_seconds), sweep_of(graph, cost, loops), meta)

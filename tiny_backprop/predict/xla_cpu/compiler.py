@@ -32,4 +32,5 @@ def _compiler(version: Version) -> Compiler:
         fusion=FusionRules(version.absorbed, find, joins_rows, kept, add_repeated),
         order=breadth_first,
         loops_read_arguments=version.loops_read_arguments,
+        margins=version.margins,
     )

@@ -210,7 +210,8 @@ def height_compressed_grad(
         `block_size`, `levels`, `plan` and `budget`, the block size with the smallest predicted peak among some that are
         tried.
       plan: A plan made before, by any planner, for this function and these shapes.
-      budget: The bytes that activations, gradients and other outputs may take together; see `plan_budget`.
+      budget: The bytes that activations, gradients and other outputs may take together; see `plan_budget`. Where it is
+        in bytes and not verified, the plan leaves the margin that the record of predictions asks for, where one can.
       verify: Whether the budget is for what XLA allocates instead of what is predicted: the first call for a set of
         shapes then compiles up to six plans and keeps the best whose temporaries and outputs fit, by XLA's count.
       loops: How loops are reversed, where `block_size`, `levels` or the budget's planner are not to say: with so many

@@ -35,6 +35,7 @@ from tiny_backprop.plan.checks import check_count
 from tiny_backprop.plan.loops.choice import LoopChoice
 from tiny_backprop.plan.plan import Plan
 from tiny_backprop.plan.strategies.budget import parse_budget
+from tiny_backprop.predict.margin import recorded_margin
 from tiny_backprop.units import format_bytes
 
 _MOST_CACHED = 256
@@ -109,17 +110,20 @@ class Request:
 
     def _within(self, graph: Graph, budget: int | float | str) -> Plan:
         """Return the plan for a budget: JAX's own gradient where that fits and the plan takes more, or is none."""
-        plain = plan_jax_gradient(graph)
-        fits = plain.peak_bytes <= parse_budget(graph, budget)
-        try:
-            plan = plan_budget(graph, budget, loops=self.loops)
-        except BudgetError:
-            if fits:
-                return plain
-            raise
-        if not fits or plan.recompute_flops < plain.recompute_flops:  # the user's jax.checkpoint runs more again
+        budget_bytes, plain = parse_budget(graph, budget), plan_jax_gradient(graph)
+        recorded = 0.0 if isinstance(budget, float) else recorded_margin(graph)  # a share is of a prediction itself
+        for margin in dict.fromkeys((recorded, 0.0)):
+            fits = plain.peak_bytes * (1 + margin) <= budget_bytes
+            try:
+                plan = plan_budget(graph, budget, loops=self.loops, margin=margin)
+            except BudgetError:
+                if fits:
+                    return plain
+                continue  # with less of a margin
+            if fits and plan.recompute_flops >= plain.recompute_flops:  # the user's jax.checkpoint may run more again
+                return _the_better(plan, plain)
             return plan
-        return _the_better(plan, plain)
+        return plan_budget(graph, budget, loops=self.loops)  # which says why there is none
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
