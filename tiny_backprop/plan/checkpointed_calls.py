@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tiny_backprop.display import short_path
 from tiny_backprop.graph import Graph
 from tiny_backprop.schedule.checkpointed import jax_schedule
 from tiny_backprop.units import format_bytes, format_flops
@@ -37,9 +38,8 @@ class CheckpointedCalls:
         does += [f"offloads {format_bytes(self.offloaded_bytes)}"] if self.offloaded_bytes else []
         does += [f"runs {format_flops(self.again_flops)} again"]
         calls = "1 call" if self.n_calls == 1 else f"{self.n_calls:,} calls"
-        return (
-            f"{self.source or 'a line that JAX does not tell'}, {calls}, {self.policy}: {', '.join(does)} (predicted)"
-        )
+        where = short_path(self.source) or "a line that JAX does not tell"
+        return f"{where}, {calls}, {self.policy}: {', '.join(does)} (predicted)"
 
 
 def checkpointed_calls(graph: Graph) -> tuple[CheckpointedCalls, ...]:

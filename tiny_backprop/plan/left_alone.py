@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from tiny_backprop.display import short_path
 from tiny_backprop.graph import Graph
 from tiny_backprop.units import format_bytes
 
@@ -31,7 +32,7 @@ class LeftAlone:
     reason: str
 
     def __str__(self) -> str:
-        where = self.source or self.scope or f"node {self.node}"
+        where = short_path(self.source) or self.scope or f"node {self.node}"
         return f"{self.primitive} at {where} holds {format_bytes(self.bytes)}: {self.reason}"
 
 

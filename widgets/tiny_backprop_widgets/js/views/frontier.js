@@ -126,9 +126,9 @@ export function renderFrontier({ model, el }) {
     c.rect(LEFT, TOP, plotWidth(), plotHeight());
     c.clip();
     paintPhases(c, theme);
-    paintBaseline(c, theme);
     paintRest(c, theme, columns, top);
     paintRuns(c, theme, columns, runs);
+    paintBaseline(c, theme);
     paintOutline(c, theme, columns);
     paintLines(c, theme);
     c.restore();
@@ -180,6 +180,11 @@ export function renderFrontier({ model, el }) {
         path.lineTo(right, y);
       }
     }
+    c.strokeStyle = theme.panel;
+    c.lineWidth = 3;
+    c.globalAlpha = 0.5; // a rim, to be seen on bands that reach higher
+    c.stroke(path);
+    c.globalAlpha = 1;
     c.strokeStyle = theme.baseline;
     c.lineWidth = 1.2;
     c.setLineDash([4, 3]);
