@@ -2,7 +2,8 @@
 
 1. A `CHEAP` or `EXPENSIVE` instruction that only loops read is computed inside them and takes no memory.
 2. It takes memory where a kernel, a hold or a reduction reads it, or the program returns it.
-3. An `EXPENSIVE` one also does where several instructions read it, or one that repeats its elements (a broadcast).
+3. An `EXPENSIVE` one also does where several instructions read it, directly or through others that each of them
+   computes for itself, or one that repeats its elements (a broadcast).
 4. A `CHEAP` one with memory of its own is still computed again by the loops that read it, if it is *unary*: this costs
    them no further operand. Of another one the compiler's own rule says whether it is.
 5. An `ALIAS` shares its operand's memory where that has some, and is otherwise a `CHEAP` unary instruction.
@@ -180,6 +181,7 @@ class _Fuser:
         needed |= ~is_expensive & ~uses.of.is_unary & self.rules.kept(uses, self.kinds)
         is_plain = ~is_special & ~is_chained
         has_readers = uses.n_readers > 0
+        self._keep_what_several_compute(needed, is_expensive, is_plain & has_readers)
         self.rules.add_repeated(uses, self.kinds, needed, is_plain & (has_readers | uses.is_returned))
         self.has_buffer = np.where(is_plain, np.where(has_readers, needed, uses.is_returned), False)
         self.has_buffer |= (self.kinds >= _REDUCTION) & ~taken_in & ~replaced
@@ -194,6 +196,42 @@ class _Fuser:
         is_larger = (uses.n_bytes[reader] > uses.n_bytes[operand]) & (self.kinds[reader] < _REDUCTION)
         is_repeated[operand[is_larger]] = True
         return is_repeated
+
+    def _keep_what_several_compute(self, needed: np.ndarray, is_expensive: np.ndarray, is_plain: np.ndarray) -> None:
+        """Give memory to what is expensive and would be computed in several loops, inside others (rule 3).
+
+        Args:
+          needed: Which instructions have memory; changed in place.
+          is_expensive: Which are `EXPENSIVE`.
+          is_plain: Which can be computed inside loops, and are read.
+        """
+        uses = self.uses
+        goes_on = is_plain & (~needed | (~is_expensive & uses.of.is_unary))
+        is_copied = goes_on & ((uses.n_readers > 1) | needed)
+        above = is_copied.copy()  # what is computed inside what is computed in several places
+        waiting = np.flatnonzero(is_copied)
+        edges = np.flatnonzero(goes_on[uses.edge_operand] & goes_on[uses.edge_reader])
+        reader, operand = uses.edge_reader[edges], uses.edge_operand[edges]
+        while len(waiting):
+            found = operand[above[reader] & ~above[operand]]
+            above[found] = True
+            waiting = found
+        if not (above & is_expensive).any():
+            return
+        loops: dict[int, set[int]] = {}
+
+        def loops_of(i: int) -> set[int]:
+            """Return the loops in which an instruction is computed."""
+            if not goes_on[i]:
+                return {i}
+            if i not in loops:
+                loops[i] = set().union(*map(loops_of, uses.readers(i)), {i} if needed[i] else set())
+            return loops[i]
+
+        for i in np.flatnonzero(above)[::-1].tolist():
+            if is_expensive[i] and not needed[i] and len(loops_of(i)) > 1:
+                needed[i], goes_on[i] = True, False
+                loops[i] = {i}
 
     def _merge_aliases(self) -> None:
         """Let aliases share the memory of what they stand for (rule 5)."""

@@ -1,6 +1,6 @@
 """What XLA:CPU makes of single nodes, beside what every XLA compiler does.
 
-9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory.
+9. The exponential inside `erfc(x)` is shared with an exp(-x * x) of the program, and so takes memory (see `versions`).
 11. A dot that sums nothing is a multiplication.
 12. Division by what a broadcast repeats is multiplication by the reciprocal of what it repeats, which takes memory.
 13. A literal that two instructions of one shape scale or shift by is an array that both read: it takes memory where one
@@ -25,9 +25,10 @@ from tiny_backprop.predict.xla_cpu.versions import Version
 NARROW = ("bfloat16", "float16")
 """Floats that XLA:CPU computes with in float32."""
 _EXPENSIVE = names(
-    "exp exp2 expm1 log log1p log2 tanh sin cos tan rsqrt sqrt cbrt erf erfc erf_inv logistic pow atan2 lgamma digamma "
-    "asin acos atan sinh cosh asinh acosh atanh rem gather"
+    "exp exp2 expm1 log log1p log2 tanh rsqrt sqrt cbrt erf erfc erf_inv logistic pow atan2 lgamma digamma asin acos "
+    "atan sinh cosh asinh acosh atanh rem gather"
 )
+_EXPENSIVE_IF_COMPLEX = names("sin cos tan abs sign")
 _SCALES = names("add sub mul div")
 _IN_FLOAT32 = (*CONTRACTIONS, "scatter-add", *CUMULATIVE)
 
@@ -58,7 +59,8 @@ class CpuFacts(NodeFacts):
                 self.kinds[i] = Kind.EXPENSIVE
         self.reciprocals = dict(self._reciprocals())
         self.literals = self._literals(graph.relaid_operands.tolist())
-        self.is_shared = self._shared_exponentials()
+        if version.shares_exponentials:
+            self.is_shared = self._shared_exponentials()
 
     def _reads_bfloat16(self, i: int, version: Version) -> bool:
         """Return whether a node that makes 16-bit floats reads and makes bfloat16 as it is."""
@@ -102,6 +104,8 @@ class CpuFacts(NodeFacts):
         """Return whether an element-wise node is computed once; one that rounds to bfloat16 is not rounded twice."""
         p = self.primitives[i]
         if p in _EXPENSIVE or (p == "div" and self._is_by_array(i)):
+            return True
+        if p in _EXPENSIVE_IF_COMPLEX and self.dtypes[self.starts[i]].startswith("complex"):
             return True
         is_arithmetic = not self.moves[i] and p != "select_n"
         return is_arithmetic and self.dtypes[self.starts[i]] == "bfloat16"

@@ -20,12 +20,14 @@ class Version:
       reads_bfloat16: Primitives that read and make bfloat16 as it is, not in float32; `dot_general` only of
         matrices, the left one contracted by its last dimension, and neither of them a transpose.
       loops_read_arguments: Whether a loop that saves nothing but its first carry reads an argument where it stands.
+      shares_exponentials: Whether the exponential inside `erfc(x)` is shared with an exp(-x * x) of the program.
     """
 
     since: tuple[int, ...]
     absorbed: frozenset[str]
     reads_bfloat16: frozenset[str]
     loops_read_arguments: bool
+    shares_exponentials: bool
 
 
 _ABSORBED = names(
@@ -34,12 +36,15 @@ _ABSORBED = names(
     "one_minus_square log2"
 )
 VERSIONS = (
-    Version((0, 10), _ABSORBED, reads_bfloat16=names(""), loops_read_arguments=False),
+    Version(
+        (0, 10), _ABSORBED, reads_bfloat16=names(""), loops_read_arguments=False, shares_exponentials=True
+    ),
     Version(
         (0, 12),
         _ABSORBED | names("sin cos tan"),
         reads_bfloat16=names("dot_general scatter-add"),
         loops_read_arguments=True,
+        shares_exponentials=False,
     ),
 )
 
