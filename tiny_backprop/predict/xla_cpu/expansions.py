@@ -43,6 +43,8 @@ class Expansion(NamedTuple):
 def expansions(facts: NodeFacts, is_in_float32: list[bool]) -> Iterator[tuple[int, Expansion]]:
     """Yield the nodes that XLA writes as several kernels.
 
+    The gradient of a depthwise kernel is a convolution without groups, of each feature with each other, of which those
+    with themselves are selected and the others summed away as zeros (XLA's `ConvolutionGroupConverter`).
     Random bits come out of a loop over two arrays of 32-bit words, a new pair of which it makes in each step.
     Cumulative sums are taken of pieces of a copy. The gradient of max-pooling reduces windows of the operand
     together with its indices, one array for each dimension, and scatters into zeros by the indices that it finds.
@@ -55,6 +57,9 @@ def expansions(facts: NodeFacts, is_in_float32: list[bool]) -> Iterator[tuple[in
         elif p in CUMULATIVE:
             n_bytes = words if is_in_float32[i] else facts.n_bytes[out]
             yield i, Expansion((Stage(n_bytes, 1, (OPERANDS,)), Stage(n_bytes, 1, (0,))), (1,))
+        elif n_groups := _n_groups(facts, i):
+            n_bytes = n_groups * (words if is_in_float32[i] else facts.n_bytes[out])
+            yield i, Expansion((Stage(n_bytes, 1, (OPERANDS,)), Stage(n_bytes, 1, (0,))), (1,))
         elif _is_pool_gradient(facts, i):
             rank, found = len(facts.shapes[out]), 4 * facts.sizes[facts.operands[i][0]]
             n_padded = _n_padded(facts, i)
@@ -66,6 +71,8 @@ def expansions(facts: NodeFacts, is_in_float32: list[bool]) -> Iterator[tuple[in
 
 def ends_in_loop(facts: NodeFacts, i: int) -> bool:
     """Return whether a node that XLA writes as several kernels ends in a loop over what the last stage makes."""
+    if facts.primitives[i] == "conv_general_dilated":
+        return False
     return not _is_pool_gradient(facts, i) or _n_padded(facts, i) != facts.sizes[facts.starts[i]]
 
 
@@ -85,6 +92,14 @@ def pools_by_slice(facts: NodeFacts) -> Iterator[tuple[int, Expansion]]:
 
 def _is_pool_gradient(facts: NodeFacts, i: int) -> bool:
     return facts.primitives[i] == _POOL_GRADIENT and len(facts.operands[i]) == 2 and min(facts.operands[i]) >= 0
+
+
+def _n_groups(facts: NodeFacts, i: int) -> int:
+    """Return how many groups a convolution has that XLA makes one without groups of; 0 for others."""
+    if facts.primitives[i] != "conv_general_dilated" or len(facts.operands[i]) != 2:
+        return 0
+    how = int(facts.graph.relaid_operands[facts.graph.operand_start[i] + 1])
+    return -how if how < 0 else max(how - COPIED, 0)
 
 
 def _n_padded(facts: NodeFacts, i: int) -> int:

@@ -7,6 +7,8 @@ XLA brings every `dot_general` and convolution into one form before it compiles 
   plain transposition of a matrix is folded into the dot; any other order is copied.
 - Triangular systems are solved by LAPACK, which has columns together.
 - Convolutions read (batch, space, features) and kernels (space, inputs, outputs), and write (batch, space, features).
+  One whose batch is as many groups as there are results, the gradient of a depthwise kernel, becomes one without groups:
+  see `expansions` of XLA:CPU.
 
 Copies are skipped where only dimensions of size 1 move. `tests/predict/test_materialized.py` holds this against XLA.
 """
@@ -70,7 +72,10 @@ def _convolution(eqn: Any) -> Relaid:
     out = eqn.outvars[0].aval.shape
     data = [(shape, [s[0], *s[2:], s[1]]) for shape, s in ((lhs, spec.lhs_spec), (out, spec.out_spec))]
     kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
-    return (COPIED * _moves(*data[0]), COPIED * _moves(rhs, kernel)), (_moves(*data[1]),)
+    is_copied, n_groups = _moves(rhs, kernel), eqn.params["batch_group_count"]
+    if n_groups > 1 and n_groups == lhs[spec.lhs_spec[0]] == rhs[spec.rhs_spec[0]]:
+        return (COPIED * _moves(*data[0]), COPIED + n_groups if is_copied else -n_groups), (False,)
+    return (COPIED * _moves(*data[0]), COPIED * is_copied), (_moves(*data[1]),)
 
 
 def _triangular_solve(eqn: Any) -> Relaid:
