@@ -101,5 +101,6 @@ def _with_rows(of: Instructions, copied: np.ndarray) -> Instructions:
         "is_unary": np.ones(n, bool),
         "moves": np.zeros(n, bool),
         "is_shared": np.zeros(n, bool),
+        "is_absorbed": np.zeros(n, bool),
     }
     return dataclasses.replace(of, **{k: np.append(getattr(of, k), v) for k, v in rows.items()})

@@ -54,7 +54,6 @@ class FusionRules:
     """What fusion is told of a compiler.
 
     Attributes:
-      absorbed: Primitives of the chains that a reduction takes in.
       find_library_kernels: Returns the patterns that it makes kernels of.
       reads_memory: Returns which instructions read from memory even where they are computed inside loops.
       kept: Returns, given the kinds, which cheap instructions are not computed again for each reader (rule 4).
@@ -62,7 +61,6 @@ class FusionRules:
         computed inside loops.
     """
 
-    absorbed: frozenset[str]
     find_library_kernels: Callable[[Uses], LibraryKernels]
     reads_memory: Callable[[Uses], np.ndarray]
     kept: Callable[[Uses, np.ndarray], np.ndarray]
@@ -170,7 +168,7 @@ class _Fuser:
         taken_in, replaced = _mask(self.taken_in, uses.n), _mask(self.replaced, uses.n)
         is_special = taken_in | replaced | (self.kinds >= _REDUCTION)
         has_one_reader = (uses.n_readers == 1) & ~uses.is_returned
-        is_absorbed = has_one_reader & ~is_special & uses.is_named(self.rules.absorbed.__contains__)
+        is_absorbed = has_one_reader & ~is_special & uses.of.is_absorbed
         starts_reduction = (taken_in | (self.kinds == _REDUCTION)) & ~replaced
         root = follow(np.where(is_absorbed, uses.reader, np.arange(uses.n)))
         self.in_reduction = starts_reduction[root]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tiny_backprop.graph import COPIED
+from tiny_backprop.graph import COPIED, LITERAL
+from tiny_backprop.predict.kinds import Kind, names
 from tiny_backprop.predict.node_facts import NodeFacts
 
 OPERANDS, FIRST, SECOND = -1, -2, -3
 """Stand in `Stage.reads` for what the node reads: all of it, its first operand, its second one."""
 CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+_OF_WINDOWS = names("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or")
+_WINDOW = 32
 _POOL_GRADIENT = "select_and_scatter_add"
 
 
@@ -45,6 +49,7 @@ def expansions(facts: NodeFacts, is_in_float32: list[bool]) -> Iterator[tuple[in
 
     The gradient of a depthwise kernel is a convolution without groups, of each feature with each other, of which those
     with themselves are selected and the others summed away as zeros (XLA's `ConvolutionGroupConverter`).
+    Reductions without a kernel of the library are taken of windows first.
     Random bits come out of a loop over two arrays of 32-bit words, a new pair of which it makes in each step.
     Cumulative sums are taken of pieces of a copy. The gradient of max-pooling reduces windows of the operand
     together with its indices, one array for each dimension, and scatters into zeros by the indices that it finds.
@@ -57,6 +62,8 @@ def expansions(facts: NodeFacts, is_in_float32: list[bool]) -> Iterator[tuple[in
         elif p in CUMULATIVE:
             n_bytes = words if is_in_float32[i] else facts.n_bytes[out]
             yield i, Expansion((Stage(n_bytes, 1, (OPERANDS,)), Stage(n_bytes, 1, (0,))), (1,))
+        elif n_windows := _n_windows(facts, i):
+            yield i, Expansion((Stage(facts.n_bytes[out] * n_windows, 1, (OPERANDS,)),), (0,))
         elif n_groups := _n_groups(facts, i):
             n_bytes = n_groups * (words if is_in_float32[i] else facts.n_bytes[out])
             yield i, Expansion((Stage(n_bytes, 1, (OPERANDS,)), Stage(n_bytes, 1, (0,))), (1,))
@@ -92,6 +99,21 @@ def pools_by_slice(facts: NodeFacts) -> Iterator[tuple[int, Expansion]]:
 
 def _is_pool_gradient(facts: NodeFacts, i: int) -> bool:
     return facts.primitives[i] == _POOL_GRADIENT and len(facts.operands[i]) == 2 and min(facts.operands[i]) >= 0
+
+
+def _n_windows(facts: NodeFacts, i: int) -> int:
+    """Return of how many windows a reduction is made that is taken of windows first, 0 for others (rule 16)."""
+    v = next(iter(facts.reads[i]), LITERAL)
+    if facts.kinds[i] != Kind.EXPENSIVE or facts.primitives[i] not in _OF_WINDOWS or v < 0:
+        return 0
+    left, reduced = list(facts.shapes[facts.starts[i]]), []
+    for d in facts.shapes[v]:
+        if left and left[0] == d:
+            left.pop(0)
+        else:
+            reduced.append(d)
+    is_windowed = any(d > _WINDOW for d in reduced)
+    return math.prod(-(-d // _WINDOW) for d in reduced) if is_windowed else 0
 
 
 def _n_groups(facts: NodeFacts, i: int) -> int:

@@ -8,6 +8,9 @@
 15. Dots, convolutions and scatters of 16-bit floats read copies in float32 and round what they make; what rounds to
     bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it
     is, and newer versions more: see `versions`.
+16. Only sums, maxima and minima of floats, of 4,096 elements or more, are the library's, and it takes in only what has
+    as many and is made of such floats, and broadcasts. Others are loops that compute what they read, or from windows of
+    32 on two of them, of which the first reads from memory (XLA's `TreeReductionRewriter`).
 
 The numbers are those of `fusion`'s rules.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tiny_backprop.graph import LITERAL, TRANSPOSED, Graph
-from tiny_backprop.predict.kinds import CONTRACTIONS, Kind, names
+from tiny_backprop.predict.kinds import CONTRACTIONS, REDUCTIONS, Kind, names
 from tiny_backprop.predict.node_facts import NodeFacts
 from tiny_backprop.predict.xla_cpu.expansions import CUMULATIVE, ends_in_loop, expansions, pools_by_slice
 from tiny_backprop.predict.xla_cpu.versions import Version
@@ -29,6 +32,10 @@ _EXPENSIVE = names(
     "atan sinh cosh asinh acosh atanh rem gather"
 )
 _EXPENSIVE_IF_COMPLEX = names("sin cos tan abs sign")
+_LIBRARY_REDUCTIONS = names("reduce_sum reduce_max reduce_min")
+_LIBRARY_FLOATS = names("float64 float32 bfloat16 int8 uint8")  # of element-wise operations
+_OF_ANY_SIZE = names("reshape squeeze expand_dims broadcast_in_dim iota stop_gradient")
+_LEAST_ELEMENTS = 4096
 _SCALES = names("add sub mul div")
 _IN_FLOAT32 = (*CONTRACTIONS, "scatter-add", *CUMULATIVE)
 
@@ -46,6 +53,7 @@ class CpuFacts(NodeFacts):
 
     def __init__(self, graph: Graph, version: Version):
         super().__init__(graph)
+        self.is_absorbed = [p in version.absorbed and self._is_of_library(i) for i, p in enumerate(self.primitives)]
         self.is_in_float32 = [
             p in _IN_FLOAT32 and self.dtypes[self.starts[i]] in NARROW and not self._reads_bfloat16(i, version)
             for i, p in enumerate(self.primitives)
@@ -53,7 +61,7 @@ class CpuFacts(NodeFacts):
         self.expansions = dict(expansions(self, self.is_in_float32))
         self.planned_expansions = dict(pools_by_slice(self))
         for i in range(graph.n_nodes):
-            if i in self.expansions and ends_in_loop(self, i):
+            if i in self.expansions and self.kinds[i] == Kind.KERNEL and ends_in_loop(self, i):
                 self.kinds[i] = Kind.CHEAP
             elif self.kinds[i] == Kind.CHEAP and self._is_expensive(i):
                 self.kinds[i] = Kind.EXPENSIVE
@@ -61,6 +69,21 @@ class CpuFacts(NodeFacts):
         self.literals = self._literals(graph.relaid_operands.tolist())
         if version.shares_exponentials:
             self.is_shared = self._shared_exponentials()
+
+    def _kind(self, i: int) -> Kind:
+        kind = super()._kind(i)
+        return Kind.EXPENSIVE if kind == Kind.REDUCTION and not self._is_of_library(i) else kind
+
+    def _is_of_library(self, i: int) -> bool:
+        """Return whether the library has a kernel for what an element-wise node or a reduction does (rule 16)."""
+        primitive, values = self.primitives[i], [*self.reads[i], *range(self.starts[i], self.starts[i + 1])]
+        if primitive in _OF_ANY_SIZE:
+            return True
+        if primitive in REDUCTIONS:
+            has_kernel = primitive in _LIBRARY_REDUCTIONS and all("float" in self.dtypes[v] for v in values)
+        else:
+            has_kernel = all(self.dtypes[v] in _LIBRARY_FLOATS for v in values)
+        return has_kernel and max((self.sizes[v] for v in values), default=0) >= _LEAST_ELEMENTS
 
     def _reads_bfloat16(self, i: int, version: Version) -> bool:
         """Return whether a node that makes 16-bit floats reads and makes bfloat16 as it is."""

@@ -23,21 +23,19 @@ _LEAST_ROWS_BYTES = 16384
 _REDUCTION, _KERNEL = int(Kind.REDUCTION), int(Kind.KERNEL)  # as plain numbers, which compare faster
 
 
-def find_library_kernels(uses: Uses, absorbed: frozenset[str]) -> LibraryKernels:
+def find_library_kernels(uses: Uses) -> LibraryKernels:
     """Return softmaxes, their gradients and scatters into zeros that a program has.
 
     Args:
       uses: Who reads what.
-      absorbed: Primitives of the chains that a reduction takes in.
     """
-    finder = _Finder(uses, absorbed)
+    finder = _Finder(uses)
     finder.find()
     return LibraryKernels(finder.kinds, finder.taken_in, finder.replaced, finder.in_place)
 
 
 class _Finder:
-    def __init__(self, uses: Uses, absorbed: frozenset[str]):
-        self.absorbed = absorbed
+    def __init__(self, uses: Uses):
         self.uses, self.kinds, self.returned = uses, uses.of.kinds.copy(), uses.of.returned
         self.taken_in: set[int] = set()
         self.replaced: set[int] = set()
@@ -51,7 +49,7 @@ class _Finder:
         second[uses.edge_reader] = uses.edge_operand  # the last operand
         is_chain = (uses.n_operands == 1) & (self.kinds < _REDUCTION)
         is_sum = uses.is_named(lambda p: p == "reduce_sum") & ~is_narrow & (uses.n_bytes >= _LEAST_ROWS_BYTES)
-        is_max = uses.is_named(lambda p: p == "reduce_max")
+        is_max = uses.is_named(lambda p: p == "reduce_max") & (self.kinds == _REDUCTION)
         is_rows = uses.is_named(lambda p: p == "sub") & ~is_narrow & is_max[self._end(is_chain)[second]]
         end = self._end(is_chain & (uses.n_readers == 1))
         is_gradient = is_sum[end[uses.operand]] | is_sum[end[second]]
@@ -143,7 +141,7 @@ class _Finder:
         uses = self.uses
         while uses.n_readers[root] == 1 and root not in self.returned:
             reader = int(uses.reader[root])
-            if uses.name(reader) not in self.absorbed or self.kinds[reader] >= _REDUCTION:
+            if not uses.of.is_absorbed[reader] or self.kinds[reader] >= _REDUCTION:
                 break
             inside.add(root)
             root = reader
