@@ -4,7 +4,7 @@ XLA brings every `dot_general` and convolution into one form before it compiles 
 
 - Dots have their batch dimensions first and one contracting dimension. A dot that has not becomes one of matrices, the
   left one (batch, free, contracted) and the right one (batch, contracted, free), each group of dimensions flattened. A
-  plain transposition of a matrix is folded into the dot; any other order is copied.
+  plain transposition of a matrix, or of each matrix of a batch, is folded into the dot; any other order is copied.
 - Triangular systems are solved by LAPACK, which has columns together.
 - Convolutions read (batch, space, features) and kernels (space, inputs, outputs), and write (batch, space, features).
   One whose batch is as many groups as there are results, the gradient of a depthwise kernel, becomes one without groups:
@@ -60,10 +60,17 @@ def _dot(eqn: Any) -> Relaid:
     orders = [[*batch[0], *free[0], *contracted[0]], [*batch[1], *contracted[1], *free[1]]]
     is_flat = [all(len(dims) == 1 for dims in (*batch[:1], f, contracted[0])) for f in free]
     how = [
-        copied(order) if _moves(s, order) else 0 if flat else FLATTENED
+        _ordered(s, order, flat, n_batch) if _moves(s, order) else 0 if flat else FLATTENED
         for s, order, flat in zip(shapes, orders, is_flat, strict=True)
     ]
     return tuple(h if len(s) > 2 else 0 for h, s in zip(how, shapes, strict=True)), (False,)
+
+
+def _ordered(shape: Sequence[int], order: Sequence[int], is_flat: bool, n_batch: int) -> int:
+    """Return what is done to an operand of a dot whose dimensions are in another order."""
+    rank = len(shape)
+    is_folded = is_flat and rank == n_batch + 2 and [*order] == [*range(rank - 2), rank - 1, rank - 2]
+    return TRANSPOSED if is_folded else copied(order)
 
 
 def _convolution(eqn: Any) -> Relaid:
