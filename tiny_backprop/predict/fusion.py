@@ -26,7 +26,7 @@ from tiny_backprop.predict.kinds import Kind
 from tiny_backprop.predict.read_through import sources_of
 from tiny_backprop.predict.uses import Uses
 
-_IN_PLACE = ("scatter", "dynamic_update", "select_and_scatter_add", "triangular_solve")
+_IN_PLACE = ("scatter", "bcoo_dot_general", "dynamic_update", "select_and_scatter_add", "triangular_solve")
 _ALIAS, _EXPENSIVE, _REDUCTION, _KERNEL = (  # as plain numbers, which compare faster
     int(k) for k in (Kind.ALIAS, Kind.EXPENSIVE, Kind.REDUCTION, Kind.KERNEL)
 )

@@ -22,7 +22,13 @@ from collections.abc import Iterator
 from tiny_backprop.graph import LITERAL, TRANSPOSED, Graph
 from tiny_backprop.predict.kinds import CONTRACTIONS, REDUCTIONS, Kind, names
 from tiny_backprop.predict.node_facts import NodeFacts
-from tiny_backprop.predict.xla_cpu.expansions import CUMULATIVE, ends_in_loop, expansions, pools_by_slice
+from tiny_backprop.predict.xla_cpu.expansions import (
+    CUMULATIVE,
+    ends_in_loop,
+    expansions,
+    pools_by_slice,
+    sums_rows,
+)
 from tiny_backprop.predict.xla_cpu.versions import Version
 
 NARROW = ("bfloat16", "float16")
@@ -37,7 +43,8 @@ _LIBRARY_FLOATS = names("float64 float32 bfloat16 int8 uint8")  # of element-wis
 _OF_ANY_SIZE = names("reshape squeeze expand_dims broadcast_in_dim iota stop_gradient")
 _LEAST_ELEMENTS = 4096
 _SCALES = names("add sub mul div")
-_IN_FLOAT32 = (*CONTRACTIONS, "scatter-add", *CUMULATIVE)
+_RAGGED_DOT = "ragged_dot_general"
+_IN_FLOAT32 = (*CONTRACTIONS, _RAGGED_DOT, "scatter-add", *CUMULATIVE)
 
 
 class CpuFacts(NodeFacts):
@@ -88,8 +95,11 @@ class CpuFacts(NodeFacts):
     def _reads_bfloat16(self, i: int, version: Version) -> bool:
         """Return whether a node that makes 16-bit floats reads and makes bfloat16 as it is."""
         p, out = self.primitives[i], self.starts[i]
-        if p not in version.reads_bfloat16 or any(self.dtypes[v] == "float16" for v in (out, *self.reads[i])):
+        is_ragged = p == _RAGGED_DOT
+        if ("dot_general" if is_ragged else p) not in version.reads_bfloat16 or any(self.dtypes[v] == "float16" for v in (out, *self.reads[i])):
             return False
+        if is_ragged:
+            return not sums_rows(self, i)
         return p != "dot_general" or self._is_row_major(i)
 
     def _is_row_major(self, i: int) -> bool:

@@ -81,8 +81,9 @@ class CpuLowering(Lowering):
 
         for stage in expansion.stages:
             made.append(tuple(range(len(rows), len(rows) + stage.n_buffers)))
+            kind, reads = Kind.CHEAP if stage.is_loop else Kind.KERNEL, read(stage.reads)
             rows += [
-                Row(Kind.KERNEL, SCRATCH, value, read(stage.reads), continues=i > 0, n_bytes=stage.n_bytes)
+                Row(kind, SCRATCH, value, reads, continues=i > 0, n_bytes=stage.n_bytes)
                 for i in range(stage.n_buffers)
             ]
         return read(expansion.reads)
