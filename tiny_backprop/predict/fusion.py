@@ -75,6 +75,7 @@ class Fusion:
       instructions: The instructions.
       has_buffer: Whether it takes memory.
       is_in_place: Whether it is a scatter or the like, which writes into its operand.
+      is_scatter: Whether it is a scatter, and nothing like it.
       returned: The instructions whose memory the program returns, each with its first place among the outputs.
       readers: Instructions with memory, each with one whose memory it reads when it is computed; sorted, by pairs.
       sources: The other one of each pair.
@@ -88,6 +89,7 @@ class Fusion:
     instructions: Instructions
     has_buffer: np.ndarray
     is_in_place: np.ndarray
+    is_scatter: np.ndarray
     returned: dict[int, int]
     readers: np.ndarray
     sources: np.ndarray
@@ -130,6 +132,7 @@ class _Fuser:
         self.returned = dict(instructions.returned)
         library = rules.find_library_kernels(self.uses)
         self.kinds, self.taken_in, self.replaced = library.kinds, library.taken_in, library.replaced
+        self.merged_scatters = library.in_place
         self.is_in_place = self.uses.is_named(lambda p: p.startswith(_IN_PLACE)) | _mask(library.in_place, self.uses.n)
         self.reads_memory = rules.reads_memory(self.uses)
 
@@ -154,6 +157,7 @@ class _Fuser:
             of,
             self.has_buffer,
             self.is_in_place,
+            uses.is_named(lambda p: p.startswith("scatter")) | _mask(self.merged_scatters, uses.n),
             self.returned,
             reader,
             source,
@@ -217,13 +221,15 @@ class _Fuser:
         if not (above & is_expensive).any():
             return
         loops: dict[int, set[int]] = {}
+        reads_memory = (self.kinds >= _REDUCTION) | self.in_reduction | self.reads_memory
 
         def loops_of(i: int) -> set[int]:
             """Return the loops in which an instruction is computed."""
             if not goes_on[i]:
                 return {i}
             if i not in loops:
-                loops[i] = set().union(*map(loops_of, uses.readers(i)), {i} if needed[i] else set())
+                readers = (r for r in uses.readers(i) if not (needed[i] and reads_memory[r]))
+                loops[i] = set().union(*map(loops_of, readers), {i} if needed[i] else set())
             return loops[i]
 
         for i in np.flatnonzero(above)[::-1].tolist():

@@ -161,7 +161,7 @@ def _n_groups(facts: NodeFacts, i: int) -> int:
     if facts.primitives[i] != "conv_general_dilated" or len(facts.operands[i]) != 2:
         return 0
     how = int(facts.graph.relaid_operands[facts.graph.operand_start[i] + 1])
-    return -how if how < 0 else max(how - COPIED, 0)
+    return max(how - COPIED, 0)
 
 
 def _n_padded(facts: NodeFacts, i: int) -> int:

@@ -79,10 +79,10 @@ def _convolution(eqn: Any) -> Relaid:
     out = eqn.outvars[0].aval.shape
     data = [(shape, [s[0], *s[2:], s[1]]) for shape, s in ((lhs, spec.lhs_spec), (out, spec.out_spec))]
     kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
-    is_copied, n_groups = _moves(rhs, kernel), eqn.params["batch_group_count"]
+    n_groups = eqn.params["batch_group_count"]
     if n_groups > 1 and n_groups == lhs[spec.lhs_spec[0]] == rhs[spec.rhs_spec[0]]:
-        return (COPIED * _moves(*data[0]), COPIED + n_groups if is_copied else -n_groups), (False,)
-    return (COPIED * _moves(*data[0]), COPIED * is_copied), (_moves(*data[1]),)
+        return (COPIED * _moves(*data[0]), COPIED + n_groups), (False,)
+    return (COPIED * _moves(*data[0]), COPIED * _moves(rhs, kernel)), (_moves(*data[1]),)
 
 
 def _triangular_solve(eqn: Any) -> Relaid:
