@@ -229,7 +229,8 @@ class Graph(Record):
       operands: Numbers of the values read, in operand order; `LITERAL` for a literal.
       relaid_operands: What XLA:CPU does to each of `operands` for the node that reads it: nothing (0),
         `TRANSPOSED`, `FLATTENED`, or what `copied` returns; for a copy with an edge, `COPIED` and how many elements it
-        has; for the kernel of a convolution with a group for each result, `COPIED` and the number of groups. For a literal that an array is scaled or shifted by, a number for its value.
+        has; for the kernel of a convolution with a group for each result, `COPIED` and the number of groups. For a
+        literal that an array is scaled or shifted by, a number for its value.
       output_start: Node i makes the values `output_start[i]` to `output_start[i + 1] - 1`.
       value_shapes: Shape of each value, inputs first.
       value_dtypes: Dtype name of each value.

@@ -96,7 +96,9 @@ class CpuFacts(NodeFacts):
         """Return whether a node that makes 16-bit floats reads and makes bfloat16 as it is."""
         p, out = self.primitives[i], self.starts[i]
         is_ragged = p == _RAGGED_DOT
-        if ("dot_general" if is_ragged else p) not in version.reads_bfloat16 or any(self.dtypes[v] == "float16" for v in (out, *self.reads[i])):
+        if ("dot_general" if is_ragged else p) not in version.reads_bfloat16 or any(
+            self.dtypes[v] == "float16" for v in (out, *self.reads[i])
+        ):
             return False
         if is_ragged:
             return not sums_rows(self, i)

@@ -182,7 +182,6 @@ class _Finder:
                 self.in_place.add(add)
                 return
 
-
     def _is_read_by_one(self, constant: int) -> bool:
         """Return whether one instruction reads a constant; nothing waits for it."""
         return sum(self.uses.of.nodes[r] != PREDICATE for r in self.uses.readers(constant)) == 1

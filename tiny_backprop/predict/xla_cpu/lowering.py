@@ -83,8 +83,7 @@ class CpuLowering(Lowering):
             made.append(tuple(range(len(rows), len(rows) + stage.n_buffers)))
             kind, reads = Kind.CHEAP if stage.is_loop else Kind.KERNEL, read(stage.reads)
             rows += [
-                Row(kind, SCRATCH, value, reads, continues=i > 0, n_bytes=stage.n_bytes)
-                for i in range(stage.n_buffers)
+                Row(kind, SCRATCH, value, reads, continues=i > 0, n_bytes=stage.n_bytes) for i in range(stage.n_buffers)
             ]
         return read(expansion.reads)
 

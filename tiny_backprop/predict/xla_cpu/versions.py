@@ -36,9 +36,7 @@ _ABSORBED = names(
     "one_minus_square log2"
 )
 VERSIONS = (
-    Version(
-        (0, 10), _ABSORBED, reads_bfloat16=names(""), loops_read_arguments=False, shares_exponentials=True
-    ),
+    Version((0, 10), _ABSORBED, reads_bfloat16=names(""), loops_read_arguments=False, shares_exponentials=True),
     Version(
         (0, 12),
         _ABSORBED | names("sin cos tan"),

@@ -7,8 +7,8 @@ XLA brings every `dot_general` and convolution into one form before it compiles 
   plain transposition of a matrix, or of each matrix of a batch, is folded into the dot; any other order is copied.
 - Triangular systems are solved by LAPACK, which has columns together.
 - Convolutions read (batch, space, features) and kernels (space, inputs, outputs), and write (batch, space, features).
-  One whose batch is as many groups as there are results, the gradient of a depthwise kernel, becomes one without groups:
-  see `expansions` of XLA:CPU.
+  One with a group for each result, the gradient of a depthwise kernel, becomes one without groups: see `expansions` of
+  XLA:CPU.
 
 Copies are skipped where only dimensions of size 1 move. `tests/predict/test_materialized.py` holds this against XLA.
 """
