@@ -8,6 +8,7 @@
 15. Dots, convolutions and scatters of 16-bit floats read copies in float32 and round what they make; what rounds to
     bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it
     is, and newer versions more: see `versions`.
+    A higher power of such a float begins with its square, which is merged with another one.
 16. Only sums, maxima and minima of floats, of 4,096 elements or more, are the library's, and it takes in only what has
     as many and is made of such floats, and broadcasts. Others are loops that compute what they read, or from windows of
     32 on two of them, of which the first reads from memory (XLA's `TreeReductionRewriter`).
@@ -55,6 +56,7 @@ class CpuFacts(NodeFacts):
       expansions: Nodes that are written as several kernels.
       planned_expansions: Those of them that planned gradients run otherwise.
       reciprocals: Divisions for which 1 / x is computed first, each with the divisor and x.
+      begins_with_square: Nodes that raise 16-bit floats to powers higher than the square.
       literals: Nodes that scale or shift by a literal that another one shares, with the literal's number.
     """
 
@@ -72,6 +74,12 @@ class CpuFacts(NodeFacts):
                 self.kinds[i] = Kind.CHEAP
             elif self.kinds[i] == Kind.CHEAP and self._is_expensive(i):
                 self.kinds[i] = Kind.EXPENSIVE
+        self.begins_with_square = set[int]()
+        for i, p in enumerate(self.primitives):
+            if p == "integer_pow" and self.dtypes[self.starts[i]] in NARROW:
+                n_products = graph.flops[i] / max(self.sizes[self.starts[i]], 1)
+                self.is_merged[i] = n_products == 1
+                self.begins_with_square |= {i} if n_products > 1 else set()
         self.reciprocals = dict(self._reciprocals())
         self.literals = self._literals(graph.relaid_operands.tolist())
         if version.shares_exponentials:

@@ -69,6 +69,9 @@ class CpuLowering(Lowering):
     def _stages(self, rows: list[Row], node: int, operands: tuple[int, ...], is_planned: bool) -> tuple[int, ...]:
         """Add the kernels on the way to a node that XLA writes as several, and return what the node then reads."""
         facts = self.facts
+        if node in facts.begins_with_square:
+            rows.append(Row(Kind.EXPENSIVE, SCRATCH, facts.starts[node], operands, self._key(node), (0, 1)))
+            return (*operands, len(rows) - 1)
         expansions = facts.planned_expansions if is_planned else facts.expansions
         if node not in expansions:
             return operands
