@@ -8,7 +8,7 @@
 15. Dots, convolutions and scatters of 16-bit floats read copies in float32 and round what they make; what rounds to
     bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it
     is, and newer versions more: see `versions`.
-    A higher power of such a float begins with its square, which is merged with another one.
+    A higher power of such a float begins with its square, and 1 - x * x with 1 + x: these are merged with others.
 16. Only sums, maxima and minima of floats, of 4,096 elements or more, are the library's, and it takes in only what has
     as many and is made of such floats, and broadcasts. Others are loops that compute what they read, or from windows of
     32 on two of them, of which the first reads from memory (XLA's `TreeReductionRewriter`).
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tiny_backprop.graph import LITERAL, TRANSPOSED, Graph
+from tiny_backprop.graph import LITERAL, ONE, TRANSPOSED, Graph
 from tiny_backprop.predict.kinds import CONTRACTIONS, REDUCTIONS, Kind, names
 from tiny_backprop.predict.node_facts import NodeFacts
 from tiny_backprop.predict.xla_cpu.expansions import (
@@ -56,7 +56,8 @@ class CpuFacts(NodeFacts):
       expansions: Nodes that are written as several kernels.
       planned_expansions: Those of them that planned gradients run otherwise.
       reciprocals: Divisions for which 1 / x is computed first, each with the divisor and x.
-      begins_with_square: Nodes that raise 16-bit floats to powers higher than the square.
+      begins_with: Nodes of 16-bit floats that begin with an operation that others may be, with what tells it.
+      is_first: Nodes that are such an operation.
       literals: Nodes that scale or shift by a literal that another one shares, with the literal's number.
     """
 
@@ -74,16 +75,28 @@ class CpuFacts(NodeFacts):
                 self.kinds[i] = Kind.CHEAP
             elif self.kinds[i] == Kind.CHEAP and self._is_expensive(i):
                 self.kinds[i] = Kind.EXPENSIVE
-        self.begins_with_square = set[int]()
+        self.begins_with: dict[int, str] = {}
+        self.is_first: dict[int, str] = {}
         for i, p in enumerate(self.primitives):
-            if p == "integer_pow" and self.dtypes[self.starts[i]] in NARROW:
-                n_products = graph.flops[i] / max(self.sizes[self.starts[i]], 1)
-                self.is_merged[i] = n_products == 1
-                self.begins_with_square |= {i} if n_products > 1 else set()
+            if self.starts[i] < len(self.dtypes) and self.dtypes[self.starts[i]] in NARROW:
+                self._find_first(i, p)
         self.reciprocals = dict(self._reciprocals())
         self.literals = self._literals(graph.relaid_operands.tolist())
         if version.shares_exponentials:
             self.is_shared = self._shared_exponentials()
+
+    def _find_first(self, i: int, primitive: str) -> None:
+        """Find out whether a node of 16-bit floats is an operation that others begin with, or begins with one."""
+        first = self.graph.operand_start[i]
+        literals = [r for v, r in zip(self.operands[i], self.graph.relaid_operands[first:], strict=False) if v < 0]
+        if primitive == "integer_pow":
+            n_products = self.graph.flops[i] / max(self.sizes[self.starts[i]], 1)
+            (self.is_first if n_products == 1 else self.begins_with)[i] = "square"
+        elif primitive == "one_minus_square":
+            self.begins_with[i] = "1 + x"
+        elif primitive == "add" and literals == [ONE] and len(self.reads[i]) == 1:
+            self.is_first[i] = "1 + x"
+        self.is_merged[i] |= i in self.is_first
 
     def _kind(self, i: int) -> Kind:
         kind = super()._kind(i)
