@@ -91,13 +91,25 @@ def counted(w, x):
     return jnp.sum(lax.scan(step, (jnp.int32(0), x), None, length=32)[0][1] ** 2)
 
 
+def mixed_precision(weights, x):
+    """Return the loss of a network that computes in bfloat16 with weights of float32."""
+    x = x.astype("bfloat16")
+    for w in weights:
+        x = x + jax.nn.gelu(x @ w.astype("bfloat16"))
+    return jnp.mean(x.astype("float32") ** 2)
+
+
+def stacked_layers(weights, x):
+    x, _ = lax.scan(lambda x, w: (x + jnp.tanh(x @ w.astype(x.dtype)), None), x.astype("bfloat16"), weights)
+    return jnp.mean(x.astype("float32") ** 2)
+
+
 KINDS = {
     "sines are computed again": (chain(lambda z: z + jnp.sin(z) ** 2), (SQUARES, TOKENS), EXACT),
     "so are products of them": (chain(lambda z: jnp.sin(z) * jnp.cos(z)), (SQUARES, TOKENS), EXACT),
     "x sin(x)": (chain(lambda z: z * jnp.sin(z)), (SQUARES, TOKENS), EXACT),
     "mish": (chain(jax.nn.mish), (SQUARES, TOKENS), EXACT),
     "softplus of a product": (chain(lambda z: jax.nn.softplus(z * 2) * jax.nn.sigmoid(z)), (SQUARES, TOKENS), CLOSE),
-    "squareplus": (chain(jax.nn.squareplus), (SQUARES, TOKENS), 0.08),
     "arctan2": (chain(lambda z: jnp.arctan2(z, 1 + z * z)), (SQUARES, TOKENS), EXACT),
     "a power": (chain(lambda z: jnp.abs(z) ** 1.5), (SQUARES, TOKENS), EXACT),
     "rms norm": (residual(lambda x, w: jnp.tanh(rms_norm(x) @ w)), (SQUARES, TOKENS), EXACT),
@@ -155,6 +167,18 @@ KINDS = {
         ([array(64, 64)] * 3, array(4096), array(512, 64), array(4096, 2, dtype="int32")),
         CLOSE,
     ),
+    "mixed precision": (mixed_precision, (SQUARES, TOKENS), EXACT),
+    "stacked layers of bfloat16": (
+        stacked_layers,
+        (array(12, 256, 256, dtype="bfloat16"), array(128, 256, dtype="bfloat16")),
+        CLOSE,
+    ),
+    "many small ones": (
+        stacked_layers,
+        (array(24, 64, 64, dtype="bfloat16"), array(512, 64, dtype="bfloat16")),
+        CLOSE,
+    ),
+    "stacked layers in mixed precision": (stacked_layers, (array(12, 256, 256), array(256, 256)), CLOSE),
     "integers in a loop": (counted, (array(64, 64), array(128, 64)), EXACT),
 }
 

@@ -9,6 +9,7 @@
     bfloat16 is `EXPENSIVE`, and no softmax of such floats is one kernel. A dot into float32 reads bfloat16 as it
     is, and newer versions more: see `versions`.
     A higher power of such a float begins with its square, and 1 - x * x with 1 + x: these are merged with others.
+    Older versions slice what loops read step by step out of a copy in float32, which is made before the loop.
 16. Only sums, maxima and minima of floats, of 4,096 elements or more, are the library's, and it takes in only what has
     as many and is made of such floats, and broadcasts. Others are loops that compute what they read, or from windows of
     32 on two of them, of which the first reads from memory (XLA's `TreeReductionRewriter`).
@@ -56,6 +57,8 @@ class CpuFacts(NodeFacts):
       expansions: Nodes that are written as several kernels.
       planned_expansions: Those of them that planned gradients run otherwise.
       reciprocals: Divisions for which 1 / x is computed first, each with the divisor and x.
+      copied_for_loops: For each loop, what it reads out of copies in float32, with their bytes: those that are there
+        together with what is copied, and those that come when it is gone.
       begins_with: Nodes of 16-bit floats that begin with an operation that others may be, with what tells it.
       is_first: Nodes that are such an operation.
       literals: Nodes that scale or shift by a literal that another one shares, with the literal's number.
@@ -75,6 +78,9 @@ class CpuFacts(NodeFacts):
                 self.kinds[i] = Kind.CHEAP
             elif self.kinds[i] == Kind.CHEAP and self._is_expensive(i):
                 self.kinds[i] = Kind.EXPENSIVE
+        self.copied_for_loops = {} if version.slices_bfloat16 else dict(self._copied_for_loops())
+        for i, waited in self.waits_for.items():  # what is copied is gone by then
+            waited[:] = [v for v in waited if v not in self.copied_for_loops.get(i, {})]
         self.begins_with: dict[int, str] = {}
         self.is_first: dict[int, str] = {}
         for i, p in enumerate(self.primitives):
@@ -84,6 +90,28 @@ class CpuFacts(NodeFacts):
         self.literals = self._literals(graph.relaid_operands.tolist())
         if version.shares_exponentials:
             self.is_shared = self._shared_exponentials()
+
+    def _copied_for_loops(self) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
+        """Yield loops with the stacked 16-bit floats that they read, and the bytes of copies in float32."""
+        for n in self.graph.nested:
+            if n.kind != "scan":
+                continue
+            (body,), saved = n.bodies, self.starts[n.forward_node + 1] - 2
+            stacked = self.operands[n.forward_node][n.first_carry + len(n.carries) :]
+            found = {v: (self.in_float32(v), 0) for v in stacked if v >= 0 and self.in_float32(v)}
+            yield n.forward_node, found
+            kept = [*body.residuals, *range(n.first_carry, n.first_carry + len(n.carries))]
+            narrow = [int(body.value_bytes[v]) for v in kept if body.value_dtypes[v] in NARROW]
+            a_byte = self.n_bytes[saved] / max(sum(int(body.value_bytes[v]) for v in kept), 1)
+            operands = self.operands[n.backward_node]
+            after = operands.index(saved) + 1 if saved in operands else len(operands)
+            carried = {operand for operand, _ in n.overwrites[1]}
+            cotangents = [v for k, v in enumerate(operands) if k >= after and k not in carried and v >= 0]
+            found = {v: (self.in_float32(v), 0) for v in (*found, *cotangents) if self.in_float32(v)}
+            if narrow:  # arrays that are copied one after the other
+                together, later = sum(narrow) + max(narrow), sum(narrow) - max(narrow)
+                found[saved] = int(a_byte * together), int(a_byte * later)
+            yield n.backward_node, found
 
     def _find_first(self, i: int, primitive: str) -> None:
         """Find out whether a node of 16-bit floats is an operation that others begin with, or begins with one."""

@@ -33,6 +33,12 @@ class CpuLowering(Lowering):
         rows, operands = [], []
         for k, (v, how) in enumerate(facts.reads[node].items()):
             operands.append(len(rows))
+            if copies := facts.copied_for_loops.get(node, {}).get(v):
+                rows.append(Row(Kind.CHEAP, CONVERT, v, (~k,), ("float32",), (k, 1), moves=False, n_bytes=copies[0]))
+                if copies[1]:
+                    operands.append(len(rows))
+                    rows.append(Row(Kind.KERNEL, CONVERT, v, (operands[-2],), n_bytes=copies[1]))
+                continue
             read, n_bytes = ~k, facts.in_float32(v) if facts.is_in_float32[node] else 0
             if n_bytes:
                 read = len(rows)
