@@ -21,9 +21,10 @@ order of its kernels. Each rule is held against it in `tests/predict/test_materi
 says how far the predictions are off. Known weak spots: the order in which kernels that become ready together run, where
 passes of XLA change it (attention written as `einsum`); kernels in which YNNPACK takes more than a softmax in; what XLA
 makes of 16-bit floats that the program itself turns into float32; planned loops over stacks of 16-bit floats on JAX
-0.10, whose steps read copies in float32; masks of ragged dots, which XLA may keep; what convolutions of images smaller than their kernels become;
-factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what `associative_scan` keeps; values
-of literals, of which the graph knows no more than which are equal; and room that XLA leaves between buffers.
+0.10, whose steps read copies in float32; masks of ragged dots, which XLA may keep; what convolutions of images smaller
+than their kernels become; factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what
+`associative_scan` keeps; values of literals, of which the graph knows no more than which are equal; and room that XLA
+leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
 1,000 nodes takes some 3 ms, one of 10,000 nodes 20 to 30 ms: `python -m benchmarks.figures --only planning`.
