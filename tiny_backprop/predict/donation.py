@@ -33,6 +33,7 @@ def with_copies(fusion: Fusion) -> Fusion:
         instructions=_with_rows(fusion.instructions, np.array(copied)),
         has_buffer=np.append(fusion.has_buffer, np.ones(n_copies, bool)),
         is_in_place=np.append(fusion.is_in_place, np.zeros(n_copies, bool)),
+        is_scatter=np.append(fusion.is_scatter, np.zeros(n_copies, bool)),
         readers=readers[order],
         sources=sources[order],
         is_same_place=same_place[order],
@@ -101,5 +102,6 @@ def _with_rows(of: Instructions, copied: np.ndarray) -> Instructions:
         "is_unary": np.ones(n, bool),
         "moves": np.zeros(n, bool),
         "is_shared": np.zeros(n, bool),
+        "is_absorbed": np.zeros(n, bool),
     }
     return dataclasses.replace(of, **{k: np.append(getattr(of, k), v) for k, v in rows.items()})

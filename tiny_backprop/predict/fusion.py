@@ -2,7 +2,8 @@
 
 1. A `CHEAP` or `EXPENSIVE` instruction that only loops read is computed inside them and takes no memory.
 2. It takes memory where a kernel, a hold or a reduction reads it, or the program returns it.
-3. An `EXPENSIVE` one also does where several instructions read it, or one that repeats its elements (a broadcast).
+3. An `EXPENSIVE` one also does where several instructions read it, directly or through others that each of them
+   computes for itself, or one that repeats its elements (a broadcast).
 4. A `CHEAP` one with memory of its own is still computed again by the loops that read it, if it is *unary*: this costs
    them no further operand. Of another one the compiler's own rule says whether it is.
 5. An `ALIAS` shares its operand's memory where that has some, and is otherwise a `CHEAP` unary instruction.
@@ -25,7 +26,7 @@ from tiny_backprop.predict.kinds import Kind
 from tiny_backprop.predict.read_through import sources_of
 from tiny_backprop.predict.uses import Uses
 
-_IN_PLACE = ("scatter", "dynamic_update", "select_and_scatter_add", "triangular_solve")
+_IN_PLACE = ("scatter", "bcoo_dot_general", "dynamic_update", "select_and_scatter_add", "triangular_solve")
 _ALIAS, _EXPENSIVE, _REDUCTION, _KERNEL = (  # as plain numbers, which compare faster
     int(k) for k in (Kind.ALIAS, Kind.EXPENSIVE, Kind.REDUCTION, Kind.KERNEL)
 )
@@ -53,7 +54,6 @@ class FusionRules:
     """What fusion is told of a compiler.
 
     Attributes:
-      absorbed: Primitives of the chains that a reduction takes in.
       find_library_kernels: Returns the patterns that it makes kernels of.
       reads_memory: Returns which instructions read from memory even where they are computed inside loops.
       kept: Returns, given the kinds, which cheap instructions are not computed again for each reader (rule 4).
@@ -61,7 +61,6 @@ class FusionRules:
         computed inside loops.
     """
 
-    absorbed: frozenset[str]
     find_library_kernels: Callable[[Uses], LibraryKernels]
     reads_memory: Callable[[Uses], np.ndarray]
     kept: Callable[[Uses, np.ndarray], np.ndarray]
@@ -76,6 +75,7 @@ class Fusion:
       instructions: The instructions.
       has_buffer: Whether it takes memory.
       is_in_place: Whether it is a scatter or the like, which writes into its operand.
+      is_scatter: Whether it is a scatter, and nothing like it.
       returned: The instructions whose memory the program returns, each with its first place among the outputs.
       readers: Instructions with memory, each with one whose memory it reads when it is computed; sorted, by pairs.
       sources: The other one of each pair.
@@ -89,6 +89,7 @@ class Fusion:
     instructions: Instructions
     has_buffer: np.ndarray
     is_in_place: np.ndarray
+    is_scatter: np.ndarray
     returned: dict[int, int]
     readers: np.ndarray
     sources: np.ndarray
@@ -131,6 +132,7 @@ class _Fuser:
         self.returned = dict(instructions.returned)
         library = rules.find_library_kernels(self.uses)
         self.kinds, self.taken_in, self.replaced = library.kinds, library.taken_in, library.replaced
+        self.merged_scatters = library.in_place
         self.is_in_place = self.uses.is_named(lambda p: p.startswith(_IN_PLACE)) | _mask(library.in_place, self.uses.n)
         self.reads_memory = rules.reads_memory(self.uses)
 
@@ -155,6 +157,7 @@ class _Fuser:
             of,
             self.has_buffer,
             self.is_in_place,
+            uses.is_named(lambda p: p.startswith("scatter")) | _mask(self.merged_scatters, uses.n),
             self.returned,
             reader,
             source,
@@ -169,7 +172,7 @@ class _Fuser:
         taken_in, replaced = _mask(self.taken_in, uses.n), _mask(self.replaced, uses.n)
         is_special = taken_in | replaced | (self.kinds >= _REDUCTION)
         has_one_reader = (uses.n_readers == 1) & ~uses.is_returned
-        is_absorbed = has_one_reader & ~is_special & uses.is_named(self.rules.absorbed.__contains__)
+        is_absorbed = has_one_reader & ~is_special & uses.of.is_absorbed
         starts_reduction = (taken_in | (self.kinds == _REDUCTION)) & ~replaced
         root = follow(np.where(is_absorbed, uses.reader, np.arange(uses.n)))
         self.in_reduction = starts_reduction[root]
@@ -180,6 +183,7 @@ class _Fuser:
         needed |= ~is_expensive & ~uses.of.is_unary & self.rules.kept(uses, self.kinds)
         is_plain = ~is_special & ~is_chained
         has_readers = uses.n_readers > 0
+        self._keep_what_several_compute(needed, is_expensive, is_plain & has_readers)
         self.rules.add_repeated(uses, self.kinds, needed, is_plain & (has_readers | uses.is_returned))
         self.has_buffer = np.where(is_plain, np.where(has_readers, needed, uses.is_returned), False)
         self.has_buffer |= (self.kinds >= _REDUCTION) & ~taken_in & ~replaced
@@ -194,6 +198,44 @@ class _Fuser:
         is_larger = (uses.n_bytes[reader] > uses.n_bytes[operand]) & (self.kinds[reader] < _REDUCTION)
         is_repeated[operand[is_larger]] = True
         return is_repeated
+
+    def _keep_what_several_compute(self, needed: np.ndarray, is_expensive: np.ndarray, is_plain: np.ndarray) -> None:
+        """Give memory to what is expensive and would be computed in several loops, inside others (rule 3).
+
+        Args:
+          needed: Which instructions have memory; changed in place.
+          is_expensive: Which are `EXPENSIVE`.
+          is_plain: Which can be computed inside loops, and are read.
+        """
+        uses = self.uses
+        goes_on = is_plain & (~needed | (~is_expensive & uses.of.is_unary))
+        is_copied = goes_on & ((uses.n_readers > 1) | needed)
+        above = is_copied.copy()  # what is computed inside what is computed in several places
+        waiting = np.flatnonzero(is_copied)
+        edges = np.flatnonzero(goes_on[uses.edge_operand] & goes_on[uses.edge_reader])
+        reader, operand = uses.edge_reader[edges], uses.edge_operand[edges]
+        while len(waiting):
+            found = operand[above[reader] & ~above[operand]]
+            above[found] = True
+            waiting = found
+        if not (above & is_expensive).any():
+            return
+        loops: dict[int, set[int]] = {}
+        reads_memory = (self.kinds >= _REDUCTION) | self.in_reduction | self.reads_memory
+
+        def loops_of(i: int) -> set[int]:
+            """Return the loops in which an instruction is computed."""
+            if not goes_on[i]:
+                return {i}
+            if i not in loops:
+                readers = (r for r in uses.readers(i) if not (needed[i] and reads_memory[r]))
+                loops[i] = set().union(*map(loops_of, readers), {i} if needed[i] else set())
+            return loops[i]
+
+        for i in np.flatnonzero(above)[::-1].tolist():
+            if is_expensive[i] and not needed[i] and len(loops_of(i)) > 1:
+                needed[i], goes_on[i] = True, False
+                loops[i] = {i}
 
     def _merge_aliases(self) -> None:
         """Let aliases share the memory of what they stand for (rule 5)."""

@@ -36,6 +36,7 @@ class Instructions:
       is_unary: Whether it reads at most one array of its own rank that is no broadcast.
       moves: Whether an element of it comes from another place of its operand.
       is_shared: Whether something that the compiler expands reads it, too.
+      is_absorbed: Whether a reduction that alone reads it takes it in.
       donated_readers: Instructions that read donated inputs of the graph.
       donated: The input that each of them reads.
     """
@@ -55,6 +56,7 @@ class Instructions:
     is_unary: np.ndarray
     moves: np.ndarray
     is_shared: np.ndarray
+    is_absorbed: np.ndarray
     donated_readers: np.ndarray
     donated: np.ndarray
 

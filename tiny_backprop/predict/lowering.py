@@ -84,9 +84,7 @@ class Lowering:
             operands = (*operands, len(rows))
             rows.append(Row(Kind.CHEAP, PREDICATE, NONE, tokens))
         operands = self._stages(rows, node, operands, is_planned)
-        key = None
-        if facts.is_merged[node]:
-            key = (facts.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start])
+        key = self._key(node) if facts.is_merged[node] else None
         traits = facts.is_unary[node], facts.moves[node], facts.is_shared[node]
         made: dict[int, int] = {}
         for v in range(start, end):
@@ -97,6 +95,11 @@ class Lowering:
         for v in range(start, end):
             made[v] = self._result(rows, node, v, made[v])
         return rows, made
+
+    def _key(self, node: int) -> tuple[Any, ...]:
+        """Return what tells the result of a node, together with what it reads."""
+        facts, start = self.facts, self.facts.starts[node]
+        return facts.primitives[node], len(facts.reads[node]), facts.shapes[start], facts.dtypes[start]
 
     def _operands(self, node: int) -> tuple[list[Row], tuple[int, ...]]:
         """Return rows for what a node reads, and what it then reads."""

@@ -18,10 +18,13 @@ reads; what passes through it is lent no memory of outputs. What its steps need 
 What one compiler does beside stands in its own package, `xla_cpu`: what XLA:CPU (of JAX 0.10 and 0.12, with YNNPACK's
 kernels) copies and converts for contractions and writes as several kernels, what its library kernels take in, and the
 order of its kernels. Each rule is held against it in `tests/predict/test_materialized.py`; `python -m benchmarks.truth`
-says how far the predictions are off. Known weak spots: the order in which kernels that become ready together run;
-kernels in which YNNPACK takes more than a softmax in; what convolutions of images smaller than their kernels become;
-factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what `associative_scan` keeps; values
-of literals, of which the graph knows no more than which are equal; and room that XLA leaves between buffers.
+says how far the predictions are off. Known weak spots: the order in which kernels that become ready together run, where
+passes of XLA change it (attention written as `einsum`); kernels in which YNNPACK takes more than a softmax in; what XLA
+makes of 16-bit floats that the program itself turns into float32; planned loops over stacks of 16-bit floats on JAX
+0.10, whose steps read copies in float32; masks of ragged dots, which XLA may keep; what convolutions of images smaller
+than their kernels become; factorizations (LU, QR, SVD) and sorts, whose operands XLA copies or overwrites; what
+`associative_scan` keeps; values of literals, of which the graph knows no more than which are equal; and room that XLA
+leaves between buffers.
 
 What holds for all plans of a graph is found once and kept with it (`node_facts`, `templates`). From then on a plan of
 1,000 nodes takes some 3 ms, one of 10,000 nodes 20 to 30 ms: `python -m benchmarks.figures --only planning`.
@@ -317,8 +320,9 @@ def _with_jax_loops(program: Instructions) -> Instructions:
     graph, n_bytes = program.graph, program.n_bytes.copy()
     for n in graph.nested:
         if n.kind == "scan":
-            handed_on = program.values == graph.output_start[n.forward_node + 1] - 2
-            n_bytes[handed_on] = _saved_by_jax(n)
+            saved = graph.output_start[n.forward_node + 1] - 2
+            handed_on = program.values == saved
+            n_bytes[handed_on] = n_bytes[handed_on] * _saved_by_jax(n) // max(graph.value_bytes[saved], 1)
     return dataclasses.replace(program, n_bytes=n_bytes)
 
 

@@ -33,6 +33,7 @@ class NodeFacts:
       is_merged: Whether its result is told by its operands: two of them are one.
       is_widened: Whether what is smaller than its result is repeated for it.
       is_shared: Whether something that the compiler expands reads its result, too.
+      is_absorbed: Whether a reduction that alone reads its result takes it in.
       waits_for: The nodes that reverse a loop, with what there must be before room is made for their gradients.
     """
 
@@ -68,6 +69,7 @@ class NodeFacts:
         ]
         self.is_widened = [is_loop[i] and not self.moves[i] and len(self.reads[i]) > 1 for i in range(graph.n_nodes)]
         self.is_shared = [False] * graph.n_nodes
+        self.is_absorbed = [False] * graph.n_nodes
         self.waits_for = dict(self._waits())
 
     def _waits(self) -> Iterator[tuple[int, list[int]]]:

@@ -198,8 +198,14 @@ def _running_sets(kernels: list[int], n_kernels: int, start: int) -> list[int]:
 
 
 def _overwrite(fusion: Fusion, first: np.ndarray, last: np.ndarray, readers: np.ndarray, sources: np.ndarray) -> None:
-    """End lives one kernel earlier where another instruction is written into the memory, one source for each."""
+    """End lives one kernel earlier where another instruction is written into the memory, one source for each.
+
+    What a scatter is then written into takes over no memory itself: for XLA both are one buffer from the start.
+    """
     is_last = (last[sources] == first[readers]) & (first[sources] < first[readers])
+    is_scattered = np.zeros(len(first), bool)
+    is_scattered[sources[is_last & fusion.is_scatter[readers]]] = True
+    is_last &= ~is_scattered[readers]
     pairs, taken = zip(readers[is_last].tolist(), sources[is_last].tolist(), strict=True), set[int]()
     for i, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
         free = [o for _, o in group if o not in taken]

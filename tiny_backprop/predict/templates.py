@@ -93,6 +93,9 @@ class Templates:
         self.is_unary = np.array([r.is_unary for r in rows])
         self.moves = np.array([r.moves for r in rows])
         self.is_shared = np.array([r.is_shared for r in rows])
+        self.is_absorbed = np.array(
+            [self.facts.is_absorbed[r.node] if r.node >= 0 else r.node in (BROADCAST, FLAT) for r in rows], bool
+        )
         self.continues = np.array([r.continues for r in rows])
         self.follows = np.array([r.follows for r in rows])
         self.is_second = np.array([r.key_of_second is not None for r in rows])

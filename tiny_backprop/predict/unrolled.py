@@ -203,6 +203,7 @@ class _Program:
             is_unary=templates.is_unary[rows],
             moves=templates.moves[rows],
             is_shared=templates.is_shared[rows],
+            is_absorbed=templates.is_absorbed[rows],
             donated_readers=number[self.readers[of_donated]],
             donated=self.donated[of_donated] if self.graph.donated else kept[:0],
         )

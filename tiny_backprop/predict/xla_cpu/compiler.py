@@ -25,11 +25,10 @@ def _compiler(version: Version) -> Compiler:
     def lower(graph: Graph) -> CpuLowering:
         return CpuLowering(CpuFacts(graph, version))
 
-    find = functools.partial(find_library_kernels, absorbed=version.absorbed)
     return Compiler(
         backend="cpu",
         lower=lower,
-        fusion=FusionRules(version.absorbed, find, joins_rows, kept, add_repeated),
+        fusion=FusionRules(find_library_kernels, joins_rows, kept, add_repeated),
         order=breadth_first,
         loops_read_arguments=version.loops_read_arguments,
         margins=version.margins,

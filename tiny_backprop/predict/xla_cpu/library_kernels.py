@@ -3,7 +3,8 @@
 7. The softmax of rows, x - max(x) and its exponential, is one reduction kernel, and takes in the dot before it that
    nothing else reads. So is its gradient from 4,096 rows on: that dot takes no memory unless something else reads it,
    but what multiplies it does.
-8. A scatter into zeros that is only added to another array scatters into that array.
+8. A scatter into zeros that is only added to another array scatters into that array, unless they are added in float32
+   and rounded.
 
 The numbers are those of `fusion`'s rules.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from tiny_backprop.predict.fusion import LibraryKernels
+from tiny_backprop.predict.instructions import PREDICATE
 from tiny_backprop.predict.kinds import Kind
 from tiny_backprop.predict.uses import Uses
 from tiny_backprop.predict.xla_cpu.facts import NARROW
@@ -23,21 +25,19 @@ _LEAST_ROWS_BYTES = 16384
 _REDUCTION, _KERNEL = int(Kind.REDUCTION), int(Kind.KERNEL)  # as plain numbers, which compare faster
 
 
-def find_library_kernels(uses: Uses, absorbed: frozenset[str]) -> LibraryKernels:
+def find_library_kernels(uses: Uses) -> LibraryKernels:
     """Return softmaxes, their gradients and scatters into zeros that a program has.
 
     Args:
       uses: Who reads what.
-      absorbed: Primitives of the chains that a reduction takes in.
     """
-    finder = _Finder(uses, absorbed)
+    finder = _Finder(uses)
     finder.find()
     return LibraryKernels(finder.kinds, finder.taken_in, finder.replaced, finder.in_place)
 
 
 class _Finder:
-    def __init__(self, uses: Uses, absorbed: frozenset[str]):
-        self.absorbed = absorbed
+    def __init__(self, uses: Uses):
         self.uses, self.kinds, self.returned = uses, uses.of.kinds.copy(), uses.of.returned
         self.taken_in: set[int] = set()
         self.replaced: set[int] = set()
@@ -51,12 +51,12 @@ class _Finder:
         second[uses.edge_reader] = uses.edge_operand  # the last operand
         is_chain = (uses.n_operands == 1) & (self.kinds < _REDUCTION)
         is_sum = uses.is_named(lambda p: p == "reduce_sum") & ~is_narrow & (uses.n_bytes >= _LEAST_ROWS_BYTES)
-        is_max = uses.is_named(lambda p: p == "reduce_max")
+        is_max = uses.is_named(lambda p: p == "reduce_max") & (self.kinds == _REDUCTION)
         is_rows = uses.is_named(lambda p: p == "sub") & ~is_narrow & is_max[self._end(is_chain)[second]]
         end = self._end(is_chain & (uses.n_readers == 1))
         is_gradient = is_sum[end[uses.operand]] | is_sum[end[second]]
         is_scatter = uses.is_named(lambda p: p.startswith("scatter"))
-        is_scattered = is_scatter[uses.operand] | is_scatter[second]
+        is_scattered = (is_scatter[uses.operand] | is_scatter[second]) & ~is_narrow
         is_add = uses.is_named(lambda p: p in ("add", "add_any"))
         for i in np.flatnonzero(is_pair & (is_rows | (is_add & (is_gradient | is_scattered)))).tolist():
             if is_rows[i]:
@@ -143,7 +143,7 @@ class _Finder:
         uses = self.uses
         while uses.n_readers[root] == 1 and root not in self.returned:
             reader = int(uses.reader[root])
-            if uses.name(reader) not in self.absorbed or self.kinds[reader] >= _REDUCTION:
+            if not uses.of.is_absorbed[reader] or self.kinds[reader] >= _REDUCTION:
                 break
             inside.add(root)
             root = reader
@@ -174,13 +174,17 @@ class _Finder:
             zeros = [
                 o
                 for o in uses.operands(i)
-                if uses.name(o) == "broadcast_in_dim" and not uses.n_operands[o] and uses.n_readers[o] == 1
+                if uses.name(o) == "broadcast_in_dim" and not uses.n_operands[o] and self._is_read_by_one(o)
             ]
             if zeros and uses.n_bytes[zeros[0]] == uses.n_bytes[i] == uses.n_bytes[add]:
                 self.replaced |= {i, zeros[0]}
                 self.kinds[add] = _KERNEL
                 self.in_place.add(add)
                 return
+
+    def _is_read_by_one(self, constant: int) -> bool:
+        """Return whether one instruction reads a constant; nothing waits for it."""
+        return sum(self.uses.of.nodes[r] != PREDICATE for r in self.uses.readers(constant)) == 1
 
 
 def _is_narrow(uses: Uses) -> np.ndarray:

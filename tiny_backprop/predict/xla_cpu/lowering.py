@@ -7,6 +7,8 @@ of literals that several instructions share, and the kernels on the way to nodes
 
 from __future__ import annotations
 
+from typing import Any
+
 from tiny_backprop.graph import COPIED
 from tiny_backprop.predict.instructions import BROADCAST, CONVERT, COPY, FLAT, RECIPROCAL, SCRATCH
 from tiny_backprop.predict.kinds import Kind
@@ -31,6 +33,12 @@ class CpuLowering(Lowering):
         rows, operands = [], []
         for k, (v, how) in enumerate(facts.reads[node].items()):
             operands.append(len(rows))
+            if copies := facts.copied_for_loops.get(node, {}).get(v):
+                rows.append(Row(Kind.CHEAP, CONVERT, v, (~k,), ("float32",), (k, 1), moves=False, n_bytes=copies[0]))
+                if copies[1]:
+                    operands.append(len(rows))
+                    rows.append(Row(Kind.KERNEL, CONVERT, v, (operands[-2],), n_bytes=copies[1]))
+                continue
             read, n_bytes = ~k, facts.in_float32(v) if facts.is_in_float32[node] else 0
             if n_bytes:
                 read = len(rows)
@@ -60,6 +68,15 @@ class CpuLowering(Lowering):
             rows.append(self._literal(node))
         return rows, tuple(operands)
 
+    def _key(self, node: int) -> tuple[Any, ...]:
+        is_first = self.facts.is_first
+        return self._first_key(node, is_first[node]) if node in is_first else super()._key(node)
+
+    def _first_key(self, node: int, operation: str) -> tuple[Any, ...]:
+        """Return what tells an operation of 16-bit floats that others begin with."""
+        start = self.facts.starts[node]
+        return operation, self.facts.shapes[start], self.facts.dtypes[start]
+
     def _literal(self, node: int) -> Row:
         """Return the array of the literal that a node scales or shifts by."""
         facts, out = self.facts, self.facts.starts[node]
@@ -69,6 +86,10 @@ class CpuLowering(Lowering):
     def _stages(self, rows: list[Row], node: int, operands: tuple[int, ...], is_planned: bool) -> tuple[int, ...]:
         """Add the kernels on the way to a node that XLA writes as several, and return what the node then reads."""
         facts = self.facts
+        if node in facts.begins_with:
+            start, key = facts.starts[node], self._first_key(node, facts.begins_with[node])
+            rows.append(Row(Kind.EXPENSIVE, SCRATCH, start, operands[:1], key, (0, 1)))
+            return (*operands, len(rows) - 1)
         expansions = facts.planned_expansions if is_planned else facts.expansions
         if node not in expansions:
             return operands
@@ -81,9 +102,9 @@ class CpuLowering(Lowering):
 
         for stage in expansion.stages:
             made.append(tuple(range(len(rows), len(rows) + stage.n_buffers)))
+            kind, reads = Kind.CHEAP if stage.is_loop else Kind.KERNEL, read(stage.reads)
             rows += [
-                Row(Kind.KERNEL, SCRATCH, value, read(stage.reads), continues=i > 0, n_bytes=stage.n_bytes)
-                for i in range(stage.n_buffers)
+                Row(kind, SCRATCH, value, reads, continues=i > 0, n_bytes=stage.n_bytes) for i in range(stage.n_buffers)
             ]
         return read(expansion.reads)
 

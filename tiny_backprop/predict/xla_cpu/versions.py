@@ -21,6 +21,8 @@ class Version:
       reads_bfloat16: Primitives that read and make bfloat16 as it is, not in float32; `dot_general` only of
         matrices, the left one contracted by its last dimension, and neither of them a transpose.
       loops_read_arguments: Whether a loop that saves nothing but its first carry reads an argument where it stands.
+      slices_bfloat16: Whether loops slice stacked 16-bit floats as they are, not out of a copy in float32.
+      shares_exponentials: Whether the exponential inside `erfc(x)` is shared with an exp(-x * x) of the program.
       margins: The share of its prediction by which a program took more, in 19 cases of 20, by what it has; see
         `tiny_backprop.predict.margin`.
     """
@@ -29,6 +31,8 @@ class Version:
     absorbed: frozenset[str]
     reads_bfloat16: frozenset[str]
     loops_read_arguments: bool
+    slices_bfloat16: bool
+    shares_exponentials: bool
     margins: Mapping[str, float] = dataclasses.field(hash=False)
 
 
@@ -40,12 +44,22 @@ _ABSORBED = names(
 _MARGINS_0_10 = {"any": 0.02}
 _MARGINS_0_12 = {"any": 0.02}
 VERSIONS = (
-    Version((0, 10), _ABSORBED, reads_bfloat16=names(""), loops_read_arguments=False, margins=_MARGINS_0_10),
+    Version(
+        (0, 10),
+        _ABSORBED,
+        reads_bfloat16=names(""),
+        loops_read_arguments=False,
+        slices_bfloat16=False,
+        shares_exponentials=True,
+        margins=_MARGINS_0_10,
+    ),
     Version(
         (0, 12),
         _ABSORBED | names("sin cos tan"),
         reads_bfloat16=names("dot_general scatter-add"),
         loops_read_arguments=True,
+        slices_bfloat16=True,
+        shares_exponentials=False,
         margins=_MARGINS_0_12,
     ),
 )

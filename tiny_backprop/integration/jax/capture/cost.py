@@ -216,6 +216,18 @@ def _ragged_dot(eqn: Any) -> Cost:
     return float(2 * size * k), _moved(eqn)
 
 
+def _sparse_dot(eqn: Any) -> Cost:
+    """Each element of the sparse matrix, or of the sampled product, meets a row of the other operand."""
+    (contracting, other), (_, of_other) = eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "bcoo_dot_general":
+        _, indices, dense = (v.aval.shape for v in eqn.invars)
+        n_row = math.prod(n for d, n in enumerate(dense) if d not in (*other, *of_other))
+    else:
+        left, _, indices = (v.aval.shape for v in eqn.invars)
+        n_row = math.prod(left[d] for d in contracting)
+    return float(2 * math.prod(indices[:-1]) * n_row), _moved(eqn)
+
+
 def _convolution(eqn: Any) -> Cost:
     params, (lhs, rhs), out = eqn.params, [v.aval for v in eqn.invars], eqn.outvars[0].aval
     moved_bytes = _moved(eqn)  # first, so that a symbolic shape gets its own error
@@ -442,6 +454,8 @@ _RULES: dict[str, Callable[[Any], Cost]] = {
     "dot_general": _dot_general,
     "ragged_dot": _ragged_dot,
     "ragged_dot_general": _ragged_dot,
+    "bcoo_dot_general": _sparse_dot,
+    "bcoo_dot_general_sampled": _sparse_dot,
     "conv_general_dilated": _convolution,
     "reduce": _general_reduction,
     "sort": _sort,

@@ -4,9 +4,11 @@ XLA brings every `dot_general` and convolution into one form before it compiles 
 
 - Dots have their batch dimensions first and one contracting dimension. A dot that has not becomes one of matrices, the
   left one (batch, free, contracted) and the right one (batch, contracted, free), each group of dimensions flattened. A
-  plain transposition of a matrix is folded into the dot; any other order is copied.
+  plain transposition of a matrix, or of each matrix of a batch, is folded into the dot; any other order is copied.
 - Triangular systems are solved by LAPACK, which has columns together.
 - Convolutions read (batch, space, features) and kernels (space, inputs, outputs), and write (batch, space, features).
+  One with a group for each result, the gradient of a depthwise kernel, becomes one without groups: see `expansions` of
+  XLA:CPU.
 
 Copies are skipped where only dimensions of size 1 move. `tests/predict/test_materialized.py` holds this against XLA.
 """
@@ -58,10 +60,17 @@ def _dot(eqn: Any) -> Relaid:
     orders = [[*batch[0], *free[0], *contracted[0]], [*batch[1], *contracted[1], *free[1]]]
     is_flat = [all(len(dims) == 1 for dims in (*batch[:1], f, contracted[0])) for f in free]
     how = [
-        copied(order) if _moves(s, order) else 0 if flat else FLATTENED
+        _ordered(s, order, flat, n_batch) if _moves(s, order) else 0 if flat else FLATTENED
         for s, order, flat in zip(shapes, orders, is_flat, strict=True)
     ]
     return tuple(h if len(s) > 2 else 0 for h, s in zip(how, shapes, strict=True)), (False,)
+
+
+def _ordered(shape: Sequence[int], order: Sequence[int], is_flat: bool, n_batch: int) -> int:
+    """Return what is done to an operand of a dot whose dimensions are in another order."""
+    rank = len(shape)
+    is_folded = is_flat and rank == n_batch + 2 and [*order] == [*range(rank - 2), rank - 1, rank - 2]
+    return TRANSPOSED if is_folded else copied(order)
 
 
 def _convolution(eqn: Any) -> Relaid:
@@ -70,6 +79,9 @@ def _convolution(eqn: Any) -> Relaid:
     out = eqn.outvars[0].aval.shape
     data = [(shape, [s[0], *s[2:], s[1]]) for shape, s in ((lhs, spec.lhs_spec), (out, spec.out_spec))]
     kernel = [*spec.rhs_spec[2:], spec.rhs_spec[1], spec.rhs_spec[0]]
+    n_groups = eqn.params["batch_group_count"]
+    if n_groups > 1 and n_groups == lhs[spec.lhs_spec[0]] == rhs[spec.rhs_spec[0]]:
+        return (COPIED * _moves(*data[0]), COPIED + n_groups), (False,)
     return (COPIED * _moves(*data[0]), COPIED * _moves(rhs, kernel)), (_moves(*data[1]),)
 
 

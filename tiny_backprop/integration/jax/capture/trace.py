@@ -18,7 +18,7 @@ from jax import lax
 
 import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import IrreversibleError, RefError, UntraceableError
-from tiny_backprop.graph import LITERAL, Checkpoint, Graph, Nested
+from tiny_backprop.graph import LITERAL, ONE, Checkpoint, Graph, Nested
 from tiny_backprop.integration.jax.capture.call import Call, Outputs, is_array_type
 from tiny_backprop.integration.jax.capture.checkpoints import checkpoints_of, without_marks
 from tiny_backprop.integration.jax.capture.cost import NESTED, NESTED_GRADIENT, eqn_cost
@@ -392,7 +392,7 @@ _SCALES = ("add", "sub", "mul", "div")
 
 
 class _Literals:
-    """Numbers for the values of scalar literals that arrays are scaled or shifted by, from 1 on, as they come."""
+    """Numbers for the values of scalar literals that arrays are scaled or shifted by: `ONE`, and more as they come."""
 
     def __init__(self):
         self.known: dict[tuple[str, bytes], int] = {}
@@ -407,7 +407,7 @@ class _Literals:
         if np.shape(v.val):
             return 0
         key = str(v.aval.dtype), np.asarray(v.val, v.aval.dtype).tobytes()
-        return self.known.setdefault(key, len(self.known) + 1)
+        return ONE if v.val == 1 else self.known.setdefault(key, ONE + 1 + len(self.known))
 
 
 def _describe_aval(aval: Any) -> tuple[tuple[int, ...], str, int]:
