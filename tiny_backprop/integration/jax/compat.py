@@ -37,6 +37,8 @@ _CALLED_JAXPR = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_lin": "call_jaxpr",
+    "custom_lin": "call_jaxpr",
+    "linear_map": "linear",
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "remat3": "jaxpr",
@@ -61,6 +63,11 @@ def is_checkpoint(eqn: Any) -> bool:
     return eqn.primitive.name in _CHECKPOINTS
 
 
+def has_rule(eqn: Any) -> bool:
+    """Return whether an equation is a call of a function with a derivative rule of its own."""
+    return eqn.primitive.name in _CUSTOM_RULES
+
+
 def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]] | None:
     """Return the jaxpr that a call equation may be replaced by, with its constants, or None where it may not.
 
@@ -68,7 +75,7 @@ def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]]
     """
     name, params = eqn.primitive.name, _params(eqn)
     key = "jaxpr" if params is not eqn.params else _CALLED_JAXPR.get(name)
-    if key is None or key not in params or (keep_custom_rules and name in _CUSTOM_RULES):
+    if key is None or key not in params or (keep_custom_rules and has_rule(eqn)):
         return None
     for which in ("in_shardings", "out_shardings"):
         if any(not isinstance(s, _UnspecifiedValue) for s in params.get(which, ())):
@@ -236,8 +243,10 @@ def batched(
 
     @functools.cache
     def traced() -> tuple[Callable[..., list[Any]], Sequence[int | None]]:
-        closed, found = batch_jaxpr(jax.make_jaxpr(fun)(*map(struct_of, avals)), axis, dims)
-        return jaxpr_as_fun(closed), found
+        with _core.extend_axis_env_nd([(axis.name, axis.size)]):
+            closed = jax.make_jaxpr(fun)(*map(struct_of, avals))
+        over_batch, found = batch_jaxpr(closed, axis, dims)
+        return jaxpr_as_fun(over_batch), found
 
     def run(*args: Any) -> list[Any]:
         over_batch, found = traced()

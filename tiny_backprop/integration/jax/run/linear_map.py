@@ -18,6 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import tiny_backprop.integration.jax.compat as compat
+from tiny_backprop.integration.jax.capture.reach import reached
 
 _MOST_BATCHED = 64
 
@@ -104,16 +105,11 @@ class LinearMap:
     def _batched(self, axis: Any, dims: tuple[int | None, ...], avals: tuple[Any, ...]) -> tuple[LinearMap, Any]:
         """Return the map over a batch, and the batch dimension of each thing that it makes.
 
-        A tangent of what the function returns has a batch dimension where the function would, of inputs of which those
-        have one whose tangents do.
+        The cotangent of an output without a batch dimension is one for the whole batch: its first element has all of it.
         """
         point, of_tangents = self.split(dims)
-        of_inputs = list(point[: len(self.inputs)])
-        for i, d in zip(self.along, of_tangents, strict=True):
-            of_inputs[i] = d if of_inputs[i] is None else of_inputs[i]
-        primal, of_outs = compat.batch_jaxpr(self.primal, axis, of_inputs)
+        primal, of_outs = self._batched_primal(axis, dims)
         apply = compat.batched(self.apply, (*self._point, *self.tangents), axis, dims, of_outs)
-        # The cotangent of an output without a batch dimension is one for the whole batch: its first element has all.
         is_shared = [d is None for d in of_outs]
         of_cotangents = [0 if d is None else d for d in of_outs]
         transpose = compat.batched(
@@ -131,6 +127,26 @@ class LinearMap:
             primal, (inputs, saved, tangents), self.along, jax.jit(apply), jax.jit(transpose_shared)
         )
         return made, of_outs
+
+    def _batched_primal(self, axis: Any, dims: tuple[int | None, ...]) -> tuple[Any, Sequence[int | None]]:
+        """Return the function over a batch and the batch dimensions of its outputs, and so of their tangents.
+
+        Inputs have one where they or their tangents have. A derivative rule may make tangents of what the function's
+        value does not depend on, so that all that it could depend on by such rules has one, too.
+        """
+        point, of_tangents = self.split(dims)
+        of_inputs = list(point[: len(self.inputs)])
+        for i, d in zip(self.along, of_tangents, strict=True):
+            of_inputs[i] = d if of_inputs[i] is None else of_inputs[i]
+        primal, of_outs = compat.batch_jaxpr(self.primal, axis, of_inputs)
+        rules: list[Any] = []
+        is_batched = [d is not None for d in of_inputs]
+        may_be = reached(self.primal.jaxpr, is_batched, lambda e: rules.append(e) if compat.has_rule(e) else None)
+        wanted = [0 if d is None and rules and b else d for d, b in zip(of_outs, may_be, strict=True)]
+        if wanted != list(of_outs):
+            run = compat.batched(compat.jaxpr_as_fun(self.primal), self.primal.in_avals, axis, of_inputs, wanted)
+            primal = jax.make_jaxpr(run)(*map(compat.struct_of, primal.in_avals))
+        return primal, wanted
 
     @property
     def _point(self) -> Sequence[Any]:
