@@ -122,8 +122,9 @@ def checkpoint(
     differentiating by everything of floating-point or complex dtype, traced values that `fun` closes over included; put
     what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
     through; Python's bools and ints as they are, planned for each of their values.
-    The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
-    higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any `jax.custom_vjp`.
+    The function need not return a scalar. Differentiation in reverse and forward mode, `jit`, `vmap`, `shard_map`, `scan`
+    and higher derivatives work. Forward mode saves nothing and is JAX's own, evaluated beside the function's value: a
+    result of what may run only once (`io_callback`) is refused there.
 
     Args:
       fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
@@ -144,6 +145,7 @@ def checkpoint(
         when called, `plan` does not fit.
       BudgetError: When called: no plan was found within the budget.
       IrreversibleError: When differentiated in reverse mode: the function cannot be.
+      CaptureError: When differentiated in forward mode: it needs a result of what may run only once.
 
     A function that uses refs (`jax.new_ref`) runs under `jax.checkpoint`, unplanned, with a `FallbackWarning`.
 

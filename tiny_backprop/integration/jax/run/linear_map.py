@@ -3,8 +3,8 @@
 `jax.custom_vjp` knows reverse mode alone. Here, the tangents of what a function returns are made by one primitive, from
 the function's inputs, the values that its plan saves and the inputs' tangents. Forward mode evaluates it: that is JAX's
 own derivative, and reads nothing that is saved. Reverse mode transposes it: that is the plan's backward phase, and all
-that is kept for it are the inputs and the saved values. Where the point itself moves, in higher derivatives, it is JAX's
-own derivative that is differentiated.
+that is kept for it are the inputs and the saved values. Where the point itself moves, in higher derivatives, what is
+differentiated is JAX's own derivative.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class LinearMap:
         saved: Sequence[Any],
         along: tuple[int, ...],
         transpose: Callable[..., list[Any]],
+        check: Callable[[], None],
     ) -> LinearMap:
         """Return the derivative of a function along some of its inputs.
 
@@ -76,10 +77,12 @@ class LinearMap:
           saved: Abstract values of what `transpose` reads beside the inputs.
           along: Positions of the inputs that have a tangent.
           transpose: See the attributes.
+          check: Called before the map is evaluated; raises where that must not be.
         """
         run, n_inputs = compat.jaxpr_as_fun(primal), len(primal.in_avals)
 
         def derivative(*operands: Any) -> list[Any]:
+            check()
             inputs, tangents = operands[:n_inputs], operands[n_inputs + len(saved) :]
             return jax.jvp(_partial(run, inputs, along), [inputs[i] for i in along], list(tangents))[1]
 
@@ -105,7 +108,7 @@ class LinearMap:
     def _batched(self, axis: Any, dims: tuple[int | None, ...], avals: tuple[Any, ...]) -> tuple[LinearMap, Any]:
         """Return the map over a batch, and the batch dimension of each thing that it makes.
 
-        The cotangent of an output without a batch dimension is one for the whole batch: its first element has all of it.
+        The cotangent of an output without a batch dimension is one for the whole batch: its first element has all.
         """
         point, of_tangents = self.split(dims)
         primal, of_outs = self._batched_primal(axis, dims)
@@ -123,9 +126,7 @@ class LinearMap:
 
         batched_point, tangents = self.split(avals)
         inputs, saved = batched_point[: len(self.inputs)], batched_point[len(self.inputs) :]
-        made = LinearMap(
-            primal, (inputs, saved, tangents), self.along, jax.jit(apply), jax.jit(transpose_shared)
-        )
+        made = LinearMap(primal, (inputs, saved, tangents), self.along, jax.jit(apply), jax.jit(transpose_shared))
         return made, of_outs
 
     def _batched_primal(self, axis: Any, dims: tuple[int | None, ...]) -> tuple[Any, Sequence[int | None]]:

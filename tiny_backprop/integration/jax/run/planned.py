@@ -16,6 +16,7 @@ import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.door import TRUTH
 from tiny_backprop.errors import (
     BudgetError,
+    CaptureError,
     LeftAloneWarning,
     NoGainWarning,
     PlanError,
@@ -270,7 +271,21 @@ class PlannedProgram:
             gradients = self._compiled_backward(inputs, rest[:n_saved], rest[n_saved:])
             return [gradients[k] for k in places]
 
-        return LinearMap.of(primal, saved, along, transpose)
+        return LinearMap.of(primal, saved, along, transpose, self._check_runs_once)
+
+    def _check_runs_once(self) -> None:
+        """Refuse forward mode where a result of what may run only once is needed: it would run for the tangents again.
+
+        Raises:
+          CaptureError: There is such an equation.
+        """
+        for eqn in drop_dead(self.program.primal.jaxpr.eqns, self.program.primal.jaxpr.outvars, keep_effects=False):
+            if any(map(compat.is_side_effect, eqn.effects)):
+                raise CaptureError(
+                    f"forward mode of {self.program.graph.name} was asked for; {eqn.primitive.name} at "
+                    f"{compat.source_line(eqn) or 'a line that JAX does not tell'} may run only once, and would run "
+                    "again for the tangents. Call it outside of tb.checkpoint and pass on what it returns."
+                )
 
     def _plain_gradients(self, inputs: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
         def by_differentiated(*xs: Any) -> list[Any]:
