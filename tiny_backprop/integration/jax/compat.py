@@ -37,7 +37,6 @@ _CALLED_JAXPR = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_lin": "call_jaxpr",
-    "custom_lin": "call_jaxpr",
     "linear_map": "linear",
     "remat": "jaxpr",
     "remat2": "jaxpr",
