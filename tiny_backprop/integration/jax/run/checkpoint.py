@@ -123,8 +123,8 @@ def checkpoint(
     what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
     through; Python's bools and ints as they are, planned for each of their values.
     The function need not return a scalar. Differentiation in reverse and forward mode, `jit`, `vmap`, `shard_map`,
-    `scan` and higher derivatives work. Forward mode saves nothing and is JAX's own, evaluated beside the function's value: a
-    result of what may run only once (`io_callback`) is refused there.
+    `scan` and higher derivatives work. Forward mode saves nothing and is JAX's own, evaluated beside the function's
+    value: a result of what may run only once (`io_callback`) is refused there.
 
     Args:
       fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
