@@ -15,6 +15,7 @@ from jax._src import ad_util as _ad_util  # no public zeros of an abstract value
 from jax._src import config as _config  # no public way to key a cache by the trace context
 from jax._src import core as _core  # no public way to know whether a transformation is under way
 from jax._src import source_info_util as _source_info_util  # no public way to a traceback's user frame
+from jax._src.interpreters import batching as _batching  # no public way to batch and keep what has no batch dimension
 from jax._src.sharding_impls import UnspecifiedValue as _UnspecifiedValue  # no public name
 from jax._src.state import AbstractRef as _AbstractRef  # no public name
 from jax.extend import core as jex_core
@@ -36,6 +37,7 @@ _CALLED_JAXPR = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_lin": "call_jaxpr",
+    "linear_map": "linear",
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "remat3": "jaxpr",
@@ -92,6 +94,11 @@ def without_checkpoints(info: Any) -> Any:
     return info if len(left) == len(stack.stack) else info.replace(name_stack=type(stack)(left))
 
 
+def has_rule(eqn: Any) -> bool:
+    """Return whether an equation is a call of a function with a derivative rule of its own."""
+    return eqn.primitive.name in _CUSTOM_RULES
+
+
 def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]] | None:
     """Return the jaxpr that a call equation may be replaced by, with its constants, or None where it may not.
 
@@ -99,7 +106,7 @@ def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]]
     """
     name, params = eqn.primitive.name, _params(eqn)
     key = "jaxpr" if params is not eqn.params else _CALLED_JAXPR.get(name)
-    if key is None or key not in params or (keep_custom_rules and name in _CUSTOM_RULES):
+    if key is None or key not in params or (keep_custom_rules and has_rule(eqn)):
         return None
     for which in ("in_shardings", "out_shardings"):
         if any(not isinstance(s, _UnspecifiedValue) for s in params.get(which, ())):
@@ -228,6 +235,61 @@ def zero_tangent(x: Any) -> Any:
     """Return the zero tangent of an array, of dtype float0 where it is not of floating-point or complex dtype."""
     dtype = getattr(x, "dtype", None) or jnp.result_type(x)
     return zeros_of(x) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(jnp.shape(x), jax.dtypes.float0)
+
+
+def tangent_aval(aval: Any) -> Any:
+    """Return the abstract value of the tangent of an array; its dtype is float0 where that has none."""
+    return aval.to_tangent_aval()
+
+
+def batch_jaxpr(closed: Any, axis: Any, dims: Sequence[int | None]) -> tuple[Any, Sequence[int | None]]:
+    """Return a closed jaxpr over a batch, as a rule for `vmap` is given it, and the batch dimensions of its results.
+
+    Args:
+      closed: The closed jaxpr.
+      axis: What `vmap` knows of the axis: size, name, place on a mesh.
+      dims: Batch dimension of each input, or None.
+    """
+    return _batching.batch_jaxpr2(closed, axis, tuple(dims))
+
+
+def batched(
+    fun: Callable[..., Sequence[Any]],
+    avals: Sequence[Any],
+    axis: Any,
+    dims: Sequence[int | None],
+    out_dims: Sequence[int | None],
+    sums: bool = False,
+) -> Callable[..., list[Any]]:
+    """Return a function over a batch, traced when it is first called.
+
+    Args:
+      fun: The function.
+      avals: Abstract values of its arguments without batch dimension.
+      axis: What `vmap` knows of the axis.
+      dims: Batch dimension of each argument, or None.
+      out_dims: Batch dimension that each result is to have, or None.
+      sums: Whether a result that is to have none, and has one, is summed over it.
+    """
+
+    @functools.cache
+    def traced() -> tuple[Callable[..., list[Any]], Sequence[int | None]]:
+        with _core.extend_axis_env_nd([(axis.name, axis.size)]):
+            closed = jax.make_jaxpr(fun)(*map(struct_of, avals))
+        over_batch, found = batch_jaxpr(closed, axis, dims)
+        return jaxpr_as_fun(over_batch), found
+
+    def run(*args: Any) -> list[Any]:
+        over_batch, found = traced()
+        matched = zip(over_batch(*args), found, out_dims, strict=True)
+        return [_batching.matchaxis(axis, d, wanted, x, sum_match=sums) for x, d, wanted in matched]
+
+    return run
+
+
+def first_of_batch(axis: Any, x: Any) -> Any:
+    """Return a batch, along its first dimension, of an array and zeros."""
+    return jax.lax.pad(x[None], jnp.zeros((), x.dtype), [(0, axis.size - 1, 0), *[(0, 0, 0)] * x.ndim])
 
 
 def is_tracer(x: Any) -> bool:

@@ -13,8 +13,7 @@ from typing import Any
 import jax
 
 import tiny_backprop.integration.jax.compat as compat
-from tiny_backprop.integration.jax.capture.inline import drop_dead
-from tiny_backprop.integration.jax.compat import Literal
+from tiny_backprop.integration.jax.capture.reach import reached
 
 
 def while_lines(primal: Any, differentiated: Sequence[int], cotangent_of: Sequence[int]) -> list[str]:
@@ -45,52 +44,17 @@ def while_lines(primal: Any, differentiated: Sequence[int], cotangent_of: Sequen
     inputs = [compat.struct_of(v.aval) for v in primal.jaxpr.invars]
     traced = jax.make_jaxpr(linear)(inputs, [inputs[i] for i in differentiated])
     lines: dict[str, None] = {}
-    _follow(traced.jaxpr, [i >= len(inputs) for i in range(len(traced.jaxpr.invars))], lines)
+
+    def visit(eqn: Any) -> None:
+        if eqn.primitive.name == "while":
+            lines[_place(eqn)] = None
+
+    is_tangent = [i >= len(inputs) for i in range(len(traced.jaxpr.invars))]
+    reached(traced.jaxpr, is_tangent, visit, compat.is_inexact)
     return list(lines)
-
-
-def _follow(jaxpr: Any, is_tangent: Sequence[bool], lines: dict[str, None]) -> list[bool]:
-    """Add the lines of what tangents pass on their way through a jaxpr; return which results they reach."""
-    reached = {v for v, t in zip(jaxpr.invars, is_tangent, strict=True) if t}
-
-    def is_reached(atoms: Sequence[Any]) -> list[bool]:
-        return [not isinstance(v, Literal) and v in reached for v in atoms]
-
-    for eqn in drop_dead(jaxpr.eqns, jaxpr.outvars, keep_effects=False):
-        operands = is_reached(eqn.invars)
-        if any(operands):
-            reached.update(v for v, t in zip(eqn.outvars, _through(eqn, operands, lines), strict=True) if t)
-    return is_reached(jaxpr.outvars)
-
-
-def _through(eqn: Any, operands: list[bool], lines: dict[str, None]) -> list[bool]:
-    """Do the same for an equation."""
-    if eqn.primitive.name == "while":
-        lines[_place(eqn)] = None
-    elif eqn.primitive.name == "cond":
-        branches = [_follow(_open(b), operands[1:], lines) for b in eqn.params["branches"]]
-        return [any(results) for results in zip(*branches, strict=True)]
-    elif eqn.primitive.name == "scan":
-        n_consts, n_carry = compat.scan_counts(eqn)
-        carry = slice(n_consts, n_consts + n_carry)
-        while True:
-            results = _follow(_open(eqn.params["jaxpr"]), operands, lines)
-            following = [a or b for a, b in zip(operands[carry], results[:n_carry], strict=True)]
-            if following == operands[carry]:
-                return results
-            operands = [*operands[:n_consts], *following, *operands[carry.stop :]]
-    else:
-        called = _open(eqn.params.get("jaxpr", eqn.params.get("call_jaxpr")))
-        if len(getattr(called, "invars", ())) == len(operands):
-            return _follow(called, operands, lines)
-    return [compat.is_inexact(v.aval) for v in eqn.outvars]
 
 
 def _place(eqn: Any) -> str:
     line = compat.source_line(eqn) or "a line that JAX does not tell"
-    body = compat.function_source(_open(eqn.params["body_jaxpr"]))
+    body = compat.function_source(compat.open_jaxpr(eqn.params["body_jaxpr"]))
     return line if not body or line.split(" ")[0] == body.split(" at ")[-1] else f"{line}, its body {body}"
-
-
-def _open(closed: Any) -> Any:
-    return getattr(closed, "jaxpr", closed)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.custom_derivatives import SymbolicZero
 
 import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.errors import FallbackWarning, IrreversibleError, PlanError, RefError
 from tiny_backprop.integration.jax.capture.call import Call, Outputs
 from tiny_backprop.integration.jax.capture.capture import capture_program
 from tiny_backprop.integration.jax.capture.trace import trace_function
+from tiny_backprop.integration.jax.run import linear_map
 from tiny_backprop.integration.jax.run.irreversible import irreversible
 from tiny_backprop.integration.jax.run.planned import PlannedProgram, ProgramCache, Request
 from tiny_backprop.integration.jax.wrapper import FunctionWrapper
@@ -83,23 +85,25 @@ def _unplanned(call: Call, error: RefError | IrreversibleError) -> _Checkpointed
 def _with_planned_reverse(planned: PlannedProgram) -> Callable[[Sequence[Any]], list[Any]]:
     """Return the flat function of constants and arguments, its reverse pass that of the plan."""
     program = planned.program
-    plain, forward, backward = jax.jit(planned.plain), jax.jit(planned.forward), jax.jit(planned.backward)
+    plain, forward = jax.jit(planned.plain), jax.jit(planned.forward)
 
-    @jax.custom_vjp
+    @jax.custom_jvp
     def run(inputs: Sequence[Any]) -> list[Any]:
         return plain(inputs)
 
-    def run_forward(inputs: Sequence[Any]) -> tuple[list[Any], Any]:
-        outs = forward(inputs)
-        return outs[: planned.n_outs], (inputs, outs[planned.n_outs :])
+    def with_tangents(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
+        (inputs,), (of_inputs,) = primals, tangents
+        along = tuple(i for i in program.differentiated if type(of_inputs[i]) is not SymbolicZero)
+        made = forward(inputs)
+        outs, saved = made[: planned.n_outs], made[planned.n_outs :]
+        of_outs = [SymbolicZero(compat.tangent_aval(jax.typeof(x))) for x in outs]
+        if along and program.cotangent_of:
+            moved = linear_map.apply(planned.derivative(along), inputs, saved, [of_inputs[i] for i in along])
+            for i, t in zip(program.cotangent_of, moved, strict=True):
+                of_outs[i] = t
+        return outs, of_outs
 
-    def run_backward(residuals: Any, cotangents: Sequence[Any]) -> tuple[list[Any]]:
-        inputs, saved = residuals
-        gradients = backward(inputs, saved, [cotangents[i] for i in program.cotangent_of])
-        by_input = dict(zip(program.differentiated, gradients, strict=True))
-        return ([by_input.get(i, compat.zero_tangent(x)) for i, x in enumerate(inputs)],)
-
-    run.defvjp(run_forward, run_backward)
+    run.defjvp(with_tangents, symbolic_zeros=True)
     return run
 
 
@@ -118,8 +122,9 @@ def checkpoint(
     differentiating by everything of floating-point or complex dtype, traced values that `fun` closes over included; put
     what cannot be differentiated by through `lax.stop_gradient`. Integers, keys and leaves that are no arrays pass
     through; Python's bools and ints as they are, planned for each of their values.
-    The function need not return a scalar. Reverse-mode differentiation, `jit`, `vmap`, `shard_map`, `scan` and
-    higher derivatives work; forward mode alone (`jax.jvp`) does not, as with any `jax.custom_vjp`.
+    The function need not return a scalar. Differentiation in reverse and forward mode, `jit`, `vmap`, `shard_map`,
+    `scan` and higher derivatives work. Forward mode saves nothing and is JAX's own, evaluated beside the function's
+    value: a result of what may run only once (`io_callback`) is refused there.
 
     Args:
       fun: Function of pytrees of arrays that JAX can trace and differentiate; leave it out to use `checkpoint` as a
@@ -140,6 +145,7 @@ def checkpoint(
         when called, `plan` does not fit.
       BudgetError: When called: no plan was found within the budget.
       IrreversibleError: When differentiated in reverse mode: the function cannot be.
+      CaptureError: When differentiated in forward mode: it needs a result of what may run only once.
 
     A function that uses refs (`jax.new_ref`) runs under `jax.checkpoint`, unplanned, with a `FallbackWarning`.
 

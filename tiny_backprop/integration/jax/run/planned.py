@@ -16,6 +16,7 @@ import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.door import TRUTH
 from tiny_backprop.errors import (
     BudgetError,
+    CaptureError,
     LeftAloneWarning,
     NoGainWarning,
     PlanError,
@@ -25,6 +26,7 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.integration.jax.capture.call import Call
 from tiny_backprop.integration.jax.capture.inline import drop_dead
 from tiny_backprop.integration.jax.capture.trace import Program
+from tiny_backprop.integration.jax.run.linear_map import LinearMap
 from tiny_backprop.integration.jax.run.rewrite import PlannedJaxprs, rewrite
 from tiny_backprop.integration.jax.run.state_key import NoKeyError, state_key
 from tiny_backprop.integration.jax.run.verify import plan_verified
@@ -243,6 +245,53 @@ class PlannedProgram:
             return backward(*primals), gradient_tangents
 
         return backward
+
+    def derivative(self, along: tuple[int, ...]) -> LinearMap:
+        """Return the derivative along some of the inputs, of which `differentiated` has all; its transpose is planned.
+
+        It takes no tangents of other outputs than those with a cotangent.
+        """
+        if along not in self._derivatives:
+            self._derivatives[along] = self._derivative(along)
+        return self._derivatives[along]
+
+    @functools.cached_property
+    def _derivatives(self) -> dict[tuple[int, ...], LinearMap]:
+        return {}
+
+    @functools.cached_property
+    def _compiled_backward(self) -> Callable[..., list[Any]]:
+        return jax.jit(self.backward)
+
+    def _derivative(self, along: tuple[int, ...]) -> LinearMap:
+        assert self.jaxprs is not None
+        jaxpr = self.program.primal.jaxpr
+        outvars = [jaxpr.outvars[i] for i in self.program.cotangent_of]
+        primal = compat.close_jaxpr(jaxpr.invars, outvars, drop_dead(jaxpr.eqns, outvars, keep_effects=False))
+        saved = self.jaxprs.forward.out_avals[self.n_outs :]
+        n_inputs, n_saved = len(jaxpr.invars), len(saved)
+        places = [self.program.differentiated.index(i) for i in along]
+
+        def transpose(*operands: Any) -> list[Any]:
+            inputs, rest = list(operands[:n_inputs]), list(operands[n_inputs:])
+            gradients = self._compiled_backward(inputs, rest[:n_saved], rest[n_saved:])
+            return [gradients[k] for k in places]
+
+        return LinearMap.of(primal, saved, along, transpose, self._check_runs_once)
+
+    def _check_runs_once(self) -> None:
+        """Refuse forward mode where a result of what may run only once is needed: it would run for the tangents again.
+
+        Raises:
+          CaptureError: There is such an equation.
+        """
+        for eqn in drop_dead(self.program.primal.jaxpr.eqns, self.program.primal.jaxpr.outvars, keep_effects=False):
+            if any(map(compat.is_side_effect, eqn.effects)):
+                raise CaptureError(
+                    f"forward mode of {self.program.graph.name} was asked for; {eqn.primitive.name} at "
+                    f"{compat.source_line(eqn) or 'a line that JAX does not tell'} may run only once, and would run "
+                    "again for the tangents. Call it outside of tb.checkpoint and pass on what it returns."
+                )
 
     def _plain_gradients(self, inputs: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
         def by_differentiated(*xs: Any) -> list[Any]:
