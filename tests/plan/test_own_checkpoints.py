@@ -64,7 +64,7 @@ def attention(ws, x):
 
 PROGRAMS = {
     "nothing": (layers(), 0.08),
-    "dots": (layers(policy=POLICIES.dots_saveable), 0.02),
+    "dots": (layers(policy=POLICIES.dots_saveable), 0.05),
     "everything": (layers(policy=POLICIES.everything_saveable), 0.05),
     "names": (layers(policy=POLICIES.save_only_these_names("a")), 0.06),
     "all names but": (layers(policy=POLICIES.save_any_names_but_these("a")), 0.08),
