@@ -3,7 +3,8 @@
 So what depends on arguments alone, such as the transposed weights of a convolution, is made first and lives long. Those
 that become ready together run in the order in which XLA read the program: what it returns, one result after the other,
 each with all that it depends on, operand by operand, before it (XLA's `HloComputation::MakeInstructionPostOrder`). So
-the gradients of a network's inputs come before those of its last weights.
+the gradients of a network's inputs come before those of its last weights. Reciprocals, which XLA writes later, come
+after all else that reads what they do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from tiny_backprop.predict.arrays import distinct, starts_of
 from tiny_backprop.predict.fusion import Fusion
-from tiny_backprop.predict.instructions import Instructions
+from tiny_backprop.predict.instructions import RECIPROCAL, Instructions
 
 
 def breadth_first(fusion: Fusion, buffers: np.ndarray) -> tuple[int, np.ndarray]:
@@ -20,8 +21,9 @@ def breadth_first(fusion: Fusion, buffers: np.ndarray) -> tuple[int, np.ndarray]
 
     A kernel is ready as soon as what it reads has been written. Instructions without memory get -1.
     """
-    kernel_of = np.full(len(fusion.instructions), -1)
-    _, kernel_of[buffers] = np.unique(_post_order(fusion.instructions)[buffers], return_inverse=True)
+    of, kernel_of = fusion.instructions, np.full(len(fusion.instructions), -1)
+    place = _post_order(of) + len(of) * (of.nodes == RECIPROCAL)
+    _, kernel_of[buffers] = np.unique(place[buffers], return_inverse=True)
     n = int(kernel_of.max(initial=-1)) + 1
     reader, source = kernel_of[fusion.readers], kernel_of[fusion.sources]
     pairs = distinct(source[reader != source] * n + reader[reader != source])
