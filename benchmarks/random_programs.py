@@ -57,6 +57,7 @@ _UNARY = (
     "jnp.round({0}) + {0}",
     "lax.erf({0})",
     "{0} + jnp.sin({0}) ** 2",
+    "lax.optimization_barrier({0})",
 )
 _ALONG_ROWS = (
     "jax.nn.softmax({0})",
@@ -91,6 +92,7 @@ _COMPLEX = (
     "{0} / (1 + jnp.abs({0}) ** 2)",
     "jnp.exp(1j * jnp.real({0})) * {0}",
     "{0} * {0} * 0.5j",
+    "jnp.fft.fft(jnp.atleast_1d({0})).reshape({0}.shape) / N",
 )
 _SHAPE_CHANGES = {
     ("scalar", "vector"): ("jnp.full((N,), {0})", "{0} * jnp.linspace(0, 1, N).astype({0}.dtype)"),
@@ -104,6 +106,23 @@ _SHAPE_CHANGES = {
     ("matrix", "scalar"): ("jnp.trace({0}) / N", "jnp.mean(jnp.abs({0}))"),
     ("scalar", "matrix"): ("{0} * jnp.eye(N, dtype={0}.dtype)",),
 }
+_CONVOLUTIONS = {
+    "vector": ("jnp.convolve({0}, jnp.asarray([0.25, 0.5, 0.25], {0}.dtype), 'same')",),
+    "batch": (
+        "jax.vmap(lambda r: jnp.convolve(r, r[:3] / 2, 'same'))({0})",
+        "lax.conv_general_dilated({0}[None, :, :, None], jnp.ones((3, 3, 1, 2), {0}.dtype) / 9, (1, 1), 'SAME', "
+        "dimension_numbers=('NHWC', 'HWIO', 'NHWC'))[0, ..., 1]",
+    ),
+    "matrix": (
+        "lax.conv_general_dilated({0}[None], jnp.sin({0})[..., :3] / 3, (1,), 'SAME')[0]",
+        "lax.conv_general_dilated({0}[None], {0}[:, :1, :3] / 3, (1,), 'SAME', feature_group_count=N)[0]",
+    ),
+}
+_DECOMPOSITIONS = (
+    "jnp.linalg.inv(3 * jnp.eye(N) + jnp.tanh({0}))",
+    "jnp.linalg.cholesky(3 * jnp.eye(N) + {0} @ {0}.T)",
+    "jnp.linalg.qr(3 * jnp.eye(N) + jnp.tanh({0}))[1]",
+)
 _PRODUCTS = {
     ("batch", "matrix"): ("batch", ("{0} @ {1} / 2", "jnp.einsum('bi,ji->bj', {0}, {1}) / 2")),
     ("matrix", "vector"): ("vector", ("{0} @ {1} / 2", "jnp.tensordot({0}, {1}, 1) / 2")),
@@ -177,6 +196,8 @@ class _Writer:
             (1, self.gather),
             (1, self.random_bits),
             (1, self.constant),
+            (0.7, self.convolution),
+            (0.3, self.callback),
         )
         nested = (
             (3, self.scan),
@@ -190,6 +211,7 @@ class _Writer:
             (1, self.inner_gradient),
             (0.4, self.ref),
             (0.3, self.solve),
+            (0.5, self.named_axis),
         )
         kinds = simple if self.depth >= 3 or self.rng.random() < 0.55 else nested
         self.rng.choices([k for _, k in kinds], [w for w, _ in kinds])[0]()
@@ -212,6 +234,14 @@ class _Writer:
         (before, after), texts = self.rng.choice(tuple(_SHAPE_CHANGES.items()))
         if v := self.pick((before,)):
             self.define(self.rng.choice(texts).format(v.name), after, v.dtype)
+
+    def convolution(self) -> None:
+        if v := self.pick(tuple(_CONVOLUTIONS)):
+            self.define(self.rng.choice(_CONVOLUTIONS[v.shape]).format(v.name), v.shape, v.dtype)
+
+    def callback(self) -> None:
+        if v := self.pick():
+            self.line(f"jax.debug.callback(lambda _: None, {v.name})")
 
     def cast(self) -> None:
         if v := self.pick():
@@ -275,12 +305,13 @@ class _Writer:
             self.define(f"{ref}[...]", v.shape, v.dtype)
 
     def solve(self) -> None:
-        if (m := self.pick(("matrix",), ("float32",))) and (v := self.pick(("vector",), ("float32",))):
+        if not (m := self.pick(("matrix",), ("float32",))):
+            return
+        if v := self.pick(("vector",), ("float32",)):
             matrix = f"3 * jnp.eye(N) + jnp.tanh({m.name})"
-            self.define(self.rng.choice((
-                f"jnp.linalg.solve({matrix}, {v.name})",
-                f"jax.scipy.linalg.solve_triangular({matrix}, {v.name}, lower=True)",
-            )), "vector", "float32")  # fmt: skip
+            texts = "jnp.linalg.solve({0}, {1})", "jax.scipy.linalg.solve_triangular({0}, {1}, lower=True)"
+            self.define(self.rng.choice(texts).format(matrix, v.name), "vector", "float32")
+        self.define(self.rng.choice(_DECOMPOSITIONS).format(m.name), "matrix", "float32")
 
     # ---- functions inside ----
 
@@ -426,13 +457,19 @@ class _Writer:
         if v := self.pick():
             f = self.function([v], [v], self.rng.randint(0, 2), is_closed=True)
             g = self.name("h")
-            self.line(f"{g} = jax.custom_vjp({f})")
             back = self.rng.choice((
-                "(ct * jnp.cos(x),)", "(jnp.clip(ct, -1, 1),)", "(2 * ct + 0 * x,)",
-                "(lax.scan(lambda c, _: (jnp.sin(c) * x, None), ct, None, length=3)[0],)", "(jnp.zeros_like(ct),)",
+                "ct * jnp.cos(x)", "jnp.clip(ct, -1, 1)", "2 * ct + 0 * x", "jnp.zeros_like(ct)",
+                "lax.scan(lambda c, _: (jnp.sin(c) * x, None), ct, None, length=3)[0]",
             ))  # fmt: skip
-            self.line(f"{g}.defvjp(lambda x: ({f}(x), x), lambda x, ct: {back})")
-            self.define(f"{g}({v.name})", v.shape, v.dtype)
+            i = self.pick(dtypes=("int32",)) if self.rng.random() < 0.5 else None
+            if i:  # an integer beside it, which has no gradient
+                self.line(f"{g} = jax.custom_vjp(lambda x, i: {f}(x))")
+                self.line(f"{g}.defvjp(lambda x, i: ({f}(x), x), lambda x, ct: ({back}, None))")
+                self.define(f"{g}({v.name}, {i.name})", v.shape, v.dtype)
+            else:
+                self.line(f"{g} = jax.custom_vjp({f})")
+                self.line(f"{g}.defvjp(lambda x: ({f}(x), x), lambda x, ct: ({back},))")
+                self.define(f"{g}({v.name})", v.shape, v.dtype)
 
     def called(self) -> None:
         if v := self.pick(dtypes=(*FLOATS, "complex64")):
@@ -448,9 +485,15 @@ class _Writer:
         if v := self.pick(("batch", "matrix")):
             row = _Value("", "vector", v.dtype)
             f = self.function([row], [row], self.rng.randint(0, 3))
-            self.define(
-                f"{self.rng.choice(('jax.vmap({0})', 'partial(lax.map, {0})')).format(f)}({v.name})", v.shape, v.dtype
-            )
+            texts = "jax.vmap({0})({1})", "lax.map({0}, {1})", "lax.map({0}, {1}, batch_size=2)"
+            self.define(self.rng.choice(texts).format(f, v.name), v.shape, v.dtype)
+
+    def named_axis(self) -> None:
+        if v := self.pick(("batch", "matrix")):
+            row = _Value("", "vector", v.dtype)
+            f = self.function([row], [row], self.rng.randint(0, 2))
+            mapped = f"lambda z: {f}(z) - lax.pmean({f}(jnp.sin(z)), 'rows')"
+            self.define(f"jax.vmap({mapped}, axis_name='rows')({v.name})", v.shape, v.dtype)
 
     def inner_gradient(self) -> None:
         if v := self.pick(dtypes=("float32",)):
@@ -496,7 +539,6 @@ class RandomProgram:
             "jnp": jnp,
             "lax": lax,
             "checkpoint_name": checkpoint_name,
-            "partial": _partial,
             **self.sizes,
         }
         names["CONSTANT"] = np.sin(np.arange(self.sizes["B"] * self.sizes["N"], dtype=np.float32)).reshape(
@@ -505,10 +547,6 @@ class RandomProgram:
         found: dict[str, Any] = {}
         exec(compile(self.source, file, "exec"), names | {"remat": remat}, found)
         return found["loss"]
-
-
-def _partial(f: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    return lambda x: f(*args, x)
 
 
 def draw(seed: int, sizes: dict[str, int] = SMALL) -> RandomProgram:
