@@ -114,8 +114,8 @@ _CONVOLUTIONS = {
         "dimension_numbers=('NHWC', 'HWIO', 'NHWC'))[0, ..., 1]",
     ),
     "matrix": (
-        "lax.conv_general_dilated({0}[None], jnp.sin({0})[..., :3] / 3, (1,), 'SAME')[0]",
-        "lax.conv_general_dilated({0}[None], {0}[:, :1, :3] / 3, (1,), 'SAME', feature_group_count=N)[0]",
+        "lax.conv_general_dilated({0}[None], jnp.sin({0})[:, :, None] / N, (1,), 'SAME')[0]",
+        "lax.conv_general_dilated({0}[None], {0}[:, None, :3] / 3, (1,), 'SAME', feature_group_count=N)[0]",
     ),
 }
 _DECOMPOSITIONS = (

@@ -73,8 +73,9 @@ def in_processes(part: str, items: Sequence[int], n_processes: int, out: Path) -
 
 def _in_process(part: str, items: Sequence[int], bar: tqdm) -> list[Row]:
     rows: list[Row] = []
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {_CHEAP if part != 'predictions' else ''}"
-    environment = os.environ | {"XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    flags = [os.environ.get("XLA_FLAGS", ""), *([_CHEAP] if part != "predictions" else [])]
+    # XLA takes a text of blanks for the name of a file.
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags).strip(), "TF_CPP_MIN_LOG_LEVEL": "3"}
     while len(rows) < len(items):
         left = items[len(rows) :]
         command = [sys.executable, "-m", "benchmarks.robustness", "--worker", part, ",".join(map(str, left))]
