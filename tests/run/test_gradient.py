@@ -107,6 +107,28 @@ def test_higher_derivatives_follow_custom_rules():
     assert float(jax.grad(jax.grad(planned))(4.0)) == pytest.approx(float(jax.grad(jax.grad(jax.grad(f)))(4.0)))
 
 
+@jax.custom_vjp
+def steep(x):
+    return x**2
+
+
+steep.defvjp(lambda x: (x**2, x), lambda x, ct: (7 * jnp.cos(x) * ct,))
+
+
+@pytest.mark.parametrize("way", [{"block_size": 1}, {"block_size": 2}, {"levels": 2}], ids=str)
+@pytest.mark.parametrize("door", [tb.height_compressed_value_and_grad, tb.checkpoint])
+def test_derivatives_of_a_value_take_the_way_of_reverse_mode_through_custom_rules(door, way):
+    """Differentiated again, a value is that of `fwd`, whose derivative is not what `bwd` says; forward mode has one."""
+
+    def f(x, y):
+        return jnp.sum(jnp.sin(steep(x) * steep(y))) * 2
+
+    planned = door(f, **way)
+    value_and_grad = planned if door is not tb.checkpoint else jax.value_and_grad(planned)
+    for derivative in (jax.jacrev, jax.jacfwd):  # by x alone: the rule of y has no forward mode, and needs none
+        assert_close(derivative(value_and_grad)(X[0], X[1]), derivative(jax.value_and_grad(f))(X[0], X[1]))
+
+
 def test_inside_scan_and_cond():
     gradient = tb.height_compressed_grad(loss, block_size=7)
 

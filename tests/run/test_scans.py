@@ -241,3 +241,15 @@ def test_a_budget_that_cannot_be_met_and_one_that_is_verified():
         plan = planned.plan(*args)
     assert plan.meta["n_compiled"] == compiled_bytes.call_count <= 6
     assert measure(planned, *args).peak_bytes == plan.meta["measured_peak_bytes"] <= 2.5 * 2**20
+
+
+@pytest.mark.parametrize("way", [{"levels": 2}, {"block_size": 2}, {"budget": 0.5}], ids=str)
+def test_vmap_of_a_loop_that_counts(way):
+    """The counter begins at a literal, which reaches the loop's rule for vmap as a number."""
+
+    def f(x):
+        return jnp.sum(lax.fori_loop(0, 5, lambda i, c: jnp.sin(c) * (i + 1), x))
+
+    xs = jnp.linspace(0.1, 0.9, 6).reshape(2, 3)
+    found = jax.vmap(height_compressed_grad(f, **way))(xs)
+    np.testing.assert_allclose(found, jax.vmap(jax.grad(f))(xs), rtol=1e-5)

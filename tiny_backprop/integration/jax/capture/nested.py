@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
@@ -34,6 +35,7 @@ from tiny_backprop.integration.jax.compat import Literal
 
 nested_p = Primitive(NESTED)
 nested_gradient_p = Primitive(NESTED_GRADIENT)
+_NUMBERS = (int, float, complex)  # what literals of a jaxpr are where it is run as a function
 
 
 def _define(primitive: Primitive, function: Callable[[Any], Callable[..., list[Any]]]) -> None:
@@ -44,7 +46,8 @@ def _define(primitive: Primitive, function: Callable[[Any], Callable[..., list[A
         return compat.out_avals(function(what), avals)
 
     def batch(operands: Any, dims: Any, *, what: Any) -> Any:
-        results = jax.vmap(function(what), in_axes=tuple(dims))(*operands)
+        arrays = [jnp.asarray(x, jax.typeof(x).dtype) if isinstance(x, _NUMBERS) else x for x in operands]
+        results = jax.vmap(function(what), in_axes=tuple(dims))(*arrays)
         return results, [0] * len(results)
 
     primitive.multiple_results = True

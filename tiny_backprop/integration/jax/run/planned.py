@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 import tiny_backprop.integration.jax.compat as compat
 from tiny_backprop.door import TRUTH
@@ -220,11 +221,12 @@ class PlannedProgram:
         def forward(inputs: Sequence[Any]) -> list[Any]:
             return run(*inputs)
 
-        @forward.defjvp
-        def _(primals: Any, tangents: Any) -> Any:
+        def rule(primals: Any, tangents: Any) -> Any:
             outs = forward(*primals)
-            _, out_tangents = jax.jvp(self._without_effects, primals, tangents)
+            _, out_tangents = _jvp(self._outs_of_vjp, primals, tangents)
             return outs, [*out_tangents, *map(compat.zero_tangent, outs[self.n_outs :])]
+
+        forward.defjvp(rule, symbolic_zeros=True)
 
         return forward
 
@@ -238,12 +240,12 @@ class PlannedProgram:
         def backward(inputs: Sequence[Any], saved: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
             return run(*inputs, *saved, *cotangents)
 
-        @backward.defjvp
-        def _(primals: Any, tangents: Any) -> Any:
+        def rule(primals: Any, tangents: Any) -> Any:
             inputs, _, cotangents = primals
-            _, gradient_tangents = jax.jvp(self._plain_gradients, (inputs, cotangents), (tangents[0], tangents[2]))
+            _, gradient_tangents = _jvp(self._plain_gradients, (inputs, cotangents), (tangents[0], tangents[2]))
             return backward(*primals), gradient_tangents
 
+        backward.defjvp(rule, symbolic_zeros=True)
         return backward
 
     def derivative(self, along: tuple[int, ...]) -> LinearMap:
@@ -293,16 +295,44 @@ class PlannedProgram:
                     "again for the tangents. Call it outside of tb.checkpoint and pass on what it returns."
                 )
 
+    def _outs_of_vjp(self, inputs: Sequence[Any]) -> list[Any]:
+        """Return the outputs as the forward phase of reverse mode has them: by `fwd` of a `jax.custom_vjp`."""
+        return self._vjp(inputs)[0]
+
     def _plain_gradients(self, inputs: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
-        def by_differentiated(*xs: Any) -> list[Any]:
+        return list(self._vjp(inputs)[1](list(cotangents)))
+
+    def _vjp(self, inputs: Sequence[Any]) -> tuple[list[Any], Callable[..., Any]]:
+        """Return all outputs, and the pullback of those with a cotangent to what is differentiated."""
+
+        def by_differentiated(*xs: Any) -> tuple[list[Any], list[Any]]:
             full = list(inputs)
             for i, x in zip(self.program.differentiated, xs, strict=True):
                 full[i] = x
             outs = self._without_effects(full)
-            return [outs[i] for i in self.program.cotangent_of]
+            return [outs[i] for i in self.program.cotangent_of], outs
 
-        _, pullback = jax.vjp(by_differentiated, *(inputs[i] for i in self.program.differentiated))
-        return list(pullback(list(cotangents)))
+        _, pullback, outs = jax.vjp(by_differentiated, *(inputs[i] for i in self.program.differentiated), has_aux=True)
+        return outs, pullback
+
+
+def _jvp(fun: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """Return `jax.jvp` by what has a tangent; the rest stays out of it, as a `jax.custom_vjp` there must."""
+    flat, tree = jax.tree.flatten(tuple(primals))
+    flat_tangents = jax.tree.leaves(tuple(tangents), is_leaf=_is_zero)
+    moving = [i for i, t in enumerate(flat_tangents) if not _is_zero(t)]
+
+    def of_moving(*xs: Any) -> Any:
+        full = list(flat)
+        for i, x in zip(moving, xs, strict=True):
+            full[i] = x
+        return fun(*jax.tree.unflatten(tree, full))
+
+    return jax.jvp(of_moving, [flat[i] for i in moving], [flat_tangents[i] for i in moving])
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
 
 
 def _ones(outs: Sequence[Any], places: Sequence[int]) -> list[Any]:
