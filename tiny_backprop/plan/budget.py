@@ -40,8 +40,8 @@ def plan_budget(
         or near the optimum.
       loops: How loops are reversed, where the planner is not to choose.
       margin: By which share of its prediction the plan may take more than predicted and still keep the budget: the
-        predicted peak is at most budget / (1 + margin). `recorded_margin(graph)` is what the record of such programs
-        asks for; the doors that run a plan take it where they do not verify.
+        predicted peak is at most budget / (1 + margin). `recorded_margin(graph, bytes)` is what the record of
+        predictions asks for; the doors that run a plan take it where they do not verify.
 
     Returns:
       The plan; `plan.peak_bytes` is at most the budget, and `plan.certificate` says how much cheaper another could be.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,6 +11,19 @@ from tiny_backprop.graph import Graph
 from tiny_backprop.predict.fusion import Fusion, FusionRules
 from tiny_backprop.predict.lowering import Lowering
 from tiny_backprop.predict.templates import Templates
+
+
+@dataclasses.dataclass(frozen=True)
+class Margin:
+    """By what 19 plans of 20 exceeded their predictions at most: the smaller of the two.
+
+    Attributes:
+      values: In proportion to the largest value of the program.
+      share: In proportion to the prediction.
+    """
+
+    values: float
+    share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Compiler:
       order: Returns, given which instructions have buffers, how many kernels there are and in which each instruction is
         written, kernels in the order in which they run; -1 for instructions without memory.
       loops_read_arguments: Whether a loop that saves nothing but its first carry reads an argument where it stands.
-      margins: By which share of its prediction programs took more, by what they have; see `margin`.
+      margin: How far plans exceeded their predictions; see `tiny_backprop.predict.margin`.
     """
 
     backend: str
@@ -32,7 +45,7 @@ class Compiler:
     fusion: FusionRules
     order: Callable[[Fusion, np.ndarray], tuple[int, np.ndarray]]
     loops_read_arguments: bool
-    margins: Mapping[str, float]
+    margin: Margin
 
     def templates(self, graph: Graph) -> Templates:
         """Return what each node becomes; kept with the graph."""

@@ -31,5 +31,5 @@ def _compiler(version: Version) -> Compiler:
         fusion=FusionRules(find_library_kernels, joins_rows, kept, add_repeated),
         order=breadth_first,
         loops_read_arguments=version.loops_read_arguments,
-        margins=version.margins,
+        margin=version.margin,
     )

@@ -6,8 +6,8 @@ It has what changes memory and was found by compiling the same program on both; 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
+from tiny_backprop.predict.compiler import Margin
 from tiny_backprop.predict.kinds import names
 
 
@@ -23,8 +23,7 @@ class Version:
       loops_read_arguments: Whether a loop that saves nothing but its first carry reads an argument where it stands.
       slices_bfloat16: Whether loops slice stacked 16-bit floats as they are, not out of a copy in float32.
       shares_exponentials: Whether the exponential inside `erfc(x)` is shared with an exp(-x * x) of the program.
-      margins: The share of its prediction by which a program took more, in 19 cases of 20, by what it has; see
-        `tiny_backprop.predict.margin`.
+      margin: How far plans exceeded their predictions; see `tiny_backprop.predict.margin`.
     """
 
     since: tuple[int, ...]
@@ -33,7 +32,7 @@ class Version:
     loops_read_arguments: bool
     slices_bfloat16: bool
     shares_exponentials: bool
-    margins: Mapping[str, float] = dataclasses.field(hash=False)
+    margin: Margin
 
 
 _ABSORBED = names(
@@ -41,8 +40,6 @@ _ABSORBED = names(
     "ceil round square integer_pow pow sqrt rsqrt exp expm1 log log1p tanh logistic erf add_any stop_gradient "
     "one_minus_square log2"
 )
-_MARGINS_0_10 = {"any": 0.02}
-_MARGINS_0_12 = {"any": 0.02}
 VERSIONS = (
     Version(
         (0, 10),
@@ -51,7 +48,7 @@ VERSIONS = (
         loops_read_arguments=False,
         slices_bfloat16=False,
         shares_exponentials=True,
-        margins=_MARGINS_0_10,
+        margin=Margin(values=1.15, share=0.195),
     ),
     Version(
         (0, 12),
@@ -60,7 +57,7 @@ VERSIONS = (
         loops_read_arguments=True,
         slices_bfloat16=True,
         shares_exponentials=False,
-        margins=_MARGINS_0_12,
+        margin=Margin(values=1.15, share=0.195),
     ),
 )
 

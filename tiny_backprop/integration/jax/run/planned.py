@@ -114,7 +114,9 @@ class Request:
     def _within(self, graph: Graph, budget: int | float | str) -> Plan:
         """Return the plan for a budget: JAX's own gradient where that fits and the plan takes more, or is none."""
         budget_bytes, plain = parse_budget(graph, budget), plan_jax_gradient(graph)
-        recorded = 0.0 if isinstance(budget, float) else recorded_margin(graph)  # a share is of a prediction itself
+        recorded = (
+            0.0 if isinstance(budget, float) else recorded_margin(graph, budget_bytes)
+        )  # a share is of a prediction itself
         for margin in dict.fromkeys((recorded, 0.0)):
             fits = plain.peak_bytes * (1 + margin) <= budget_bytes
             try:
