@@ -1,8 +1,8 @@
 """How far predictions have been off, and the margin that budgets in bytes take from it.
 
-Where a prediction is too small, it is nearly always by one buffer: a value of which XLA keeps a second copy, or keeps it
-for longer. So programs of many small values are predicted within some per cent, and those of few large ones may be off
-by a third. The record, by `python -m benchmarks.margins`, is the multiple of the largest value, and the share of the
+Where a prediction is too small, it is nearly always by one buffer: a value of which XLA keeps a second copy, or keeps
+it for longer. So programs of many small values are predicted within some per cent, and those of few large ones may be
+off by a third. The record, by `python -m benchmarks.margins`, is the multiple of the largest value, and the share of the
 prediction, of which 19 plans of 20 exceeded their prediction by no more than the smaller one.
 """
 

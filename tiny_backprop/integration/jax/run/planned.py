@@ -114,9 +114,8 @@ class Request:
     def _within(self, graph: Graph, budget: int | float | str) -> Plan:
         """Return the plan for a budget: JAX's own gradient where that fits and the plan takes more, or is none."""
         budget_bytes, plain = parse_budget(graph, budget), plan_jax_gradient(graph)
-        recorded = (
-            0.0 if isinstance(budget, float) else recorded_margin(graph, budget_bytes)
-        )  # a share is of a prediction itself
+        is_share = isinstance(budget, float)  # of a prediction, which is off by as much
+        recorded = 0.0 if is_share else recorded_margin(graph, budget_bytes)
         for margin in dict.fromkeys((recorded, 0.0)):
             fits = plain.peak_bytes * (1 + margin) <= budget_bytes
             try:
