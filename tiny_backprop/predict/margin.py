@@ -2,8 +2,8 @@
 
 Where a prediction is too small, it is nearly always by one buffer: a value of which XLA keeps a second copy, or keeps
 it for longer. So programs of many small values are predicted within some per cent, and those of few large ones may be
-off by a third. The record, by `python -m benchmarks.margins`, is the multiple of the largest value, and the share of the
-prediction, of which 19 plans of 20 exceeded their prediction by no more than the smaller one.
+off by a third. The record, by `python -m benchmarks.margins`, is the multiple of the largest value, and the share of
+the prediction, of which 19 plans of 20 exceeded their prediction by no more than the smaller one.
 """
 
 from __future__ import annotations
