@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+import tiny_backprop as tb
 from tests.loop_programs import H, W, many, many_arguments, rnn, wide
 from tests.programs import assert_close
 from tiny_backprop import (
@@ -253,3 +254,23 @@ def test_vmap_of_a_loop_that_counts(way):
     xs = jnp.linspace(0.1, 0.9, 6).reshape(2, 3)
     found = jax.vmap(height_compressed_grad(f, **way))(xs)
     np.testing.assert_allclose(found, jax.vmap(jax.grad(f))(xs), rtol=1e-5)
+
+
+def test_what_no_result_needs_of_a_loop_is_not_saved():
+    """A carry that only itself reads, with a loop of its own, as in metrics that nobody returns."""
+
+    def loss(w, x):
+        def step(carry, _):
+            h, unused = carry
+            unused = lax.scan(lambda c, _: (jnp.tanh(c @ w), None), unused + h, None, length=8)[0]
+            return (jnp.tanh(h @ w), unused), jnp.sin(unused)
+
+        return jnp.mean(lax.scan(step, (x, x), None, length=8)[0][0] ** 2)
+
+    w, x = jnp.eye(32) * 0.9, jnp.ones((256, 32))
+    planned = tb.height_compressed_grad(loss, levels=1)
+    assert_close(planned(w, x), jax.jit(jax.grad(loss))(w, x))
+    (nested,) = planned.plan(w, x).graph.nested
+    assert not nested.bodies[0].nested
+    assert len(nested.carries) == 1
+    assert tb.measure(planned, w, x).peak_bytes <= tb.measure(jax.grad(loss), w, x).peak_bytes

@@ -19,6 +19,7 @@ from jax._src.interpreters import batching as _batching  # no public way to batc
 from jax._src.sharding_impls import UnspecifiedValue as _UnspecifiedValue  # no public name
 from jax._src.state import AbstractRef as _AbstractRef  # no public name
 from jax.extend import core as jex_core
+from jax.interpreters import partial_eval as _partial_eval
 
 Var = jex_core.Var
 Literal = jex_core.Literal
@@ -152,6 +153,12 @@ def close_jaxpr(invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[An
     effects = frozenset().union(*(e.effects for e in eqns))
     info = jex_core.DebugInfo("tiny_backprop", "a planned program", ("",) * len(invars), ("",) * len(outvars))
     return ClosedJaxpr(jex_core.Jaxpr([], list(invars), list(outvars), list(eqns), effects, info), [])
+
+
+def without_unused(closed: Any) -> Any:
+    """Return a closed jaxpr that has no constants without what no result of it needs, carries of loops included."""
+    jaxpr, _ = _partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), True)
+    return ClosedJaxpr(jaxpr, [])
 
 
 def with_eqns(jaxpr: Any, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any]) -> Any:

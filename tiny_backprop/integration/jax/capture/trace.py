@@ -160,7 +160,7 @@ def trace_gradient(
             "later writes. Pass arrays on as values (a carry of lax.scan, say) to have it planned."
         )
     try:
-        traced = _trace_joint(prepare(primal), differentiated, cotangent_of)
+        traced = _trace_joint(prepare(compat.without_unused(primal)), differentiated, cotangent_of)
     except Exception as e:
         raise IrreversibleError(_why_not(call.name, primal, differentiated, cotangent_of, e)) from e
     joint = join_pads(flatten(traced, keep_custom_rules=False))
@@ -175,7 +175,7 @@ def trace_symbolically(call: Call, positions: Sequence[int], has_aux: bool) -> A
       Exception: Whatever JAX or the function raises where it needs a size as a number.
     """
     flat, _, _, differentiated, cotangent_of = _differentiated(call, positions, has_aux)
-    return _trace_joint(flat.closed(), differentiated, cotangent_of)
+    return _trace_joint(compat.without_unused(flat.closed()), differentiated, cotangent_of)
 
 
 def _differentiated(
