@@ -69,7 +69,7 @@ def test_json_of_another_kind_or_version_is_refused():
     with pytest.raises(GraphError, match=r"expected the JSON text of a tiny_backprop\.graph; found '\{\}'"):
         Graph.from_json("{}")
     data = json.loads(diamond().to_json())
-    with pytest.raises(GraphError, match="version 99 of its format; this version of tiny_backprop reads version 6"):
+    with pytest.raises(GraphError, match="version 99 of its format; this version of tiny_backprop reads version 7"):
         Graph.from_json(json.dumps({**data, "version": 99}))
     data.pop("flops")
     with pytest.raises(GraphError, match="flops"):
