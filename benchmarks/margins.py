@@ -28,6 +28,7 @@ from tiny_backprop.predict.margin import largest_value_bytes
 
 SHARES = (0.9, 0.8, 0.65, 0.5, 0.35)
 KEPT = 0.95
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +82,16 @@ def rows_of(kind: str, program: Program) -> Iterator[Row]:
 
 
 def margin_of(rows: Sequence[Row]) -> Margin:
-    """Return the margin that 19 of 20 plans by budget needed: by shares alone, and then the fewest values."""
+    """Return the margin, the smallest on average over the plans, that 19 of 20 of them needed."""
     shares = np.array([r.excess for r in rows])
-    values = np.array([r.excess * r.predicted_bytes / r.largest_bytes for r in rows])
-    share = max(0.0, float(np.quantile(shares, KEPT, method="higher")))
-    fits = [(float(np.mean((shares <= share) & (values <= v))), v) for v in sorted({0.0, *values[values > 0]})]
-    best = max(kept for kept, _ in fits)
-    return Margin(min(v for kept, v in fits if kept >= min(KEPT, best)), share)
+    largest = np.array([r.largest_bytes / r.predicted_bytes for r in rows])
+    found = []
+    for values in {0.0, *(shares / largest).clip(0)}:
+        for share in {0.0, *shares.clip(0)}:
+            margins = np.minimum(share, values * largest)
+            if np.mean(shares <= margins + _ROUNDING) >= KEPT:
+                found.append((float(margins.mean()), round(float(values), 3), round(float(share), 3)))
+    return Margin(*min(found)[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

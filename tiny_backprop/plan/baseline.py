@@ -12,7 +12,7 @@ from tiny_backprop.predict.materialized import Materialized
 
 
 def predict_jax_gradient(graph: Graph) -> Materialized:
-    """Return what XLA is predicted to allocate for JAX's own gradient, its loops and `jax.checkpoint`s included.
+    """Return what XLA is predicted to allocate for JAX's own gradient, its loops and its `jax.checkpoint` included.
 
     Args:
       graph: A captured graph.

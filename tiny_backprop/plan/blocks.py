@@ -29,7 +29,7 @@ def plan_save_everything(graph: Graph) -> Plan:
 
 @door(PlanError, graph=GRAPH)
 def plan_jax_gradient(graph: Graph) -> Plan:
-    """Return JAX's own gradient as a plan: what runs is not rewritten, and loops and `jax.checkpoint`s are JAX's.
+    """Return JAX's own gradient as a plan: what runs is not rewritten, loops and `jax.checkpoint` included.
 
     The calls under `jax.checkpoint` in the program save what their policies say, and run again as JAX runs them.
     XLA:CPU of JAX 0.10 undoes that outside of loops, unless it is compiled by `tiny_backprop.jit`.

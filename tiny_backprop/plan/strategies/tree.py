@@ -35,7 +35,7 @@ def save_everything(graph: Graph) -> Schedule:
 
 
 def jax_gradient(graph: Graph) -> Schedule:
-    """Return the schedule of JAX's own gradient, which runs as JAX has it, the user's `jax.checkpoint`s included."""
+    """Return the schedule of JAX's own gradient, which runs as JAX has it, the user's `jax.checkpoint` included."""
     graph = as_jax_has_it(graph)
     return Schedule.from_steps(graph, jax_schedule(graph).steps, {"strategy": JAX_GRADIENT})
 

@@ -48,7 +48,7 @@ VERSIONS = (
         loops_read_arguments=False,
         slices_bfloat16=False,
         shares_exponentials=True,
-        margin=Margin(values=1.15, share=0.225),
+        margin=Margin(values=1.01, share=0.265),
     ),
     Version(
         (0, 12),
