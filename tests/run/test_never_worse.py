@@ -158,5 +158,5 @@ def test_the_margin_is_a_large_value_or_a_share():
     graph, n_bytes = tb.capture_gradient(layers, *LAYERS), 256 * 64 * 4  # that of a layer's output
     of_many, of_few = (tb.recorded_margin(graph, n * n_bytes) for n in (100, 2))
     assert 0.01 < of_many < 0.02
-    assert 0.1 < of_few < 0.25
+    assert 0.1 < of_few < 0.3
     assert tb.recorded_margin(tb.Graph.from_nodes([{"name": "h", "bytes": 8}]), 10) == 0
