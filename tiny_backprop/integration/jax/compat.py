@@ -113,7 +113,7 @@ def called_jaxpr(eqn: Any, keep_custom_rules: bool) -> tuple[Any, Sequence[Any]]
         if any(not isinstance(s, _UnspecifiedValue) for s in params.get(which, ())):
             return None
     called = params[key]
-    return getattr(called, "jaxpr", called), getattr(called, "consts", ())
+    return open_jaxpr(called), getattr(called, "consts", ())
 
 
 def ref_equation(jaxpr: Any) -> Any:

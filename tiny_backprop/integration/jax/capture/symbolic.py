@@ -328,7 +328,7 @@ def _dimensions_in(closed: Any) -> list[Any]:
             for y in x:
                 walk(y)
         elif hasattr(x, "eqns"):
-            for eqn in getattr(x, "jaxpr", x).eqns:
+            for eqn in compat.open_jaxpr(x).eqns:
                 walk(list(eqn.params.values()))
                 for v in (*eqn.invars, *eqn.outvars):
                     if id(v.aval) not in seen:

@@ -330,7 +330,7 @@ class _Common:
                     self._resized.setdefault((v.aval, out.aval), (v, out))
 
     def _jaxpr(self, a: Any, b: Any) -> Any:
-        a_open, b_open = (getattr(x, "jaxpr", x) for x in (a, b))
+        a_open, b_open = map(compat.open_jaxpr, (a, b))
         self._all(a_open.constvars, b_open.constvars, "constants")
         invars = self._all(a_open.invars, b_open.invars, "inputs")
         eqns = self._all(a_open.eqns, b_open.eqns, "equations")
